@@ -1,0 +1,123 @@
+"""One node's replica: records in the engine's store, and what it has seen of each slot.
+
+It knows no commands and no sockets. Every write gets a dot of this replica's actor and a hybrid timestamp, is encoded once, and
+the same bytes go to the commit log and the memtable. While this node is the only actor, what it has seen of a slot is one
+counter; a write covers it wholly, so each entry is complete and nothing has to be read before it.
+
+Core: synchronous; time is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from cluster.clock import Actor, Counter, HybridClock
+from cluster.expiry import ExpiryIndex
+from cluster.record import CODEC, EXPIRY_HEADER, HAS_EXPIRY, HEADER, MANY, decode
+from cluster.slot import SLOT_COUNT, Row, Slot
+from engine.disk import Disk
+from engine.store import Store, StoreSettings
+
+
+class ReplicaState(msgspec.Struct, array_like=True):
+    """What a replica must know of everything that the log no longer holds. Kept in the engine's manifest."""
+
+    actor: Actor
+    last_hlc: int
+    counters: list[Counter]
+
+
+class Replica:
+    """The records of all slots at this node."""
+
+    store: Store
+
+    def __init__(self, actor: Actor) -> None:
+        self.actor = actor  # Of a new data folder; an old one brings its own.
+        self.expiry = ExpiryIndex()
+        self.clock = HybridClock()
+        self.counters: list[Counter] = [0] * (SLOT_COUNT + 1)  # The last dot of `actor`, by slot.
+
+    @classmethod
+    def open(cls, disk: Disk, settings: StoreSettings, new_actor: Actor) -> Replica:
+        """Open the data folder, or begin one as `new_actor`. Raises EngineError."""
+        replica = cls(new_actor)
+        replica.store = Store.open(
+            disk,
+            CODEC,
+            settings,
+            initial_state=replica.capture(),
+            observe=replica.observe,
+            restore=replica.restore,
+        )
+        replica.store.capture = replica.capture
+        return replica
+
+    def capture(self) -> bytes:
+        """The state to keep, as `restore` takes it."""
+        return msgspec.msgpack.encode(ReplicaState(self.actor, self.clock.last, self.counters))
+
+    def restore(self, state: bytes) -> None:
+        kept = msgspec.msgpack.decode(state, type=ReplicaState)
+        self.actor = kept.actor
+        self.clock.observe(kept.last_hlc)
+        self.counters = kept.counters
+
+    def write(
+        self, slot: Slot, row: Row, kind: int, expire_at_ms: int, payload: bytes, now_ms: int
+    ) -> None:
+        """Write one version under a new dot. Hot: every SET ends here."""
+        counter = self.counters[slot] + 1
+        self.counters[slot] = counter
+        # The hybrid clock, inlined: strictly increasing, near now.
+        clock = self.clock
+        hlc = now_ms << 16
+        if hlc <= clock.last:
+            hlc = clock.last + 1
+        clock.last = hlc
+        if expire_at_ms:
+            raw = EXPIRY_HEADER.pack(kind | HAS_EXPIRY, self.actor, counter, hlc, expire_at_ms) + payload
+            self.expiry.add(slot, row, expire_at_ms)
+        else:
+            raw = HEADER.pack(kind, self.actor, counter, hlc) + payload
+        self.store.apply(slot, row, raw)
+
+    def flush(self, databases: list[int]) -> None:
+        """Drop all rows of the given physical databases."""
+        self.store.drop(databases)
+
+    def expire(self, now_ms: int, is_time_up: Callable[[], bool]) -> int:
+        """Give back what has expired in memory, until `is_time_up`. Returns how many rows."""
+        count = 0
+        again = []
+        for slot, row in self.expiry.due(now_ms):
+            if self.store.forget(slot, row, now_ms):
+                count += 1
+            else:
+                raw = self.store.active[slot].get(row)
+                if raw is not None and (at_ms := CODEC.expires_at_ms(raw)):
+                    again.append((slot, row, at_ms))
+            if is_time_up():
+                break
+        for slot, row, at_ms in again:
+            self.expiry.add(slot, row, at_ms)
+        return count
+
+    def observe(self, slot: Slot, row: Row, raw: bytes) -> None:
+        """Learn from an entry found at recovery: its dot is used, its timestamp is past, it may expire."""
+        if raw[0] & MANY:
+            versions = decode(raw).versions
+            seen = [(v.dot[0], v.dot[1], v.hlc) for v in versions]
+        else:
+            seen = [HEADER.unpack_from(raw)[1:]]
+        for actor, counter, hlc in seen:
+            if actor == self.actor and counter > self.counters[slot]:
+                self.counters[slot] = counter
+            self.clock.observe(hlc)
+        if at_ms := CODEC.expires_at_ms(raw):
+            self.expiry.add(slot, row, at_ms)
+
+
+__all__ = ["CODEC", "Replica"]

@@ -1,0 +1,377 @@
+"""The disk seam: everything the engine asks of a file system, and the real one.
+
+Shell. It takes no decision beyond turning every OSError into a typed `EngineError`. It knows no file
+format, and it does not run anything in threads: the caller decides which calls may block it.
+
+A `Disk` is one flat folder. Names are file names in it, never paths. The rules that both the real disk
+and the simulated one (`tests/sim/disk.py`) keep, and that their common tests check:
+
+- What `append` and `truncate` did is durable once `sync` of that file has returned, and not before.
+  After a power cut any part of it may be there.
+- What `create`, `rename` and `remove` did to names is durable once `sync_names` has returned. Syncing
+  a file does not make its name durable.
+- `rename` replaces the target in one step.
+- A failed `append` may leave a part of the data in the file; `size` then tells the true end.
+- A failed `sync` is final. The kernel may drop the unwritten data, keep showing it to readers from its
+  cache, and report success the next time. `drop_cache` is the way back to the truth: the next `read`
+  comes from the disk.
+- `sync` may run in one thread while another one appends to the same file. Nothing else may overlap on
+  one file, and `close` least of all: the number of a closed descriptor is used again.
+
+Linux is assumed: `fdatasync`, `flock` and `preadv` with `RWF_NOWAIT`.
+"""
+
+import errno
+import fcntl
+import os
+from typing import Protocol
+
+from engine.errors import (
+    DiskError,
+    DiskFullError,
+    LockedError,
+    MissingFileError,
+    NameTakenError,
+    SyncError,
+)
+
+_FOLDER_MODE = 0o700
+_FILE_MODE = 0o600
+
+# No process has this descriptor, so every call on it fails with EBADF. Minus one would not do: some
+# functions of `os` take it for the current folder.
+_CLOSED = (1 << 31) - 1
+
+_FULL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_NOWAIT_CODES = (errno.EOPNOTSUPP, errno.ENOSYS)
+
+_ADVICE = {
+    errno.EIO: "The disk may be failing: look at the kernel's log, and replace it if it is.",
+    errno.ENOSPC: "Free some space, or move the data folder to a larger disk.",
+    errno.EDQUOT: "Raise the disk quota of the user that runs the node, or free some space.",
+    errno.EFBIG: "Raise the limit on file sizes (ulimit -f).",
+    errno.EACCES: "Let the user that runs the node own the data folder.",
+    errno.EPERM: "Let the user that runs the node own the data folder.",
+    errno.EROFS: "The file system is read-only: look at the kernel's log, and mount it writable.",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n).",
+    errno.ENFILE: "Raise the system's limit on open files (fs.file-max).",
+    errno.ENOTDIR: "Give the node the path of a folder.",
+    errno.ENOENT: "Make the folder that should hold it, or mount its disk.",
+    errno.EBADF: "The file is closed, or open for the other direction: this is a bug.",
+}
+
+
+class File(Protocol):
+    """An open file. `size` is its length as this handle knows it: at opening, plus its own changes."""
+
+    name: str
+    size: int
+
+    def append(self, data: bytes) -> None:
+        """Write all of `data` at the end. Raises `DiskFullError` or `DiskError`."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return the bytes at `offset`; fewer than `length` only at the end of the file."""
+
+    def read_cached(self, offset: int, length: int) -> bytes | None:
+        """Do as `read`, but only if no disk access is needed. None: ask `read`, in a thread."""
+
+    def sync(self) -> None:
+        """Make all bytes durable. Raises `SyncError`, after which no retry is allowed."""
+
+    def drop_cache(self) -> None:
+        """Forget what is cached and clean, so that `read` shows what the disk really has."""
+
+    def truncate(self, length: int) -> None:
+        """Cut the file to `length` bytes, which is at most its size."""
+
+    def close(self) -> None:
+        """Give the file back. Closing twice is allowed; any other use afterwards is an error."""
+
+
+class Disk(Protocol):
+    """One flat data folder."""
+
+    path: str
+
+    def create(self, name: str) -> File:
+        """Make a new empty file, open for appending and reading. `NameTakenError` if it exists."""
+
+    def open_append(self, name: str) -> File:
+        """Open an existing file for appending and reading."""
+
+    def open(self, name: str) -> File:
+        """Open an existing file for reading."""
+
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted."""
+
+    def size(self, name: str) -> int:
+        """Return the length of a file in bytes."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file another name; a file that had that name is gone."""
+
+    def remove(self, name: str) -> None:
+        """Take a name away. Handles that are open go on working."""
+
+    def sync_names(self) -> None:
+        """Make all changes of names durable. Raises `SyncError`."""
+
+    def free_bytes(self) -> int:
+        """Return how many bytes may still be written."""
+
+    def lock(self, name: str) -> None:
+        """Own the folder until `close` or the end of the process. Raises `LockedError`."""
+
+    def close(self) -> None:
+        """Give up the lock and the folder. Files that are open go on working."""
+
+
+class RealDisk:
+    """A folder of the operating system, made if it is absent (its parent must be there).
+
+    A missing parent is refused and not made, because it usually means that a disk is not mounted.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        # Learned from the first refusal: the whole folder is on one file system.
+        self.has_nowait = True
+        self._lock_descriptor: int | None = None
+        if _make_folder(path):
+            _sync_folder(os.path.dirname(os.path.abspath(path)))
+        # All names are looked up from this descriptor, so nothing else can slip below the path.
+        self._descriptor = _open_folder(path)
+
+    def create(self, name: str) -> "RealFile":
+        return self._open(name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, "create")
+
+    def open_append(self, name: str) -> "RealFile":
+        return self._open(name, os.O_RDWR | os.O_APPEND, "open for writing")
+
+    def open(self, name: str) -> "RealFile":
+        return self._open(name, os.O_RDONLY, "open")
+
+    def _open(self, name: str, flags: int, operation: str) -> "RealFile":
+        path = self._path_of(name)
+        try:
+            descriptor = os.open(name, flags, _FILE_MODE, dir_fd=self._descriptor)
+            return RealFile(self, name, descriptor)
+        except OSError as error:
+            raise _typed(error, path, operation) from error
+
+    def names(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self._descriptor))
+        except OSError as error:
+            raise _typed(error, self.path, "list") from error
+
+    def size(self, name: str) -> int:
+        path = self._path_of(name)
+        try:
+            return os.stat(name, dir_fd=self._descriptor).st_size
+        except OSError as error:
+            raise _typed(error, path, "look at") from error
+
+    def rename(self, old: str, new: str) -> None:
+        path = self._path_of(old)
+        assert _is_name(new), new
+        try:
+            os.rename(old, new, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        except OSError as error:
+            raise _typed(error, path, f"rename to {new}") from error
+
+    def remove(self, name: str) -> None:
+        path = self._path_of(name)
+        try:
+            os.unlink(name, dir_fd=self._descriptor)
+        except OSError as error:
+            raise _typed(error, path, "remove") from error
+
+    def sync_names(self) -> None:
+        _sync_descriptor(self._descriptor, self.path)
+
+    def free_bytes(self) -> int:
+        try:
+            space = os.fstatvfs(self._descriptor)
+        except OSError as error:
+            raise _typed(error, self.path, "measure") from error
+        return space.f_bavail * space.f_frsize
+
+    def lock(self, name: str) -> None:
+        assert self._lock_descriptor is None, "the folder is locked already"
+        path = self._path_of(name)
+        try:
+            flags = os.O_RDWR | os.O_CREAT
+            descriptor = os.open(name, flags, _FILE_MODE, dir_fd=self._descriptor)
+        except OSError as error:
+            raise _typed(error, path, "open") from error
+        try:
+            _take_lock(descriptor, path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._lock_descriptor = descriptor
+
+    def close(self) -> None:
+        for descriptor in (self._lock_descriptor, self._descriptor):
+            if descriptor not in (None, _CLOSED):
+                os.close(descriptor)
+        self._lock_descriptor = None
+        self._descriptor = _CLOSED
+
+    def _path_of(self, name: str) -> str:
+        assert _is_name(name), name
+        return os.path.join(self.path, name)
+
+
+class RealFile:
+    """A file of a `RealDisk`. All methods are plain system calls on one descriptor."""
+
+    __slots__ = ("_descriptor", "_disk", "_path", "name", "size")
+
+    def __init__(self, disk: RealDisk, name: str, descriptor: int) -> None:
+        self.name = name
+        self._disk = disk
+        self._path = os.path.join(disk.path, name)
+        self._descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+
+    def append(self, data: bytes) -> None:
+        # The usual case is one system call and no slice: this is on the path of every write.
+        try:
+            written = os.write(self._descriptor, data)
+            self.size += written
+            while written < len(data):
+                data = data[written:]
+                written = os.write(self._descriptor, data)
+                self.size += written
+        except OSError as error:
+            raise _typed(error, self._path, "write to", needed=len(data)) from error
+
+    def read(self, offset: int, length: int) -> bytes:
+        try:
+            data = os.pread(self._descriptor, length, offset)
+            while len(data) < length:
+                more = os.pread(self._descriptor, length - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise _typed(error, self._path, "read") from error
+        return data
+
+    def read_cached(self, offset: int, length: int) -> bytes | None:
+        if not self._disk.has_nowait:
+            return None
+        buffer = bytearray(length)
+        try:
+            count = os.preadv(self._descriptor, (buffer,), offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno not in _NO_NOWAIT_CODES:
+                raise _typed(error, self._path, "read") from error
+            self._disk.has_nowait = False
+            return None
+        if count == length:
+            return bytes(buffer)
+        # Short: either the file ends here, or only the first pages are cached.
+        return bytes(buffer[:count]) if offset + count >= self.size else None
+
+    def sync(self) -> None:
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise _sync_error(error, self._path) from error
+
+    def drop_cache(self) -> None:
+        try:
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise _typed(error, self._path, "drop the cache of") from error
+
+    def truncate(self, length: int) -> None:
+        assert 0 <= length <= self.size, (length, self.size)
+        try:
+            os.ftruncate(self._descriptor, length)
+        except OSError as error:
+            raise _typed(error, self._path, "truncate") from error
+        self.size = length
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, _CLOSED
+        if descriptor != _CLOSED:
+            os.close(descriptor)
+
+
+def _is_name(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+def _make_folder(path: str) -> bool:
+    """Make the folder; False if it is there."""
+    try:
+        os.mkdir(path, _FOLDER_MODE)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise _typed(error, path, "make the folder") from error
+    return True
+
+
+def _open_folder(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _typed(error, path, "open the folder") from error
+
+
+def _sync_folder(path: str) -> None:
+    descriptor = _open_folder(path)
+    try:
+        _sync_descriptor(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_descriptor(descriptor: int, path: str) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise _sync_error(error, path) from error
+
+
+def _take_lock(descriptor: int, path: str) -> None:
+    """Lock the open file, and leave our process number in it for the next one's message."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        number = os.pread(descriptor, 20, 0).strip()
+        raise LockedError(path, int(number) if number.isdigit() else None) from None
+    except OSError as error:
+        raise _typed(error, path, "lock") from error
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+    except OSError as error:
+        # A full disk must not keep a node from starting: the lock holds without the number.
+        if error.errno not in _FULL_CODES:
+            raise _typed(error, path, "write to") from error
+
+
+def _typed(error: OSError, path: str, operation: str, *, needed: int = 0) -> DiskError:
+    code = error.errno or 0
+    reason = error.strerror or str(error)
+    advice = _ADVICE.get(code, DiskError.advice)
+    if code in _FULL_CODES:
+        return DiskFullError(path, operation, code, reason, advice, needed)
+    kind = {errno.ENOENT: MissingFileError, errno.EEXIST: NameTakenError}.get(code, DiskError)
+    return kind(path, operation, code, reason, advice)
+
+
+def _sync_error(error: OSError, path: str) -> SyncError:
+    code = error.errno or 0
+    advice = "What was written last may be lost: check the disk, then restart the node."
+    return SyncError(path, "sync", code, error.strerror or str(error), advice)

@@ -1,0 +1,115 @@
+"""The worker process: does background jobs beside the serving process, at low priority.
+
+It decides nothing and keeps nothing: one job a line comes on standard input, its result goes out as a line, and an end of input
+ends it, so that it never outlives its parent by more than a job. It is started by exec, not fork, and holds no lock: its inputs
+never change, and its output becomes live only when the parent has put it into the manifest.
+
+    python -m engine.worker DATA_DIR CODEC
+    in   MessagePack of Job, as a line of hexadecimal
+    out  "ok " or "error " and MessagePack of JobResult, or a text, as a line of hexadecimal
+
+`Worker` is the parent's side: it restarts a worker that was lost, and raises `WorkerLost` so that the job is given again.
+
+Shell.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import trio
+
+from engine.disk import RealDisk
+from engine.errors import EngineError
+from engine.job import Job, JobResult, load_codec, run_job
+
+NICENESS = 10
+LINE_BYTES_MAX = 1 << 24
+
+
+class WorkerLost(EngineError):
+    """The worker ended in the middle of a job, which has to be done again."""
+
+
+class JobFailed(EngineError):
+    """The worker could not do a job, and says why. The same job may succeed later (a full disk)."""
+
+
+class Worker:
+    """The parent's side: `run` does one job at a time. `codec` is an import path such as `cluster.record:CODEC`."""
+
+    def __init__(self, data_dir: str, codec: str) -> None:
+        self._arguments = [sys.executable, "-m", "engine.worker", data_dir, codec]
+        self._process: trio.Process | None = None
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def run(self, job: Job) -> JobResult:
+        """Have a job done. Raises WorkerLost, JobFailed."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            process = self._process = await self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            await process.stdin.send_all(msgspec.msgpack.encode(job).hex().encode() + b"\n")
+            line = bytearray()
+            while not line.endswith(b"\n"):
+                chunk = await process.stdout.receive_some(65536)
+                if not chunk or len(line) > LINE_BYTES_MAX:
+                    raise WorkerLost("the worker ended during a job")
+                line += chunk
+        except (trio.BrokenResourceError, trio.ClosedResourceError, WorkerLost) as error:
+            self.restarts += 1
+            self._process = None
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+            raise WorkerLost("the worker ended during a job") from error
+        kind, _, body = bytes(line).partition(b" ")
+        data = bytes.fromhex(body.decode())
+        if kind != b"ok":
+            raise JobFailed(data.decode())
+        return msgspec.msgpack.decode(data, type=JobResult)
+
+    async def _start(self) -> trio.Process:
+        return await trio.lowlevel.open_process(
+            self._arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+
+    async def stop(self) -> None:
+        """End the worker; a job that it was doing is lost."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            await process.wait()
+
+
+def main(arguments: list[str]) -> int:
+    """The child's side."""
+    data_dir, codec_path = arguments
+    os.nice(NICENESS)
+    disk = RealDisk(data_dir)
+    codec = load_codec(codec_path)
+    output = sys.stdout.buffer
+    for line in sys.stdin.buffer:
+        job = msgspec.msgpack.decode(bytes.fromhex(line.decode()), type=Job)
+        try:
+            result = run_job(disk, job, codec)
+        except EngineError as error:
+            answer = b"error " + str(error).encode().hex().encode()
+        else:
+            answer = b"ok " + msgspec.msgpack.encode(result).hex().encode()
+        output.write(answer + b"\n")
+        output.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

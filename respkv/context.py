@@ -1,0 +1,221 @@
+"""What a command's handler sees: keys to read, writes to make, the session and the node.
+
+It decides nothing about durability or replication. Reads come from the local replica; a row that is not in memory raises
+`PageFault`, the runner fetches it and runs the handler again from its start. So a handler reads and writes only through its
+context: writes are buffered in `effects` until the handler has returned, and `now_ms` is the same at every run. Dots are minted
+at the commit, in the order of the writes; a handler that raised leaves nothing behind.
+
+    value = ctx.string(key)                  # bytes or None; raises WRONGTYPE
+    ctx.put_string(key, value)               # SET: forgets an expiry unless one is given
+    ctx.remove(key)                          # Hides the key; the caller knows that it exists
+    found = ctx.find(key)                    # a Version (type, payload, expire_at_ms, is_raw, dot), or None
+
+Inside EXEC one context serves all commands: each runs in its own layer of effects, which is merged below when the command
+succeeded and dropped when it raised.
+
+Core: synchronous, no I/O.
+"""
+
+from __future__ import annotations
+
+from binascii import crc_hqx
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from xxhash import xxh3_64_digest
+
+from cluster.record import (
+    DELETION,
+    EXPIRY_HEADER_BYTES,
+    HAS_EXPIRY,
+    HEADER_BYTES,
+    RAW_ENCODING,
+    STRING,
+    Version,
+    decode,
+)
+from cluster.replica import Replica
+from cluster.slot import MIDDLES, SYSTEM_SLOT, TAG_OFFSET, Key, Row, Slot, row_of, slot_of
+from respkv.reply import WRONG_TYPE
+
+if TYPE_CHECKING:
+    from respkv.node import Node
+    from respkv.session import Session
+
+# A buffered write: slot, kind byte, expiry, payload. A deletion is kind DELETION.
+Effect = tuple[Slot, int, int, bytes]
+NO_EFFECTS: Final[dict[Row, Effect]] = {}
+# The row that maps the databases that SELECT names to physical ones: SWAPDB changes this and moves nothing.
+DATABASES_ROW: Final = b"databases"
+
+
+class Context:
+    """One per runner; bound to a session and a time before each batch of commands."""
+
+    __slots__ = (
+        "below", "db", "effects", "flushed", "hits", "is_atomic", "misses", "node", "now_ms", "replica", "rng",
+        "session", "store",
+    )  # fmt: skip
+
+    def __init__(self, node: Node, replica: Replica, rng: Random) -> None:
+        self.node = node
+        self.replica = replica
+        self.store = replica.store
+        self.rng = rng
+        self.session: Session = None  # type: ignore[assignment]  # Bound before any handler runs.
+        self.db = 0  # Physical: what SELECT named, through the node's table of databases.
+        self.now_ms = 0
+        self.effects: dict[Row, Effect] = {}
+        self.below: dict[Row, Effect] = NO_EFFECTS  # Effects of earlier commands of the same EXEC.
+        self.flushed: set[int] = set()  # Physical databases that this command emptied.
+        self.is_atomic = False  # Inside EXEC: sliced work runs to its end.
+        self.hits = 0
+        self.misses = 0
+
+    def bind(self, session: Session, now_ms: int) -> None:
+        self.session = session
+        self.db = self.node.databases[session.db]
+        self.now_ms = now_ms
+
+    # Reading
+
+    def string(self, key: Key) -> bytes | None:
+        """The string value of a key of the session's database. Raises WRONGTYPE, PageFault. Hot: GET is little else."""
+        length = len(key)
+        if length > 255 or b"{" in key or self.effects or self.below or self.flushed:
+            return self._string_slow(key)
+        row = xxh3_64_digest(key)[:6] + MIDDLES[self.db][length] + key
+        slot = crc_hqx(key, 0) & 16383
+        raw = self.store.active[slot].get(row)
+        if raw is None:
+            raw = self.store.lookup(slot, row)
+            if raw is None:
+                self.misses += 1
+                return None
+        if raw[0] == STRING:
+            self.hits += 1
+            return raw[HEADER_BYTES:]
+        return self._string_slow(key)
+
+    def _string_slow(self, key: Key) -> bytes | None:
+        version = self.find(key)
+        if version is None:
+            return None
+        if version.type != STRING:
+            raise WRONG_TYPE
+        return version.payload
+
+    def find(self, key: Key, *, db: int | None = None) -> Version | None:
+        """The winning live version of a key, or None. `db` is physical. Counts a hit or a miss. Raises PageFault."""
+        version = self.peek(key, db=db)
+        if version is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+        return version
+
+    def peek(self, key: Key, *, db: int | None = None) -> Version | None:
+        """As `find`, without counting."""
+        if db is None:
+            db = self.db
+        row = row_of(db, key)
+        effect = self.effects.get(row) or self.below.get(row)
+        if effect is not None:
+            _, kind, expire_at_ms, payload = effect
+            if kind == DELETION or 0 < expire_at_ms <= self.now_ms:
+                return None
+            # A buffered write has no dot yet: 0 is never minted.
+            return Version(
+                (0, 0), 0, kind & ~RAW_ENCODING, payload, expire_at_ms, bool(kind & RAW_ENCODING)
+            )
+        if db in self.flushed:
+            return None
+        raw = self.store.get(slot_of(key), row)
+        return None if raw is None else decode(raw).winner(self.now_ms)
+
+    def exists(self, key: Key, *, db: int | None = None) -> bool:
+        """Whether a key is there, without decoding or copying it. Does not count a hit or miss."""
+        if self.effects or self.below or self.flushed:
+            return self.peek(key, db=db) is not None
+        raw = self.store.get(slot_of(key), row_of(self.db if db is None else db, key))
+        if raw is None or raw[0] == DELETION:
+            return False
+        if raw[0] & ~RAW_ENCODING == STRING:
+            return True
+        return decode(raw).winner(self.now_ms) is not None
+
+    def dots(self, key: Key, *, db: int | None = None) -> bytes | None:
+        """What identifies the live state of a key, for WATCH: equal if and only if nothing changed. None if absent."""
+        raw = self.store.get(slot_of(key), row_of(self.db if db is None else db, key))
+        if raw is None:
+            return None
+        record = decode(raw)
+        if record.winner(self.now_ms) is None:
+            return None
+        return repr(sorted(record.dots)).encode()
+
+    # Writing
+
+    def put_string(self, key: Key, value: bytes, *, expire_at_ms: int = 0, raw: bool = False) -> None:
+        """Replace whatever the key held by a string. `expire_at_ms` 0: it never expires; in the past: it is removed.
+
+        `raw` marks a value that was changed in place, whose OBJECT ENCODING is `raw` whatever its length.
+        """
+        kind = STRING | RAW_ENCODING if raw else STRING
+        self.effects[row_of(self.db, key)] = (slot_of(key), kind, expire_at_ms, value)
+
+    def put(self, key: Key, version: Version, *, db: int | None = None) -> None:
+        """Write the type, payload, expiry and encoding of a version to a key, under a new dot."""
+        kind = version.type | RAW_ENCODING if version.is_raw else version.type
+        row = row_of(self.db if db is None else db, key)
+        self.effects[row] = (slot_of(key), kind, version.expire_at_ms, version.payload)
+
+    def remove(self, key: Key, *, db: int | None = None) -> None:
+        """Delete a key, which the caller has found to exist."""
+        row = row_of(self.db if db is None else db, key)
+        self.effects[row] = (slot_of(key), DELETION, 0, b"")
+
+    def flush(self, dbs: list[int]) -> None:
+        """Empty physical databases."""
+        for db in dbs:
+            self.flushed.add(db)
+            for layer in (self.effects, self.below):
+                for row in [row for row in layer if row[TAG_OFFSET] == db]:
+                    del layer[row]
+
+    @property
+    def databases(self) -> list[int]:
+        """The physical database of each one that SELECT names, as this command sees it."""
+        effect = self.effects.get(DATABASES_ROW) or self.below.get(DATABASES_ROW)
+        return list(effect[3]) if effect else self.node.databases
+
+    def swap_databases(self, a: int, b: int) -> None:
+        """Exchange what two database numbers name."""
+        mapping = list(self.databases)
+        mapping[a], mapping[b] = mapping[b], mapping[a]
+        self.effects[DATABASES_ROW] = (SYSTEM_SLOT, STRING, 0, bytes(mapping))
+
+    # The runner's side
+
+    def commit(self) -> None:
+        """Mint dots for the buffered writes and hand them to the replica, in order."""
+        if self.flushed:
+            self.replica.flush(sorted(self.flushed))
+            self.flushed.clear()
+        write = self.replica.write
+        now_ms = self.now_ms
+        for row, (slot, kind, expire_at_ms, payload) in self.effects.items():
+            write(slot, row, kind, expire_at_ms, payload, now_ms)
+            if slot == SYSTEM_SLOT and row == DATABASES_ROW:
+                self.node.databases = list(payload)
+        self.effects = {}
+
+    def drop(self) -> None:
+        """Forget the buffered writes of a handler that raised."""
+        if self.effects:
+            self.effects = {}
+        if self.flushed:
+            self.flushed.clear()
+
+
+__all__ = ["EXPIRY_HEADER_BYTES", "HAS_EXPIRY", "Context", "Effect"]

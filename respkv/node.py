@@ -1,0 +1,435 @@
+"""A node, composed: the only place where the real clock, disk, randomness and sockets are put together.
+
+It serves nothing itself: the front reads and writes sockets, the runner executes, the replica keeps. The node holds what these
+share, and runs the background tasks:
+
+    run()
+      front.run      the tick
+      _sync          fsync of the commit log: at once (`always`) or once a second (`everysec`)
+      _work          flushes and compactions, in the worker process
+      _ticker        time-outs, expiry, idle clients, free disk
+      _signals       SIGTERM and SIGINT ask for a stop
+
+A stop has two steps: listeners close, what is under way is finished and sent within `shutdown_grace_s`, then everything is
+cancelled, the log is synced and the folder is left. After a failed fsync the node leaves service with exit status 1: what the
+kernel then says of the data cannot be trusted.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+import trio
+
+from cluster.replica import Replica
+from cluster.slot import DATABASE_COUNT, SYSTEM_SLOT
+from engine.disk import RealDisk
+from engine.errors import DiskError, EngineError, LogFailedError, SyncError
+from engine.store import PageFault, StoreSettings
+from engine.worker import JobFailed, Worker, WorkerLost
+from respkv import logs
+from respkv.commands import load as load_commands
+from respkv.config import Config
+from respkv.context import DATABASES_ROW, Context
+from respkv.front import Front
+from respkv.parser import Limits
+from respkv.reply import ReplyError
+from respkv.runner import Runner
+from respkv.session import UNAUTHENTICATED, Session
+from respkv.slowlog import Slowlog
+from respkv.tracking import Tracking
+
+CODEC_PATH: Final = "cluster.record:CODEC"
+TICKER_S: Final = 0.1
+TICKER_WAITING_S: Final = 0.01  # While a session waits for a time.
+DISK_RESERVE_BYTES: Final = 64 << 20
+LOG_BYTES_PER_MEMTABLE_BYTE: Final = 2
+DISK_FULL: Final = ReplyError(
+    "MISCONF The disk that holds the data is nearly full: writes are refused until there is room. Reads go on."
+)
+STOPPING: Final = ReplyError("ERR the node is stopping")
+
+
+class Node:
+    """What the parts of a node share. `databases[n]` is the physical database that SELECT n names."""
+
+    def __init__(
+        self,
+        config: Config,
+        replica: Replica,
+        *,
+        name: str,
+        data_dir: str,
+        rng: random.Random,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.config = config
+        self.replica = replica
+        self.store = replica.store
+        self.name = name
+        self.data_dir = data_dir
+        self.rng = rng
+        self.run_id = f"{rng.getrandbits(160):040x}"
+        self.clock_ns = clock_ns
+        self.wall_ns = wall_ns
+        self.log = structlog.get_logger("respkv.node")
+        self.limits = Limits()
+        self.databases = self._load_databases()
+        self.slowlog = Slowlog(
+            config.slowlog.threshold_us, config.slowlog.entries_max, lambda: wall_ns() / 1e9
+        )
+        self.tracking = Tracking(self)
+        self.monitors: dict[Session, None] = {}
+        self.errors: dict[bytes, int] = {}
+        self.refusal: ReplyError | None = None  # Why writes are refused now.
+        self.slice_ns = 1_000_000  # A sliced command's share of a tick.
+        self.context = Context(self, replica, rng)
+        self.runner = Runner(self, self.context, clock_ns)
+        self.front = Front(self)
+        self.now_s = clock_ns() / 1e9
+        self.started_s = self.now_s
+        self.started_wall_s = wall_ns() / 1e9
+        self.last_save_s = int(self.started_wall_s)
+        self.expired_total = 0
+        self.exit_status = 0
+        self.ready_port = 0
+        self._touched: list[Session] = []
+        self._faults: list[tuple[Session, PageFault]] = []
+        self._fault_wake = trio.Event()
+        self._sync_wake = trio.Event()
+        self._work_wake = trio.Event()
+        self._stop_wake = trio.Event()
+        self.is_sync_wanted = config.log.fsync == "always"
+        self.worker = Worker(data_dir, CODEC_PATH)
+        self.apply_limits()
+
+    # What the runner and the commands use
+
+    def monotonic_s(self) -> float:
+        return self.clock_ns() / 1e9
+
+    def begin_tick(self) -> int:
+        """Read the clocks once for the whole tick; returns milliseconds since 1970."""
+        self.now_s = self.clock_ns() / 1e9
+        return self.wall_ns() // 1_000_000
+
+    def now_ms(self) -> int:
+        return self.wall_ns() // 1_000_000
+
+    def touch(self, session: Session) -> None:
+        """Something was sent to a session outside its own commands: the front flushes it at the tick's end."""
+        self._touched.append(session)
+
+    def take_touched(self) -> list[Session]:
+        touched = self._touched
+        if touched:
+            self._touched = []
+        return touched
+
+    def count_error(self, error: ReplyError) -> None:
+        """For INFO errorstats; codes are bounded in number."""
+        code = error.code
+        if code in self.errors or len(self.errors) < 128:
+            self.errors[code] = self.errors.get(code, 0) + 1
+
+    def feed_monitors(self, session: Session, args: list[bytes], now_ms: int) -> None:
+        """Show a command to the clients that asked for MONITOR."""
+        from respkv.commands.monitor import monitor_line
+
+        line = monitor_line(session, args, self.wall_ns())
+        for monitor in self.monitors:
+            monitor.out.append(line)
+            self.touch(monitor)
+
+    def forget(self, session: Session) -> None:
+        """The session has ended."""
+        self.runner.forget(session)
+        self.tracking.forget(session)
+        self.monitors.pop(session, None)
+        self.observe_changed()
+
+    def observe_changed(self) -> None:
+        """A monitor, a pause or a tracking client came or went: the runner's short way is open again or not."""
+        self.runner.has_observers = (
+            bool(self.monitors) or self.runner.is_paused is not None or self.tracking.is_active
+        )
+
+    def apply_limits(self) -> None:
+        """Settings that are copied for speed: at the start and after CONFIG SET."""
+        client = self.config.client
+        self.limits = Limits(
+            arguments_max=client.arguments_max,
+            bulk_bytes_max=client.bulk_bytes_max,
+            inline_bytes_max=client.inline_bytes_max,
+        )
+        for session in self.front.by_session:
+            if not session.mode & UNAUTHENTICATED:
+                session.parser.limits = self.limits
+        self.slowlog.configure(self.config.slowlog.threshold_us, self.config.slowlog.entries_max)
+        self.is_sync_wanted = self.config.log.fsync == "always"
+
+    def fetch(self, session: Session, fault: PageFault) -> None:
+        """Have a page read in a thread; then the session goes on."""
+        self._faults.append((session, fault))
+        self._fault_wake.set()
+
+    def _load_databases(self) -> list[int]:
+        raw = self.store.active[SYSTEM_SLOT].get(DATABASES_ROW)
+        if raw is None:
+            raw = self.store.read_now(SYSTEM_SLOT, DATABASES_ROW)
+        return list(raw[25:]) if raw is not None else list(range(DATABASE_COUNT))
+
+    # The log
+
+    @property
+    def releasable(self) -> int:
+        """The log position up to which replies may leave."""
+        return self.store.log.synced if self.is_sync_wanted else 1 << 62
+
+    def write_log(self) -> int:
+        """Write what this tick applied. A full disk keeps it staged, with the replies held back, and refuses writes."""
+        store = self.store
+        try:
+            position = store.write()
+        except LogFailedError as error:
+            self.fail(error)
+            return 1 << 63
+        except DiskError as error:
+            if self.refusal is None:
+                self.log.error("the commit log cannot be written", reason=str(error))
+            self.refusal = DISK_FULL
+            return store.log.position
+        if store.frozen:
+            self._work_wake.set()
+        return position
+
+    def want_sync(self) -> None:
+        self._sync_wake.set()
+
+    def fail(self, error: EngineError) -> None:
+        """Leave service: nothing more can be promised."""
+        self.log.error("the node leaves service", reason=str(error))
+        self.exit_status = 1
+        self.front.stop_listening()
+        self._stop_wake.set()
+
+    async def _sync(self) -> None:
+        while True:
+            if self.is_sync_wanted:
+                await self._sync_wake.wait()
+                self._sync_wake = trio.Event()
+            else:
+                with trio.move_on_after(1):
+                    await self._sync_wake.wait()
+                self._sync_wake = trio.Event() if self._sync_wake.is_set() else self._sync_wake
+                if self.config.log.fsync == "no":
+                    continue
+            log = self.store.log
+            if log.synced == log.position:
+                self.front.release(log.synced)
+                continue
+            try:
+                await trio.to_thread.run_sync(log.sync)
+            except (SyncError, LogFailedError) as error:
+                self.fail(error)
+                return
+            self.front.release(log.synced if self.is_sync_wanted else 1 << 62)
+
+    # Background
+
+    async def _fetch(self) -> None:
+        """Read pages that were not in memory, a few at a time, and let their sessions go on."""
+        limit = trio.CapacityLimiter(8)
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._fault_wake.wait()
+                self._fault_wake = trio.Event()
+                faults, self._faults = self._faults, []
+                for session, fault in faults:
+                    nursery.start_soon(self._fetch_one, session, fault, limit)
+
+    async def _fetch_one(self, session: Session, fault: PageFault, limit: trio.CapacityLimiter) -> None:
+        failure = None
+        try:
+            await trio.to_thread.run_sync(fault.fetch, limiter=limit)
+        except EngineError as error:
+            self.log.error("a page cannot be read", reason=str(error))
+            failure = ReplyError(f"ERR the data cannot be read: {error}")
+        self.runner.resume(session, self.begin_tick(), failure)
+        self.touch(session)
+        self.front.finish(self.now_ms())
+
+    async def _work(self) -> None:
+        """Flushes and compactions, one at a time, in the worker process."""
+        try:
+            while True:
+                job = self.store.next_job(self.now_ms())
+                if job is None:
+                    with trio.move_on_after(5):
+                        await self._work_wake.wait()
+                    self._work_wake = trio.Event()
+                    continue
+                try:
+                    result = await self.worker.run(job)
+                    prepared = self.store.prepare(job, result)
+                    await trio.to_thread.run_sync(self.store.write_manifest, prepared)
+                    self.store.install(job, result, prepared)
+                except (WorkerLost, JobFailed, DiskError) as error:
+                    self.log.warning("a job will be repeated", kind=job.kind, reason=str(error))
+                    self.store.abandon(job)
+                    await trio.sleep(1)
+                else:
+                    self.last_save_s = self.wall_ns() // 1_000_000_000
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.worker.stop()
+
+    async def _ticker(self) -> None:
+        seconds = 0.0
+        while True:
+            await trio.sleep(TICKER_WAITING_S if self.runner.waiting else TICKER_S)
+            now_ms = self.begin_tick()
+            self.runner.expire_waits(self.now_s, now_ms)
+            self._expire(now_ms)
+            if self.now_s - seconds >= 1:
+                seconds = self.now_s
+                self.front.check_clients()
+                self._check_disk()
+            self.front.finish(now_ms)
+
+    def _expire(self, now_ms: int) -> None:
+        budget_ns = self.config.expiry.budget_ms * 1_000_000
+        until_ns = self.clock_ns() + budget_ns
+        self.expired_total += self.replica.expire(now_ms, lambda: self.clock_ns() >= until_ns)
+
+    def _check_disk(self) -> None:
+        """Refuse writes before the disk is full, and take them again when there is room."""
+        try:
+            free = self.store.disk.free_bytes()
+        except DiskError:
+            return
+        is_full = free < DISK_RESERVE_BYTES
+        if is_full and self.refusal is None:
+            self.log.error("the disk is nearly full: writes are refused", free_bytes=free)
+            self.refusal = DISK_FULL
+        elif not is_full and self.refusal is DISK_FULL:
+            self.log.info("there is room on the disk again: writes are taken", free_bytes=free)
+            self.refusal = None
+
+    # Life
+
+    def stop(self) -> None:
+        """Ask for a stop, from a signal or SHUTDOWN."""
+        self._stop_wake.set()
+
+    async def run(self) -> int:
+        """Serve until a signal, SHUTDOWN or a failure; returns the exit status."""
+        self._listen()
+        gc.collect()
+        gc.freeze()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.front.run)
+            nursery.start_soon(self._sync)
+            nursery.start_soon(self._work)
+            nursery.start_soon(self._fetch)
+            nursery.start_soon(self._ticker)
+            nursery.start_soon(self._signals)
+            self._say_ready()
+            await self._stop_wake.wait()
+            self.log.info("stopping")
+            self.front.stop_listening()
+            await self._drain()
+            nursery.cancel_scope.cancel()
+        self.front.close_all()
+        if self.exit_status == 0:
+            try:
+                self.store.write()
+                self.store.log.sync()
+            except EngineError as error:
+                self.log.error("the commit log cannot be synced", reason=str(error))
+                self.exit_status = 1
+        self.store.close()
+        self.log.info("stopped")
+        return self.exit_status
+
+    async def _drain(self) -> None:
+        """Within the grace period, let what is under way finish and replies leave."""
+        if self.exit_status:
+            return
+        with trio.move_on_after(self.config.client.shutdown_grace_s):
+            while self.front.has_unsent:
+                await trio.sleep(0.01)
+
+    def _listen(self) -> None:
+        client = self.config.client
+        port = client.port
+        if client.port or not client.unix_socket:
+            for host in client.hosts:
+                port = self.front.listen_tcp(host, port, client.backlog)
+        if client.unix_socket:
+            self.front.listen_unix(client.unix_socket, client.unix_socket_mode, client.backlog)
+        self.ready_port = port
+
+    def _say_ready(self) -> None:
+        client = self.config.client
+        if self.ready_port:
+            print(f"ready {client.hosts[0]}:{self.ready_port}", file=sys.stderr, flush=True)
+        else:
+            print(f"ready unix:{client.unix_socket}", file=sys.stderr, flush=True)
+
+    async def _signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                self.log.info("signal received", signal=signal.Signals(number).name)
+                self.stop()
+
+
+def run(config: Config, data_dir: str, node_name: str) -> int:
+    """Open the data folder and serve; returns the exit status."""
+    logs.setup(config.logging.level, config.logging.format)
+    log = structlog.get_logger("respkv.node")
+    load_commands()
+    rng = random.Random(int.from_bytes(os.urandom(16), "big"))
+    try:
+        replica = Replica.open(RealDisk(data_dir), _store_settings(config), rng.getrandbits(63) | 1)
+    except EngineError as error:
+        print(f"respkv: {error}", file=sys.stderr)
+        return 1
+    recovery = replica.store.recovery
+    log.info(
+        "data folder opened",
+        path=data_dir,
+        log_entries=recovery.entry_count,
+        tables=len(replica.store.tables),
+        actor=f"{replica.actor:016x}",
+    )
+    for torn in recovery.torn:
+        log.warning("the log's torn end was cut off", file=torn.name, offset=torn.offset)
+    node = Node(config, replica, name=node_name, data_dir=data_dir, rng=rng)
+    try:
+        return trio.run(node.run)
+    except OSError as error:
+        print(f"respkv: cannot listen: {error}", file=sys.stderr)
+        return 1
+
+
+def _store_settings(config: Config) -> StoreSettings:
+    memory = config.memory
+    memtable = int(memory.bytes_max * memory.memtable_share)
+    return StoreSettings(
+        memtable_bytes=memtable,
+        row_cache_bytes=int(memory.bytes_max * memory.row_cache_share),
+        block_cache_bytes=int(memory.bytes_max * memory.block_cache_share),
+        log_bytes_max=memtable * LOG_BYTES_PER_MEMTABLE_BYTE,
+        block_bytes=config.storage.block_bytes,
+        compression=config.storage.compression,
+    )

@@ -1,0 +1,443 @@
+"""Runs commands: from what a session asked to replies in its `out`, over one shared context.
+
+It reads no socket and awaits nothing. A plain session's commands take the short way in `serve`: look up, call, commit, encode.
+Whatever else there is (AUTH missing, MULTI, MONITOR, pauses, tracking, sliced commands, rows to fetch) takes the long way,
+which handles one command at a time and can leave the session waiting; what follows then stays in the session's queue.
+
+    serve(session, commands)      the front gives what it parsed
+    resume(session)               the row that the session waited for is there
+    advance(budget)               another slice for each sliced command
+    expire_waits(now_s)           time-outs of blocked sessions
+
+Handlers are atomic: they run to completion, and their effects are committed only when they returned.
+
+Core: synchronous; time comes from the clock that it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.store import PageFault
+from respkv.command import TABLE, Command, Flag
+from respkv.context import NO_EFFECTS, Context
+from respkv.reply import NO_REPLY, NULL_ARRAY, OK, QUEUED, Reply, ReplyError, Simple, encode
+from respkv.session import (
+    CLOSING,
+    IN_MULTI,
+    REPLY_OFF,
+    REPLY_SKIP,
+    TRACKING,
+    UNAUTHENTICATED,
+    WAITING,
+    Block,
+    Session,
+    Transaction,
+    Wait,
+)
+
+if TYPE_CHECKING:
+    from respkv.node import Node
+
+NOAUTH: Final = ReplyError("NOAUTH Authentication required.")
+EXECABORT: Final = ReplyError("EXECABORT Transaction discarded because of previous errors.")
+OK_BYTES: Final = b"+OK\r\n"
+NIL_BYTES: Final = b"$-1\r\n"
+
+
+class Runner:
+    """One per node."""
+
+    def __init__(self, node: Node, context: Context, clock_ns: Callable[[], int]) -> None:
+        self.node = node
+        self.context = context
+        self.clock_ns = clock_ns  # Monotonic.
+        self.has_observers = False  # A MONITOR, a CLIENT PAUSE or a client that tracks: all take the long way.
+        self.waiting: dict[Session, Wait] = {}
+        self.is_paused: Callable[[Command], bool] | None = None  # CLIENT PAUSE, while it lasts.
+        self.paused: list[Session] = []
+        self.commands_total = 0
+
+    # The short way
+
+    def serve(self, session: Session, commands: list[list[bytes]], now_ms: int) -> None:
+        """Execute commands of one session in order. Hot: see bench/serving.py."""
+        if session.mode or self.has_observers or self.node.refusal is not None:
+            self._serve_slowly(session, commands, now_ms)
+            return
+        context = self.context
+        context.bind(session, now_ms)
+        find = TABLE.by_spelling.get
+        add = session.out.append
+        clock_ns = self.clock_ns
+        started = clock_ns()
+        slow_ns = self.node.slowlog.threshold_ns
+        is_resp3 = session.is_resp3
+        done = 0
+        command = None
+        for args in commands:
+            command = find(args[0])
+            if command is None or not command.is_plain:
+                break
+            count = len(args)
+            arity = command.arity
+            if count != arity and (arity >= 0 or count < -arity):
+                break
+            try:
+                reply = command.handler(context, *args[1:])  # type: ignore[misc]
+            except ReplyError as error:
+                context.drop()
+                add(b"-%b\r\n" % error.line)
+                command.failed_calls += 1
+                self.node.count_error(error)
+            except (PageFault, Block):
+                context.drop()
+                break
+            else:
+                if context.effects or context.flushed:
+                    context.commit()
+                kind = type(reply)
+                if kind is bytes:
+                    add(b"$%d\r\n%b\r\n" % (len(reply), reply))
+                elif reply is OK:
+                    add(OK_BYTES)
+                elif reply is None and not is_resp3:
+                    add(NIL_BYTES)
+                else:
+                    add(encode(reply, resp3=is_resp3))
+            done += 1
+            command.calls += 1
+            now = clock_ns()
+            elapsed = now - started
+            started = now
+            command.elapsed_ns += elapsed
+            if elapsed >= slow_ns:
+                self.node.slowlog.add(session, command, args, elapsed)
+        self.commands_total += done
+        session.commands_total += done
+        if done:
+            session.last_command = command if done == len(commands) else find(commands[done - 1][0])
+        if done < len(commands):
+            # The command that broke off starts anew on the long way, and the rest stays in order behind it.
+            self._serve_slowly(session, commands[done:], now_ms)
+
+    # The long way
+
+    def _serve_slowly(self, session: Session, commands: list[list[bytes]], now_ms: int) -> None:
+        session.queue.extend(commands)
+        while session.queue and not session.mode & (WAITING | CLOSING):
+            args = session.queue.popleft()
+            if not self._serve_one(session, args, now_ms):
+                return
+            if not (session.mode or self.has_observers or self.node.refusal) and session.queue:
+                rest = list(session.queue)  # Back to the short way.
+                session.queue.clear()
+                self.serve(session, rest, now_ms)
+                return
+
+    def _serve_one(self, session: Session, args: list[bytes], now_ms: int) -> bool:
+        """Check and run one command. False if it has to wait its turn (CLIENT PAUSE): it is first in the queue again."""
+        try:
+            command = TABLE.resolve(args)
+        except ReplyError as error:
+            self._refuse(session, TABLE.find(args[0]), error)
+            return True
+        if session.mode & UNAUTHENTICATED and Flag.NO_AUTH not in command.flags:
+            self._refuse(session, command, NOAUTH)
+            return True
+        if command.is_write and self.node.refusal is not None:
+            self._refuse(session, command, self.node.refusal)
+            return True
+        if session.mode & IN_MULTI and Flag.CONTROL not in command.flags:
+            self._queue(session, command, args)
+            return True
+        if self.is_paused is not None and self.is_paused(command):
+            session.queue.appendleft(args)
+            session.mode |= WAITING
+            self.paused.append(session)
+            return False
+        self._execute(Wait(args, command, now_ms), session)
+        return True
+
+    def _refuse(self, session: Session, command: Command | None, error: ReplyError) -> None:
+        """A command that is not run: a transaction that it stood in is broken."""
+        if session.transaction is not None:
+            session.transaction.is_broken = True
+        if command is not None:
+            command.rejected_calls += 1
+        self.node.count_error(error)
+        self._answer(session, error)
+
+    def _queue(self, session: Session, command: Command, args: list[bytes]) -> None:
+        if Flag.NO_MULTI in command.flags:
+            self._refuse(session, command, ReplyError("ERR Command not allowed inside a transaction"))
+            return
+        assert session.transaction is not None
+        session.transaction.commands.append((command, args))
+        self._answer(session, QUEUED)
+
+    def _execute(self, wait: Wait, session: Session) -> None:
+        """Run a command from its start, or again after a fault."""
+        command, args = wait.command, wait.args
+        context = self.context
+        context.bind(session, wait.now_ms)
+        started = self.clock_ns()
+        if wait.fault is None and self.node.monitors and Flag.SKIP_MONITOR not in command.flags:
+            self.node.feed_monitors(session, args, wait.now_ms)
+        reply: Reply
+        try:
+            assert command.handler is not None
+            skip = 2 if "|" in command.name else 1
+            reply = command.handler(context, *args[skip:])
+            if command.is_sliced:
+                self._start_slices(session, wait, reply)
+                return
+            self._commit(session)
+        except ReplyError as error:
+            context.drop()
+            command.failed_calls += 1
+            self.node.count_error(error)
+            reply = error
+        except PageFault as fault:
+            context.drop()
+            wait.fault = fault
+            self._wait(session, wait)
+            self.node.fetch(session, fault)
+            return
+        except Block as block:
+            context.drop()
+            wait.reply = block.reply
+            wait.is_blocking = block.is_blocking
+            wait.deadline_s = None if block.seconds is None else self.clock_ns() / 1e9 + block.seconds
+            self._wait(session, wait)
+            return
+        self._finish(session, wait, reply, started)
+
+    def _commit(self, session: Session) -> None:
+        context = self.context
+        if context.effects or context.flushed:
+            if self.node.tracking.is_active:
+                self.node.tracking.invalidate(context.effects, context.flushed, session)
+            context.commit()
+
+    def _finish(self, session: Session, wait: Wait, reply: Reply, started: int) -> None:
+        command = wait.command
+        elapsed = self.clock_ns() - started
+        command.calls += 1
+        command.elapsed_ns += elapsed
+        self.commands_total += 1
+        session.commands_total += 1
+        session.last_command = command
+        if elapsed >= self.node.slowlog.threshold_ns and Flag.SKIP_SLOWLOG not in command.flags:
+            self.node.slowlog.add(session, command, wait.args, elapsed)
+        if session.mode & TRACKING:
+            self.node.tracking.remember(session, command, wait.args)
+        self._answer(session, reply)
+
+    def _answer(self, session: Session, reply: Reply) -> None:
+        """Send a reply, unless CLIENT REPLY says not to."""
+        if session.mode & (REPLY_OFF | REPLY_SKIP):
+            if session.mode & REPLY_SKIP:
+                session.mode &= ~REPLY_SKIP
+            if not session.mode & CLOSING:
+                return
+        if reply is not NO_REPLY:
+            session.send(reply)
+
+    # Waiting
+
+    def _wait(self, session: Session, wait: Wait) -> None:
+        session.wait = wait
+        session.mode |= WAITING
+        self.waiting[session] = wait
+
+    def _go_on(self, session: Session, now_ms: int) -> None:
+        """The session waits no longer: serve what queued up."""
+        session.wait = None
+        session.mode &= ~WAITING
+        self.waiting.pop(session, None)
+        self.node.touch(session)
+        if session.queue:
+            rest = list(session.queue)
+            session.queue.clear()
+            self.serve(session, rest, now_ms)
+
+    def resume(self, session: Session, now_ms: int, failure: ReplyError | None = None) -> None:
+        """The row is in memory (or cannot be had): run the command again, at the time of its first run."""
+        wait = session.wait
+        if wait is None or wait.fault is None:
+            return  # The session has ended.
+        if wait.slices is not None:
+            wait.fault = None
+            if failure is not None:
+                wait.slices.close()
+                self._finish(session, wait, failure, self.clock_ns())
+                self._go_on(session, now_ms)
+            return
+        session.wait = None
+        session.mode &= ~WAITING
+        self.waiting.pop(session, None)
+        if failure is not None:
+            self._finish(session, wait, failure, self.clock_ns())
+        else:
+            self._execute(wait, session)
+        if session.wait is None:
+            self._go_on(session, now_ms)
+
+    def unblock(self, session: Session, reply: Reply, now_ms: int) -> None:
+        """End a blocked session's wait with the given answer (time-out, CLIENT UNBLOCK)."""
+        wait = session.wait
+        assert wait is not None
+        self._finish(session, wait, reply, self.clock_ns())
+        self._go_on(session, now_ms)
+
+    def expire_waits(self, now_s: float, now_ms: int) -> None:
+        """Answer the blocked sessions whose time is up."""
+        for session, wait in list(self.waiting.items()):
+            if wait.deadline_s is not None and wait.deadline_s <= now_s:
+                self.unblock(session, wait.reply, now_ms)
+
+    def unpause(self, now_ms: int) -> None:
+        """CLIENT PAUSE has ended."""
+        self.is_paused = None
+        sessions, self.paused = self.paused, []
+        for session in sessions:
+            self._go_on(session, now_ms)
+
+    def forget(self, session: Session) -> None:
+        """The session is gone."""
+        wait = self.waiting.pop(session, None)
+        if wait is not None and wait.slices is not None:
+            wait.slices.close()
+        if session in self.paused:
+            self.paused.remove(session)
+        session.wait = None
+
+    # Sliced commands
+
+    def _start_slices(self, session: Session, wait: Wait, slices: Any) -> None:
+        wait.slices = slices
+        wait.fault = None
+        if self._advance_one(session, wait, self.clock_ns() + self.node.slice_ns):
+            return
+        self._wait(session, wait)
+
+    def _advance_one(self, session: Session, wait: Wait, until_ns: int) -> bool:
+        """Run slices until the time is up; True if the command has ended and was answered."""
+        slices: Generator[Any, Any, Reply] = wait.slices  # type: ignore[assignment]
+        started = self.clock_ns()
+        context = self.context
+        context.bind(session, wait.now_ms)
+        reply: Reply
+        try:
+            while self.clock_ns() < until_ns:
+                step = next(slices)
+                if isinstance(step, PageFault):
+                    wait.fault = step
+                    self.node.fetch(session, step)
+                    return False
+            return False
+        except StopIteration as stop:
+            reply = stop.value
+            self._commit(session)
+        except ReplyError as error:
+            context.drop()
+            wait.command.failed_calls += 1
+            self.node.count_error(error)
+            reply = error
+        self._finish(session, wait, reply, started)
+        return True
+
+    @property
+    def has_slices(self) -> bool:
+        return any(wait.slices is not None and wait.fault is None for wait in self.waiting.values())
+
+    def advance(self, now_ms: int) -> None:
+        """Give each sliced command that is not waiting for a page its slice of this tick."""
+        for session, wait in list(self.waiting.items()):
+            if wait.slices is None or wait.fault is not None:
+                continue
+            if self._advance_one(session, wait, self.clock_ns() + self.node.slice_ns):
+                self._go_on(session, now_ms)
+
+    # Transactions
+
+    def execute_transaction(self, context: Context) -> Reply:
+        """EXEC's middle: check the watched keys, then run each command in a layer of its own. Raises PageFault.
+
+        Nothing of the session changes before the last command has run, so that a fault can run it all again.
+        """
+        session = context.session
+        transaction = session.transaction
+        assert transaction is not None
+        if transaction.is_broken:
+            self.end_transaction(session)
+            raise EXECABORT
+        for (db, key), dots in session.watches.items():
+            if context.dots(key, db=db) != dots:
+                self.end_transaction(session)
+                return NULL_ARRAY
+        replies: list[Reply] = []
+        errors: list[tuple[Command, ReplyError]] = []
+        context.is_atomic = True
+        context.below = {}
+        db, mode, is_resp3 = session.db, session.mode, session.is_resp3
+        try:
+            for command, args in transaction.commands:
+                try:
+                    replies.append(self._run_inside(context, command, args))
+                    context.below.update(context.effects)
+                except ReplyError as error:
+                    replies.append(error)
+                    errors.append((command, error))
+                except Block as block:
+                    replies.append(block.reply)
+                context.effects = {}
+        except PageFault:
+            session.db, session.mode, session.is_resp3 = db, mode, is_resp3
+            raise
+        finally:
+            context.effects = context.below
+            context.below = NO_EFFECTS
+            context.is_atomic = False
+        for command, error in errors:
+            command.failed_calls += 1
+            self.node.count_error(error)
+        for command, _ in transaction.commands:
+            command.calls += 1
+        self.end_transaction(session)
+        return replies
+
+    def _run_inside(self, context: Context, command: Command, args: list[bytes]) -> Reply:
+        assert command.handler is not None
+        context.db = context.databases[context.session.db]
+        reply = command.handler(context, *args[2 if "|" in command.name else 1 :])
+        if command.is_sliced:
+            try:
+                while True:
+                    step = next(reply)
+                    if isinstance(step, PageFault):
+                        raise step
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+        return reply  # type: ignore[no-any-return]
+
+    @staticmethod
+    def end_transaction(session: Session) -> None:
+        """Forget the queue and the watches."""
+        session.transaction = None
+        session.watches.clear()
+        session.mode &= ~IN_MULTI
+
+
+def begin_transaction(session: Session) -> Reply:
+    """MULTI."""
+    if session.transaction is not None:
+        raise ReplyError("ERR MULTI calls can not be nested")
+    session.transaction = Transaction()
+    session.mode |= IN_MULTI
+    return OK
+
+
+__all__ = ["Runner", "Simple", "begin_transaction"]

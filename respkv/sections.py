@@ -1,0 +1,392 @@
+"""Every setting of respkv, declared once: name, kind, bounds, default, meaning, Redis' name.
+
+Not how values are read, checked or written: that is `config.py` for files and the command line and
+`config_redis.py` for CONFIG. This is a core: plain data.
+
+To add a setting, add a field here, read it where it takes effect, and run `respkv default-config
+> conf/respkv.toml`; a test holds that file equal to this module. Durations say their unit in the
+name (`_s`, `_ms`, `_us`), sizes end in `_bytes` or `_bytes_max`.
+
+A field with `is_live=True` may change at any time between two commands, so its reader must not
+keep a copy of it unless `redis_set`'s answer tells it to look again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from respkv.setting import (
+    Addresses,
+    Choice,
+    Integer,
+    Number,
+    Setting,
+    Size,
+    Switch,
+    Text,
+    setting,
+    settings_of,
+)
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+TIB = 1 << 40
+INT32_MAX = (1 << 31) - 1
+INT64_MAX = (1 << 63) - 1
+
+
+@dataclass(slots=True)
+class Client:
+    """Where clients are served, and what one client may cost."""
+
+    hosts: tuple[str, ...] = setting(
+        Addresses(),
+        ("127.0.0.1",),
+        'Addresses to listen on. "0.0.0.0" and "::" mean all: set requirepass first.',
+        redis="bind",
+    )
+    port: int = setting(Integer(0, 65535), 6379, "TCP port; 0 means no TCP.", redis="port")
+    unix_socket: str = setting(
+        Text('a path of at most 107 bytes, or "" for none', 107),
+        "",
+        "Unix socket to listen on as well.",
+        redis="unixsocket",
+    )
+    unix_socket_mode: str = setting(
+        Text('an octal mode such as "770", or "" for the usual one', 4, "0?[0-7]{3}|", "0"),
+        "",
+        "File mode of the Unix socket.",
+        redis="unixsocketperm",
+    )
+    backlog: int = setting(
+        Integer(1, 65535),
+        511,
+        "Connections that the kernel may hold before they are accepted.",
+        redis="tcp-backlog",
+    )
+    requirepass: str = setting(
+        Text('a password of at most 512 bytes, or "" for none', 512, ".*"),
+        "",
+        "Password that a client must give with AUTH.",
+        redis="requirepass",
+        is_live=True,
+        is_secret=True,
+    )
+    protected_mode: bool = setting(
+        Switch(),
+        True,
+        "Without a password, serve only clients of this machine.",
+        redis="protected-mode",
+        is_live=True,
+    )
+    clients_max: int = setting(
+        Integer(1, 1_000_000),
+        10_000,
+        "Clients at a time; one more is answered an error and closed.",
+        redis="maxclients",
+        is_live=True,
+    )
+    idle_timeout_s: int = setting(
+        Integer(0, INT32_MAX, "seconds"),
+        0,
+        "Close a client that has been silent this long; 0 means never.",
+        redis="timeout",
+        is_live=True,
+    )
+    tcp_keepalive_s: int = setting(
+        Integer(0, 32767, "seconds"),
+        300,
+        "Ask a silent peer's kernel this often whether it is still there; 0 means never.",
+        redis="tcp-keepalive",
+        is_live=True,
+    )
+    arguments_max: int = setting(
+        Integer(16, INT32_MAX),
+        MIB,
+        "Arguments of one command.",
+        is_live=True,
+    )
+    bulk_bytes_max: int = setting(
+        Size(MIB, TIB),
+        512 * MIB,
+        "Length of one argument, so of one key or value.",
+        redis="proto-max-bulk-len",
+        is_live=True,
+    )
+    inline_bytes_max: int = setting(
+        Size(KIB, 64 * MIB),
+        64 * KIB,
+        "Length of one inline command, as typed in telnet.",
+        is_live=True,
+    )
+    query_buffer_bytes_max: int = setting(
+        Size(MIB, TIB),
+        GIB,
+        "Received and not carried out bytes of one client; a client that sends more is closed.",
+        redis="client-query-buffer-limit",
+        is_live=True,
+    )
+    output_buffer_bytes_max: int = setting(
+        Size(16 * KIB, TIB),
+        64 * MIB,
+        "Replies that one client has not read yet; a client that lets more pile up is closed.",
+        redis="client-output-buffer-limit",
+        is_live=True,
+    )
+    output_buffer_soft_bytes: int = setting(
+        Size(0, TIB),
+        32 * MIB,
+        "The same, for a client that stays above it for output_buffer_soft_s; 0 means no limit.",
+        redis="client-output-buffer-limit",
+        is_live=True,
+    )
+    output_buffer_soft_s: int = setting(
+        Integer(0, INT32_MAX, "seconds"),
+        60,
+        "How long a client may stay above output_buffer_soft_bytes.",
+        redis="client-output-buffer-limit",
+        is_live=True,
+    )
+    commands_per_tick_max: int = setting(
+        Integer(1, 1_000_000),
+        1024,
+        "Commands of one client that are carried out before the others have their turn.",
+        is_live=True,
+    )
+    shutdown_grace_s: float = setting(
+        Number(0, 3600, "seconds"),
+        5.0,
+        "At a stop, time to finish and send what is under way.",
+        is_live=True,
+    )
+
+
+@dataclass(slots=True)
+class Log:
+    """The commit log: every write is in it before its reply leaves."""
+
+    fsync: str = setting(
+        Choice(
+            ("always", "everysec", "no"),
+            redis=(("everysec", "everysec"), ("always", "always"), ("no", "no")),
+        ),
+        "everysec",
+        "When the log is forced to the disk. A crash of the process alone loses nothing in any "
+        "case. always: before the reply, so a power cut loses nothing. everysec: once a second, so "
+        "a power cut can lose the last second. no: when the kernel likes.",
+        redis="appendfsync",
+        is_live=True,
+    )
+
+
+@dataclass(slots=True)
+class Memory:
+    """Memory for data. Data may be many times larger: it is on disk, and nothing is evicted."""
+
+    bytes_max: int = setting(
+        Size(16 * MIB, 1024 * TIB),
+        GIB,
+        "Memory for data, which the shares below divide. They need not add up to 1.",
+        redis="maxmemory",
+        is_live=True,
+    )
+    memtable_share: float = setting(
+        Number(0.01, 0.9), 0.25, "Share for recent writes that are not in tables yet."
+    )
+    row_cache_share: float = setting(
+        Number(0.01, 0.9), 0.25, "Share for records that were read lately, ready for use."
+    )
+    block_cache_share: float = setting(
+        Number(0.01, 0.9), 0.25, "Share for blocks of tables that were read lately."
+    )
+
+
+@dataclass(slots=True)
+class Storage:
+    """Where and how data is kept on disk."""
+
+    data_dir: str = setting(
+        Text('a path of at most 4000 bytes, or "" for the usual place', 4000),
+        "",
+        "Directory of the data. The usual place is /var/lib/respkv for root or where it can be "
+        "written, else $XDG_STATE_HOME/respkv, else ~/.local/state/respkv.",
+        redis="dir",
+    )
+    block_bytes: int = setting(
+        Size(KIB, MIB),
+        4 * KIB,
+        "Block of a table before compression, the least that is read. Holds for new tables.",
+    )
+    compression: str = setting(
+        Choice(("lz4", "none")),
+        "lz4",
+        "Compression of blocks. Holds for new tables.",
+    )
+
+
+@dataclass(slots=True)
+class Logging:
+    """What the server says of itself, on standard error."""
+
+    level: str = setting(
+        Choice(
+            ("debug", "info", "warning", "error"),
+            redis=(
+                ("debug", "debug"),
+                ("verbose", "info"),
+                ("notice", "info"),
+                ("warning", "warning"),
+            ),
+        ),
+        "info",
+        "Least severe lines that are written.",
+        redis="loglevel",
+        is_live=True,
+    )
+    format: str = setting(
+        Choice(("text", "json")), "text", "Lines for people, or JSON objects, one a line."
+    )
+
+
+@dataclass(slots=True)
+class Slowlog:
+    """The list of slow commands that SLOWLOG GET shows."""
+
+    threshold_us: int = setting(
+        Integer(-1, INT64_MAX, "microseconds"),
+        10_000,
+        "List commands that took longer; 0 lists every command, -1 none.",
+        redis="slowlog-log-slower-than",
+        is_live=True,
+    )
+    entries_max: int = setting(
+        Integer(0, 1_000_000),
+        128,
+        "Entries that are kept, the latest ones.",
+        redis="slowlog-max-len",
+        is_live=True,
+    )
+
+
+@dataclass(slots=True)
+class Latency:
+    """The latency monitor that LATENCY shows."""
+
+    threshold_ms: int = setting(
+        Integer(0, INT32_MAX, "milliseconds"),
+        0,
+        "Record events that took at least this long; 0 means none.",
+        redis="latency-monitor-threshold",
+        is_live=True,
+    )
+
+
+@dataclass(slots=True)
+class Expiry:
+    """Removal of expired keys in the background. No client sees an expired key in any case."""
+
+    interval_ms: int = setting(
+        Integer(10, 60_000, "milliseconds"),
+        100,
+        "Time between two rounds.",
+        is_live=True,
+    )
+    budget_ms: int = setting(
+        Integer(1, 1000, "milliseconds"),
+        5,
+        "Time that one round may take; at most interval_ms.",
+        is_live=True,
+    )
+
+
+@dataclass(slots=True)
+class Cluster:
+    """Replication. This version runs a single node, so each of these is 1."""
+
+    n: int = setting(Integer(1, 1), 1, "Replicas of each key.")
+    r: int = setting(Integer(1, 1), 1, "Replicas that a read asks.")
+    w: int = setting(Integer(1, 1), 1, "Replicas that a write waits for.")
+
+
+@dataclass(slots=True)
+class Config:
+    """All settings of one node, by section: `config.client.port`.
+
+    Made by `config.load`. The node keeps one, and CONFIG SET changes it in place.
+    """
+
+    client: Client = field(default_factory=Client)
+    log: Log = field(default_factory=Log)
+    memory: Memory = field(default_factory=Memory)
+    storage: Storage = field(default_factory=Storage)
+    logging: Logging = field(default_factory=Logging)
+    slowlog: Slowlog = field(default_factory=Slowlog)
+    latency: Latency = field(default_factory=Latency)
+    expiry: Expiry = field(default_factory=Expiry)
+    cluster: Cluster = field(default_factory=Cluster)
+
+    path: str | None = None
+    """The file that this was read from, for CONFIG REWRITE."""
+    data_dir: str = ""
+    """Where the data is, once that is decided: `storage.data_dir`, or the usual place."""
+    overridden: set[str] = field(default_factory=set)
+    """Names that the command line gave. CONFIG REWRITE leaves them out of the file."""
+
+    def get(self, name: str) -> Any:
+        """Return the value of a setting by its full name."""
+        section, _, key = name.partition(".")
+        return getattr(getattr(self, section), key)
+
+    def put(self, name: str, value: object) -> None:
+        """Set a setting by its full name to a value that its kind has checked."""
+        section, _, key = name.partition(".")
+        setattr(getattr(self, section), key, value)
+
+    def differing(self, other: Config) -> list[Setting]:
+        """Return the settings whose values are not those of `other`."""
+        return [each for name, each in SETTINGS.items() if self.get(name) != other.get(name)]
+
+
+SECTIONS: dict[str, type] = {
+    "client": Client,
+    "log": Log,
+    "memory": Memory,
+    "storage": Storage,
+    "logging": Logging,
+    "slowlog": Slowlog,
+    "latency": Latency,
+    "expiry": Expiry,
+    "cluster": Cluster,
+}
+
+SETTINGS: dict[str, Setting] = {
+    each.name: each
+    for section, declared in SECTIONS.items()
+    for each in settings_of(section, declared)
+}
+
+
+def conflict_of(config: Config) -> tuple[set[str], str] | None:
+    """Return settings that contradict each other, with the line to say so, or None if none do."""
+    client, memory, expiry = config.client, config.memory, config.expiry
+    if client.port == 0 and not client.unix_socket:
+        return (
+            {"client.port", "client.unix_socket"},
+            'client.port = 0 and client.unix_socket = "": no client could connect; set one of them',
+        )
+    shares = memory.memtable_share + memory.row_cache_share + memory.block_cache_share
+    if shares > 1 + 1e-9:
+        return (
+            {"memory.memtable_share", "memory.row_cache_share", "memory.block_cache_share"},
+            "memory.memtable_share, memory.row_cache_share and memory.block_cache_share add up "
+            f"to {shares:g}: must be at most 1",
+        )
+    if expiry.budget_ms > expiry.interval_ms:
+        return (
+            {"expiry.budget_ms", "expiry.interval_ms"},
+            f"expiry.budget_ms = {expiry.budget_ms}: must be at most expiry.interval_ms "
+            f"({expiry.interval_ms})",
+        )
+    return None

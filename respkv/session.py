@@ -1,0 +1,124 @@
+"""One client's connection as a state machine: what it has asked, what it is owed, and what it has set.
+
+It owns no socket and runs no command: the front feeds it bytes, the runner executes what it parsed, and replies gather in `out`
+until the end of the tick. `mode` is zero for a plain session, which takes the runner's short way; each bit is a reason for the
+long one.
+
+Core: no I/O, time is an argument.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from respkv.parser import Limits, Parser
+from respkv.reply import Reply, encode
+
+if TYPE_CHECKING:
+    from respkv.command import Command
+
+# Bits of Session.mode.
+UNAUTHENTICATED: Final = 1
+IN_MULTI: Final = 2
+REPLY_OFF: Final = 4
+REPLY_SKIP: Final = 8
+TRACKING: Final = 16
+WAITING: Final = 32  # For a row, a slice, a time: what follows queues up in `queue`.
+CLOSING: Final = 64  # Replies go out, nothing more is executed.
+MONITORING: Final = 128
+
+
+@dataclass(slots=True)
+class Transaction:
+    """What MULTI has queued. `is_broken`: a command was refused while queueing, so EXEC answers EXECABORT."""
+
+    commands: list[tuple[Command, list[bytes]]] = field(default_factory=list)
+    is_broken: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Wait:
+    """Why a session waits, and how it goes on. Exactly one of the kinds below applies.
+
+    fault       a row is being fetched; then `args` runs again at `now_ms`
+    slices      a sliced command; it is advanced a slice per tick
+    deadline_s  a time (monotonic seconds, None for ever); then `reply` is the answer
+    """
+
+    args: list[bytes]
+    command: Command
+    now_ms: int
+    fault: Any = None
+    slices: Generator[Any, Any, Reply] | None = None
+    deadline_s: float | None = None
+    reply: Reply = None
+    is_blocking: bool = False  # CLIENT UNBLOCK may end it.
+
+
+class Block(Exception):
+    """Raised by a handler: the session waits until `seconds` have passed (None: for ever) and then hears `reply`."""
+
+    def __init__(self, seconds: float | None, reply: Reply, *, is_blocking: bool = True) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.reply = reply
+        self.is_blocking = is_blocking
+
+
+class Session:
+    """One client. `peer` and `local` are addresses as CLIENT LIST shows them."""
+
+    __slots__ = (
+        "__weakref__", "close_reason", "commands_total", "created_s", "db", "id", "is_resp3", "last_active_s",
+        "last_command", "lib_name", "lib_ver", "local", "mode", "name", "no_evict", "no_touch", "out", "parser", "peer",
+        "queue", "tracking", "transaction", "unsent_bytes", "unsent_peak_bytes", "user", "wait", "watches",
+        "fd", "bytes_in", "bytes_out", "is_unix",
+    )  # fmt: skip
+
+    def __init__(
+        self, number: int, peer: str, local: str, limits: Limits, now_s: float, *, authenticated: bool
+    ) -> None:
+        self.id = number
+        self.peer = peer
+        self.local = local
+        self.fd = -1
+        self.is_unix = False
+        self.db = 0
+        self.is_resp3 = False
+        self.name = b""
+        self.lib_name = b""
+        self.lib_ver = b""
+        self.user = b"default"
+        self.mode = 0 if authenticated else UNAUTHENTICATED
+        self.parser = Parser(limits if authenticated else Limits.unauthenticated())
+        self.parser.one_at_a_time = not authenticated
+        self.out: list[bytes] = []
+        self.queue: deque[list[bytes]] = deque()  # Parsed, and not executed yet.
+        self.wait: Wait | None = None
+        self.transaction: Transaction | None = None
+        self.watches: dict[tuple[int, bytes], bytes | None] = {}  # (physical db, key) -> dots seen at WATCH
+        self.tracking: Any = None  # respkv.tracking.Tracking while CLIENT TRACKING is on.
+        self.no_evict = False
+        self.no_touch = False
+        self.created_s = now_s
+        self.last_active_s = now_s
+        self.last_command: Command | None = None
+        self.commands_total = 0
+        self.unsent_bytes = 0
+        self.unsent_peak_bytes = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.close_reason = ""
+
+    def send(self, reply: Reply) -> None:
+        """Add a reply to what goes out at the end of the tick."""
+        self.out.append(encode(reply, resp3=self.is_resp3))
+
+    def close_after_reply(self, reason: str) -> None:
+        """Execute nothing more, send what there is, then close."""
+        self.mode |= CLOSING
+        self.close_reason = reason
+        self.queue.clear()

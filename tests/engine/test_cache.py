@@ -1,0 +1,166 @@
+"""Caches: bounded, least recently used first, and never a wrong answer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from engine.block import Block, encode_block
+from engine.cache import BlockCache, RowCache
+
+
+def block(size: int = 1000) -> Block:
+    return Block(encode_block([b"key"], [1], [bytes(size)]))
+
+
+def test_a_block_is_found_until_it_is_pushed_out() -> None:
+    cache = BlockCache(20_000)
+    first = block()
+    cache.put((1, 0), first)
+    assert cache.get((1, 0)) is first
+    assert cache.get((1, 1)) is None
+    assert cache.get((2, 0)) is None
+    for number in range(1, 100):
+        cache.put((1, number), block())
+    assert cache.get((1, 0)) is None
+    assert cache.get((1, 99)) is not None
+    assert (cache.hit_count, cache.miss_count) == (2, 3)
+
+
+def test_a_block_in_use_stays() -> None:
+    cache = BlockCache(20_000)
+    cache.put((1, 0), block())
+    for number in range(1, 100):
+        cache.put((1, number), block())
+        assert cache.get((1, 0)) is not None
+
+
+def test_a_dropped_table_is_forgotten_and_frees_its_memory() -> None:
+    cache = BlockCache(100_000)
+    for number in range(5):
+        cache.put((1, number), block())
+    before = cache.bytes_used
+    for number in range(5):
+        cache.put((2, number), block())
+    cache.drop_table(2)
+    cache.drop_table(3)
+    assert cache.bytes_used == before
+    assert len(cache) == 5
+    assert all(cache.get((2, number)) is None for number in range(5))
+    assert all(cache.get((1, number)) is not None for number in range(5))
+    cache.drop_table(1)
+    assert (cache.bytes_used, len(cache)) == (0, 0)
+
+
+def test_what_is_pushed_out_can_be_dropped_and_put_again() -> None:
+    cache = BlockCache(20_000)
+    for number in range(100):
+        cache.put((1, number), block())
+    cache.drop_table(1)
+    assert (cache.bytes_used, len(cache)) == (0, 0)
+    cache.put((1, 3), block())
+    assert cache.get((1, 3)) is not None
+
+
+def test_a_huge_block_does_not_drive_out_the_others() -> None:
+    cache = BlockCache(20_000)
+    cache.put((1, 0), block())
+    cache.put((1, 1), block(15_000))
+    assert cache.get((1, 0)) is not None
+    assert cache.get((1, 1)) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_block_cache_keeps_its_bound_and_its_sum(seed: int) -> None:
+    rng = random.Random(seed)
+    cache = BlockCache(50_000)
+    put: dict[tuple[int, int], Block] = {}
+    for _ in range(3000):
+        block_id = (rng.randrange(4), rng.randrange(50))
+        match rng.randrange(10):
+            case 0:
+                cache.drop_table(block_id[0])
+                put = {id: block for id, block in put.items() if id[0] != block_id[0]}
+            case 1 | 2 | 3 | 4:
+                put[block_id] = block(rng.choice([10, 1000, 4000, 60_000]))
+                cache.put(block_id, put[block_id])
+            case _:
+                assert cache.get(block_id) in (None, put.get(block_id))
+        assert 0 <= cache.bytes_used <= cache.bytes_max
+        held = [id for id in put if id in cache._blocks]
+        assert len(held) == len(cache)
+        assert cache.bytes_used >= sum(put[id].weight_bytes for id in held)
+
+
+def test_a_row_is_found_until_it_is_invalidated() -> None:
+    rows = RowCache(10_000)
+    rows.put(b"key", b"raw")
+    assert rows.get(b"key") == b"raw"
+    rows.put(b"key", b"other")
+    assert rows.get(b"key") == b"other"
+    rows.invalidate(b"key")
+    rows.invalidate(b"key")
+    assert rows.get(b"key") is None
+    assert (rows.hit_count, rows.miss_count) == (2, 1)
+    assert rows.bytes_used == 0
+
+
+def test_an_empty_record_is_a_record() -> None:
+    rows = RowCache(10_000)
+    rows.put(b"key", b"")
+    assert rows.get(b"key") == b""
+    rows.invalidate(b"key")
+    assert rows.get(b"key") is None
+    assert rows.bytes_used == 0
+
+
+def test_a_record_too_large_for_the_cache_replaces_its_older_self() -> None:
+    rows = RowCache(10_000)
+    rows.put(b"key", b"old")
+    rows.put(b"key", bytes(9000))
+    assert rows.get(b"key") is None
+
+
+def use_again(rows: RowCache) -> None:
+    rows.get(b"0")
+
+
+def put_again(rows: RowCache) -> None:
+    rows.put(b"0", bytes(100))
+
+
+@pytest.mark.parametrize("use", [use_again, put_again])
+def test_a_row_in_use_stays(use: Callable[[RowCache], None]) -> None:
+    rows = RowCache(10_000)
+    rows.put(b"0", bytes(100))
+    for number in range(1, 200):
+        rows.put(b"%d" % number, bytes(100))
+        use(rows)
+    assert rows.get(b"0") is not None
+    assert rows.get(b"1") is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_row_cache_keeps_its_bound_and_its_sum(seed: int) -> None:
+    rng = random.Random(seed)
+    rows = RowCache(10_000)
+    put: dict[bytes, bytes] = {}
+    for _ in range(3000):
+        key = b"%d" % rng.randrange(60)
+        match rng.randrange(20):
+            case 0:
+                rows.clear()
+            case 1 | 2 | 3:
+                rows.invalidate(key)
+                put.pop(key, None)
+            case 4 | 5 | 6 | 7 | 8 | 9:
+                put[key] = rng.randbytes(rng.choice([0, 10, 500, 9000]))
+                rows.put(key, put[key])
+            case _:
+                assert rows.get(key) in (None, put.get(key))
+        assert rows.bytes_used <= rows.bytes_max
+        assert rows.bytes_used >= sum(len(key) + len(raw) for key, raw in rows._rows.items())
+    rows.clear()
+    assert (rows.bytes_used, len(rows)) == (0, 0)
