@@ -40,7 +40,7 @@ from bench.large_value import SizeResult, ValueChanged
 from bench.ping import Latency, Pinger, PingFailed
 from bench.process import Pid, peak_bytes, resident_bytes
 from bench.report import columns, facts_text, to_json, verdict
-from bench.server import Server, ServerNotReady, running
+from bench.server import Server, ServerNotReady, failure_text, running
 
 PING_COUNT = 1000
 GROWTH_AIM_BYTES = 64 * MIB
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             values = large_value.exchange_values(server.address)
         print(values_text(values))
     except _FAILURES as error:
-        print(f"bench.hostile: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"bench.hostile: {failure_text(error)}", file=sys.stderr)
         return 1
     if options.json is not None:
         document = {

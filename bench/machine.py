@@ -1,8 +1,9 @@
 """Where a benchmark ran: facts about the machine, and how busy it was with other things.
 
-Noise is what the machine did beside the benchmark while it ran: busy time of all cores less that
-of this process' tree, which holds the servers and the load generator. Time in interrupts is left
-out, since the traffic of the benchmark itself makes most of it.
+Noise is what the machine did beside the benchmark while it ran: busy time of all cores less that of
+this process' tree, which holds the servers and the load generator. Time in interrupts belongs to
+it: most kernels charge it to the process that it interrupts, so the tree's time holds its share,
+and leaving it out would hide as much noise as the traffic makes interrupts.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ def parse_cpu_model(cpuinfo: str) -> str:
 
 
 def parse_busy_s(stat: str) -> float:
-    """Return the time that all cores spent on programs or lost to the host, from `/proc/stat`."""
+    """Return the time that all cores worked or were lost to the host, from `/proc/stat`."""
     fields = stat.split("\n", 1)[0].split()
     assert fields[0] == "cpu"
-    user, nice, system, _idle, _iowait, _irq, _softirq, steal = map(int, fields[1:9])
-    return (user + nice + system + steal) / TICKS_PER_S
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[1:9])
+    return (user + nice + system + irq + softirq + steal) / TICKS_PER_S
 
 
 def other_share(before: Activity, after: Activity, core_count: int) -> float:

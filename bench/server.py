@@ -27,19 +27,19 @@ HOST = "127.0.0.1"
 READY_WAIT_S = 60.0
 STOP_WAIT_S = 30.0
 POLL_S = 0.02
+LAST_WORDS_MAX = 2000
 # respkv takes further ports above its client port, so leave room for them below the ephemeral ones.
 PORTS = range(20_000, 30_000)
 
 
 @dataclass(eq=False)
 class ServerNotReady(Exception):
-    """A server did not come up. The text is the end of what it wrote."""
+    """A server did not come up. A note of the exception holds the end of what it wrote."""
 
     name: str
-    written: str
 
     def __str__(self) -> str:
-        return f"{self.name} did not become ready; it wrote:\n{self.written or '(nothing)'}"
+        return f"{self.name} did not become ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,10 @@ def running(name: str, *, settings: Sequence[str] = ()) -> Iterator[Server]:
         try:
             _wait_until_ready(name, process, address, log)
             yield Server(name, version_of(name), address, process.pid)
+        except Exception as error:
+            # The directory goes away, and what the server wrote is often the cause.
+            error.add_note(_last_words(name, process, log))
+            raise
         finally:
             _stop(process)
 
@@ -130,7 +134,19 @@ def _wait_until_ready(
         if (name != "respkv" or _says_ready(log)) and _answers_ping(address):
             return
         time.sleep(POLL_S)
-    raise ServerNotReady(name, log.read_text(errors="replace")[-2000:])
+    raise ServerNotReady(name)
+
+
+def _last_words(name: str, process: subprocess.Popen[bytes], log: Path) -> str:
+    status = process.poll()
+    state = "still runs" if status is None else f"ended with status {status}"
+    written = log.read_text(errors="replace")[-LAST_WORDS_MAX:]
+    return f"{name} {state}; it wrote:\n{written or '(nothing)'}"
+
+
+def failure_text(error: BaseException) -> str:
+    """Return what went wrong, with the last words of the servers that ran."""
+    return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
 
 
 def _says_ready(log: Path) -> bool:

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import load, machine, report
-from bench.connection import Connection
+from bench.connection import Connection, ConnectionEnded, ErrorAnswered
 from bench.load import Lookups, Workload
 from bench.process import CpuTime, tree_cpu
 from bench.report import Run
-from bench.server import Server, ServerNotReady, running
+from bench.server import Server, ServerNotReady, failure_text, running
 
 CPU_WANTED_S = 2.5
 CALIBRATION_REQUESTS = 20_000
@@ -50,6 +50,8 @@ LARGE_MEMORY = "64MiB"
 MEMTABLE_SHARE = 4
 RECORD_BYTES = 330
 SIZE_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+_FAILURES = (ServerNotReady, load.LoadFailed, ConnectionEnded, ErrorAnswered, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +147,13 @@ def calibrate(servers: Sequence[Server], workload: Workload) -> int:
 def run_once(server: Server, workload: Workload, request_count: int, round_number: int) -> Run:
     """Send one load to one server and account for it."""
     with Connection(server.address) as connection:
-        before = Lookups.from_info(connection.info(b"stats"))
+        before = read_lookups(connection)
         cpu_before, activity_before = tree_cpu(server.pid), machine.read_activity()
         result = load.run_benchmark(server.address, workload, request_count)
         # Noise is judged while the load runs: the rest that follows would dilute it.
         activity_after = machine.read_activity()
         cpu_after, is_settled = rest(server, wait_s=REST_WAIT_S)
-        after = Lookups.from_info(connection.info(b"stats"))
+        after = read_lookups(connection)
     cpu = cpu_after - cpu_before
     return Run(
         server=server.name,
@@ -167,6 +169,14 @@ def run_once(server: Server, workload: Workload, request_count: int, round_numbe
         other_share=machine.other_share(activity_before, activity_after, machine.core_count()),
         is_settled=is_settled,
     )
+
+
+def read_lookups(connection: Connection) -> Lookups | None:
+    """Return the server's count of keys found and missed; None when it keeps none."""
+    try:
+        return Lookups.from_info(connection.info(b"stats"))
+    except ErrorAnswered:
+        return None
 
 
 def rest(server: Server, *, wait_s: float) -> tuple[CpuTime, bool]:
@@ -208,8 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for plan in plans(options):
         try:
             runs, facts = measure(plan)
-        except (ServerNotReady, load.LoadFailed, OSError) as error:
-            print(f"bench.serving: {error}", file=sys.stderr)
+        except _FAILURES as error:
+            print(f"bench.serving: {failure_text(error)}", file=sys.stderr)
             return 1
         if not tables:
             print(report.facts_text(facts))

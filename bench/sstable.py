@@ -2,9 +2,10 @@
 
     python -m bench.sstable [--records 100000] [--value-bytes 100] [--block-bytes 8192]
 
-Each figure is the least of several runs, on files in a temporary folder that the kernel has cached.
-The codec is as cheap as one can be, so the figures are the engine's own. "get hit" is the whole way
-of a read below the memtable for one table: hash, filter, index, block cache, search in the block.
+Each figure is the least CPU time of several runs, on files that the kernel has cached. The codec is
+as cheap as one can be, so the figures are the engine's own. "get hit" is the whole way of a read
+below the memtable for one table: hash, filter, index, block cache, search in the block. It is
+measured with few keys, whose blocks the CPU's cache holds, and with many, where it does not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import random
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 
 from engine.bloom import hash_of
 from engine.cache import BlockCache, RowCache
@@ -51,12 +54,12 @@ CODEC = CheapCodec()
 
 
 def best_us(work: Callable[[], object], count: int) -> float:
-    """Return the least time of a run, for each of the `count` things that it does."""
+    """Return the least CPU time of a run, for each of the `count` things that it does."""
     times = []
     for _ in range(REPEATS):
-        began = time.perf_counter()
+        began = time.process_time()
         work()
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     return min(times) / count * 1e6
 
 
@@ -72,11 +75,11 @@ def made_entries(rng: random.Random, count: int, value_bytes: int) -> list[Entry
     return [entries[key] for key in sorted(entries)]
 
 
-def write_table(disk: Disk, name: str, entries: Sequence[Entry], block_bytes: int) -> None:
+def write_table(disk: Disk, name: str, entries: Iterable[Entry], block_bytes: int) -> None:
     writer = TableWriter(disk, name, block_bytes=block_bytes, compression="lz4", codec=CODEC)
     for key, flags, raw in entries:
         writer.add_key(key, flags, raw)
-    writer.finish(0, len(entries))
+    writer.finish(0, 0)
 
 
 def read_from(table: Table, cache: BlockCache, key: Key) -> tuple[int, bytes] | None:
@@ -98,131 +101,122 @@ def exhaust(items: Iterator[object]) -> None:
     deque(items, maxlen=0)
 
 
-def measure(disk: Disk, records: int, value_bytes: int, block_bytes: int) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is measured on: a disk, the records, and how blocks are made."""
+
+    disk: Disk
+    rng: random.Random
+    entries: list[Entry]
+    block_bytes: int
+
+
+def measure_building(load: Load) -> Iterator[str]:
     """Yield lines to print."""
-    rng = random.Random(1)
-    entries = made_entries(rng, records, value_bytes)
-    numbers = iter(range(1000))
+    count = len(load.entries)
 
     def build() -> None:
-        write_table(disk, f"build-{next(numbers)}", entries, block_bytes)
+        load.disk.remove("table")
+        write_table(load.disk, "table", load.entries, load.block_bytes)
 
-    yield f"build                  {best_us(build, records):7.3f} µs a record"
-
-    write_table(disk, "table", entries, block_bytes)
-    table = Table.open(disk, "table")
+    write_table(load.disk, "table", load.entries, load.block_bytes)
+    yield f"build                  {best_us(build, count):7.3f} µs a record"
+    table = Table.open(load.disk, "table")
     meta = table.meta
     yield (
         f"    {meta.entry_count} records, {meta.raw_bytes} bytes, file {meta.file_bytes} bytes, "
         f"{meta.block_count} blocks, {table.memory_bytes} bytes in memory"
     )
-    opening = best_us(lambda: Table.open(disk, "table").close(), 1)
+    opening = best_us(lambda: Table.open(load.disk, "table").close(), 1)
     yield f"open                   {opening / 1000:7.3f} ms a table"
+    scanning = best_us(lambda: exhaust(table.scan()), count)
+    yield f"scan                   {scanning:7.3f} µs a record"
 
-    hits = [entry[0] for entry in rng.sample(entries, min(20_000, records))]
-    misses = [key[:-1] + b"x" for key in hits]
+
+def measure_gets(load: Load, key_count: int) -> Iterator[str]:
+    """Yield lines to print: reads of `key_count` random keys, whose blocks are cached."""
+    table = Table.open(load.disk, "table")
     cache = BlockCache(1 << 30)
-    found = [read_from(table, cache, key) for key in hits]
-    assert all(found)
+    hits = [entry[0] for entry in load.rng.sample(load.entries, key_count)]
+    misses = [key[:-1] + b"x" for key in hits]
+    assert all(read_from(table, cache, key) for key in hits)
+
+    def gets(keys: list[Key]) -> None:
+        for key in keys:
+            read_from(table, cache, key)
+
+    hit_us = best_us(lambda: gets(hits), key_count)
+    miss_us = best_us(lambda: gets(misses), key_count)
+    yield f"get hit                {hit_us:7.3f} µs, block cached, {key_count} keys"
+    yield f"get miss               {miss_us:7.3f} µs"
     hashes = list(map(hash_of, misses))
+    hash_us = best_us(lambda: exhaust(map(hash_of, misses)), key_count)
+    probe_us = best_us(lambda: exhaust(map(table.may_contain_hash, hashes)), key_count)
     false_count = sum(map(table.may_contain_hash, hashes))
+    yield f"    hash_of            {hash_us:7.3f} µs a key"
+    yield f"    filter             {probe_us:7.3f} µs a table after that"
+    yield f"    false positives    {false_count / key_count * 100:7.3f} %"
 
-    def gets(keys: list[Key]) -> Callable[[], None]:
-        def work() -> None:
-            for key in keys:
-                read_from(table, cache, key)
 
-        return work
+def measure_parts(load: Load) -> Iterator[str]:
+    """Yield lines to print: what a read consists of."""
+    table = Table.open(load.disk, "table")
 
-    def probes() -> None:
-        for hashed in hashes:
-            table.may_contain_hash(hashed)
-
-    def hashing() -> None:
-        for key in misses:
-            hash_of(key)
-
-    count = len(hits)
-    yield f"get hit, block cached  {best_us(gets(hits), count):7.3f} µs"
-    yield f"get miss               {best_us(gets(misses), count):7.3f} µs"
-    yield f"    hash_of            {best_us(hashing, count):7.3f} µs a key"
-    yield f"    filter             {best_us(probes, count):7.3f} µs a table after that"
-    yield f"    false positives    {false_count / count * 100:7.3f} %"
-
-    def loads() -> None:
+    def load_all() -> None:
         for block_no in range(table.block_count):
             table.load(block_no, cached_only=True)
 
-    yield f"load block             {best_us(loads, table.block_count):7.3f} µs, page cached"
-
+    loading = best_us(load_all, table.block_count)
+    yield f"load block             {loading:7.3f} µs, held by the kernel"
     block = table.load(0, cached_only=False)
     assert block is not None
     in_block = [entry[0] for entry in block.to_list()]
+    finding = best_us(lambda: exhaust(map(block.find, in_block)), len(in_block))
+    yield f"find in block          {finding:7.3f} µs"
 
-    def finds() -> None:
-        for key in in_block:
-            block.find(key)
-
-    yield f"find in block          {best_us(finds, len(in_block)):7.3f} µs"
-
-    block_ids = [(table.id, rng.randrange(table.block_count)) for _ in range(count)]
+    cache = BlockCache(1 << 30)
+    block_ids = [(table.id, number) for number in range(table.block_count)]
+    for block_id in block_ids:
+        cache.put(block_id, block)
+    load.rng.shuffle(block_ids)
+    cached_us = best_us(lambda: exhaust(map(cache.get, block_ids)), len(block_ids))
+    yield f"block cache get        {cached_us:7.3f} µs"
     rows = RowCache(1 << 30)
-    for key in hits:
+    for key in in_block:
         rows.put(key, b"raw")
+    cached_us = best_us(lambda: exhaust(map(rows.get, in_block)), len(in_block))
+    yield f"row cache get          {cached_us:7.3f} µs"
 
-    def cache_gets() -> None:
-        for block_id in block_ids:
-            cache.get(block_id)
 
-    def row_gets() -> None:
-        for key in hits:
-            rows.get(key)
-
-    yield f"block cache get        {best_us(cache_gets, count):7.3f} µs"
-    yield f"row cache get          {best_us(row_gets, count):7.3f} µs"
-
-    yield f"scan                   {best_us(lambda: exhaust(table.scan()), records):7.3f} µs a record"
-
-    # Random parts of the records, a tenth of them in two sources.
+def measure_merging(load: Load) -> Iterator[str]:
+    """Yield lines to print: random parts of the records, a tenth of them in two sources."""
     sources: list[list[Entry]] = [[] for _ in range(SOURCE_COUNT)]
-    for entry in entries:
-        for number in rng.sample(range(SOURCE_COUNT), 2 if rng.random() < 0.1 else 1):
+    for entry in load.entries:
+        for number in load.rng.sample(range(SOURCE_COUNT), 2 if load.rng.random() < 0.1 else 1):
             sources[number].append(entry)
     total = sum(map(len, sources))
     for number, part in enumerate(sources):
-        write_table(disk, f"source-{number}", part, block_bytes)
-    tables = [Table.open(disk, f"source-{number}") for number in range(SOURCE_COUNT)]
-    halves = [[part[at : at + 500] for at in range(0, len(part), 500)] for part in sources]
+        write_table(load.disk, f"source-{number}", part, load.block_bytes)
+    tables = [Table.open(load.disk, f"source-{number}") for number in range(SOURCE_COUNT)]
+    grouped = [list(table.groups()) for table in tables]
 
-    def merge_memory() -> None:
-        groups = [iter(half) for half in halves]
-        exhaust(merge_groups(groups, CODEC, now_ms=1, is_bottom=True))
+    def merged(groups: list[Iterator[list[Entry]]]) -> Iterator[list[Entry]]:
+        return merge_groups(groups, CODEC, now_ms=1, is_bottom=True)
 
     def merge_entries() -> None:
         exhaust(merge([iter(part) for part in sources], CODEC, now_ms=1, is_bottom=True))
 
-    def merge_tables() -> None:
-        groups = [table.groups() for table in tables]
-        exhaust(merge_groups(groups, CODEC, now_ms=1, is_bottom=True))
-
     def compact() -> None:
-        groups = [table.groups() for table in tables]
-        writer = TableWriter(
-            disk,
-            f"compacted-{next(numbers)}",
-            block_bytes=block_bytes,
-            compression="lz4",
-            codec=CODEC,
-        )
-        for group in merge_groups(groups, CODEC, now_ms=1, is_bottom=True):
-            for key, flags, raw in group:
-                writer.add_key(key, flags, raw)
-        writer.finish(0, total)
+        entries = chain.from_iterable(merged([table.groups() for table in tables]))
+        write_table(load.disk, "compacted", entries, load.block_bytes)
+        load.disk.remove("compacted")
 
-    yield f"merge, of groups       {best_us(merge_memory, total):7.3f} µs a record, {SOURCE_COUNT} sources"
-    yield f"merge, of entries      {best_us(merge_entries, total):7.3f} µs a record"
-    yield f"read and merge         {best_us(merge_tables, total):7.3f} µs a record"
-    yield f"whole compaction       {best_us(compact, total):7.3f} µs a record"
+    groups_us = best_us(lambda: exhaust(merged(list(map(iter, grouped)))), total)
+    yield f"merge                  {groups_us:7.3f} µs a record in, {SOURCE_COUNT} sources, groups"
+    yield f"merge                  {best_us(merge_entries, total):7.3f} µs, single entries"
+    reading = best_us(lambda: exhaust(merged([table.groups() for table in tables])), total)
+    yield f"read and merge         {reading:7.3f} µs"
+    yield f"read, merge and build  {best_us(compact, total):7.3f} µs"
 
 
 def main() -> None:
@@ -235,7 +229,17 @@ def main() -> None:
     gc.disable()  # As in the serving process and in the worker.
     with tempfile.TemporaryDirectory(prefix="respkv-bench-") as folder:
         disk = RealDisk(folder)
-        for line in measure(disk, given.records, given.value_bytes, given.block_bytes):
+        rng = random.Random(1)
+        entries = made_entries(rng, given.records, given.value_bytes)
+        load = Load(disk, rng, entries, given.block_bytes)
+        lines = chain(
+            measure_building(load),
+            measure_gets(load, min(300, given.records)),
+            measure_gets(load, min(20_000, given.records)),
+            measure_parts(load),
+            measure_merging(load),
+        )
+        for line in lines:
             print(line, flush=True)
         disk.close()
 

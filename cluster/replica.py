@@ -15,10 +15,25 @@ import msgspec
 
 from cluster.clock import Actor, Counter, HybridClock
 from cluster.expiry import ExpiryIndex
-from cluster.record import CODEC, EXPIRY_HEADER, HAS_EXPIRY, HEADER, MANY, decode
+from cluster.record import (
+    CODEC,
+    EXPIRY_HEADER,
+    HAS_EXPIRY,
+    HEADER,
+    MANY,
+    decode,
+)
 from cluster.slot import SLOT_COUNT, Row, Slot
 from engine.disk import Disk
+from engine.log import COMPLETE, ENVELOPE
+from engine.memtable import ENTRY_OVERHEAD_BYTES
 from engine.store import Store, StoreSettings
+
+# A write on its way: slot, kind byte, expiry (0: never), payload. A deletion is kind DELETION.
+Effect = tuple[Slot, int, int, bytes]
+
+pack_header = HEADER.pack
+pack_expiry_header = EXPIRY_HEADER.pack
 
 
 class ReplicaState(msgspec.Struct, array_like=True):
@@ -65,24 +80,41 @@ class Replica:
         self.clock.observe(kept.last_hlc)
         self.counters = kept.counters
 
-    def write(
-        self, slot: Slot, row: Row, kind: int, expire_at_ms: int, payload: bytes, now_ms: int
-    ) -> None:
-        """Write one version under a new dot. Hot: every SET ends here."""
-        counter = self.counters[slot] + 1
-        self.counters[slot] = counter
-        # The hybrid clock, inlined: strictly increasing, near now.
+    def write(self, effects: dict[Row, Effect], now_ms: int) -> None:
+        """Give each write a dot and a timestamp, encode it, stage it for the log and put it into the memtable.
+
+        Hot: every SET ends here, so what `Store.apply` and `Memtable.put` do for a complete entry is written out once
+        more; `Store.apply` is the form to read (bench/serving.py measures, tests/cluster/test_replica.py compares).
+        """
+        store = self.store
+        memtable = store.memtable
+        slots = memtable.slots
+        pieces = store.log.pieces
+        counters = self.counters
+        actor = self.actor
         clock = self.clock
         hlc = now_ms << 16
         if hlc <= clock.last:
             hlc = clock.last + 1
-        clock.last = hlc
-        if expire_at_ms:
-            raw = EXPIRY_HEADER.pack(kind | HAS_EXPIRY, self.actor, counter, hlc, expire_at_ms) + payload
-            self.expiry.add(slot, row, expire_at_ms)
-        else:
-            raw = HEADER.pack(kind, self.actor, counter, hlc) + payload
-        self.store.apply(slot, row, raw)
+        for row, (slot, kind, expire_at_ms, payload) in effects.items():
+            counters[slot] = counter = counters[slot] + 1
+            if expire_at_ms:
+                head = pack_expiry_header(kind | HAS_EXPIRY, actor, counter, hlc, expire_at_ms)
+                self.expiry.add(slot, row, expire_at_ms)
+            else:
+                head = pack_header(kind, actor, counter, hlc)
+            hlc += 1
+            raw = head + payload
+            pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
+            rows = slots[slot]
+            old = rows.get(row)
+            rows[row] = raw
+            if old is not None:
+                memtable.weight_bytes += len(raw) - len(old)
+            else:
+                memtable.weight_bytes += len(row) + len(raw) + ENTRY_OVERHEAD_BYTES
+                store.forget_below(slot, row)
+        clock.last = hlc - 1
 
     def flush(self, databases: list[int]) -> None:
         """Drop all rows of the given physical databases."""

@@ -20,10 +20,10 @@ EXPIRED_SHARE: Final = 0.3
 def choose(tables: Sequence[TableMeta], now_ms: int) -> slice | None:
     """The slice of `tables` (newest first) to merge now, or None."""
     for start in range(len(tables)):
-        size = max(tables[start].bytes, 1)
+        size = max(tables[start].file_bytes, 1)
         stop = start + 1
-        while stop < len(tables) and tables[stop].bytes <= 2 * size:
-            size = max(size, tables[stop].bytes)
+        while stop < len(tables) and tables[stop].file_bytes <= 2 * size:
+            size = max(size, tables[stop].file_bytes)
             stop += 1
         if stop - start >= TIER_COUNT:
             return slice(start, stop)

@@ -1,22 +1,22 @@
 """The disk seam: everything the engine asks of a file system, and the real one.
 
-Shell. It takes no decision beyond turning every OSError into a typed `EngineError`. It knows no file
-format, and it does not run anything in threads: the caller decides which calls may block it.
+Shell. It takes no decision beyond turning every OSError into a typed `EngineError`. It knows no
+file format, and it does not run anything in threads: the caller decides which calls may block it.
 
-A `Disk` is one flat folder. Names are file names in it, never paths. The rules that both the real disk
-and the simulated one (`tests/sim/disk.py`) keep, and that their common tests check:
+A `Disk` is one flat folder. Names are file names in it, never paths. The rules that both the real
+disk and the simulated one (`tests/sim/disk.py`) keep, and that their common tests check:
 
 - What `append` and `truncate` did is durable once `sync` of that file has returned, and not before.
   After a power cut any part of it may be there.
-- What `create`, `rename` and `remove` did to names is durable once `sync_names` has returned. Syncing
-  a file does not make its name durable.
+- What `create`, `rename` and `remove` did to names is durable once `sync_names` has returned.
+  Syncing a file does not make its name durable.
 - `rename` replaces the target in one step.
 - A failed `append` may leave a part of the data in the file; `size` then tells the true end.
-- A failed `sync` is final. The kernel may drop the unwritten data, keep showing it to readers from its
-  cache, and report success the next time. `drop_cache` is the way back to the truth: the next `read`
-  comes from the disk.
-- `sync` may run in one thread while another one appends to the same file. Nothing else may overlap on
-  one file, and `close` least of all: the number of a closed descriptor is used again.
+- A failed `sync` is final. The kernel may drop the unwritten data, keep showing it to readers from
+  its cache, and report success the next time. `drop_cache` is the way back to the truth: the next
+  `read` comes from the disk.
+- `sync` may run in one thread while another one appends to the same file. Nothing else may overlap
+  on one file, and `close` least of all: the number of a closed descriptor is used again.
 
 Linux is assumed: `fdatasync`, `flock` and `preadv` with `RWF_NOWAIT`.
 """
@@ -62,7 +62,7 @@ _ADVICE = {
 
 
 class File(Protocol):
-    """An open file. `size` is its length as this handle knows it: at opening, plus its own changes."""
+    """An open file. `size` is its length at opening, plus the changes made by this handle."""
 
     name: str
     size: int

@@ -1,13 +1,14 @@
 """The commit log: what was written since the last flush, in order, and how much of it is durable.
 
-Shell over the disk seam (`engine/disk.py`): it reads no clock and runs no thread of its own. It does
-not know what a row or its raw bytes mean, and it does not decide when to sync, to roll or to remove.
+Shell over the disk seam (`engine/disk.py`): it reads no clock and runs no thread of its own. It
+does not know what a row or its raw bytes mean, and it does not decide when to sync, to roll or to
+remove.
 
 Positions
     A position counts the bytes of all frames since the beginning of time. It only grows, over
-    segments and restarts. A segment is named by the position of its first frame (`base`), and a frame
-    at `position` stands at file offset `HEADER_BYTES + position - base`. What `write` returns, and
-    what `recover` hands out with an entry, is the position of the *end* of its frame.
+    segments and restarts. A segment is named by the position of its first frame (`base`), and a
+    frame at `position` stands at file offset `HEADER_BYTES + position - base`. What `write`
+    returns, and what `recover` hands out with an entry, is the position of the *end* of its frame.
 
 Bytes (little-endian, no padding)
     Segment `{base:020d}.log`: a header of 40 bytes, then frames until the end of the file.
@@ -37,32 +38,34 @@ Bytes (little-endian, no padding)
 
 What may be torn
     Between two syncs the operating system writes in any order. After a power cut any part of the
-    unsynced bytes may be there: an early frame may be gone and a later one intact, a whole segment may
-    be missing and its successor there. All this is normal, and recovery must not refuse it. A damaged
-    frame that had been synced is corruption, and recovery must not hide it. The `synced` fields tell
-    the two apart, over all segments together:
+    unsynced bytes may be there: an early frame may be gone and a later one intact, a whole segment
+    may be missing and its successor there. All this is normal, and recovery must not refuse it. A
+    damaged frame that had been synced is corruption, and recovery must not hide it. The `synced`
+    fields tell the two apart, over all segments together:
 
-    - Frames are applied in order, from `start` to the first position P that has no valid frame: a bad
-      frame, a bad header, a missing segment, or the end.
+    - Frames are applied in order, from `start` to the first position P that has no valid frame: a
+      bad frame, a bad header, a missing segment, or the end.
     - If anything valid after P says `synced` > P, then P was durable: `CorruptionError`.
-    - If not, nothing from P on was ever promised. The log ends at P. The rest of that file is cut off
-      and later segments are removed, durably and before anything new is written, so that what was cut
-      off cannot come back between new frames.
+    - If not, nothing from P on was ever promised. The log ends at P. The rest of that file is cut
+      off and later segments are removed, durably and before anything new is written, so that what
+      was cut off cannot come back between new frames.
 
-    So `roll` needs no sync, and neither segment nor name has to be durable before the next one is used:
-    `sync` does all files in order, then the names, and only then moves `synced`. `close` ends with an
-    empty frame that vouches for everything before it. What nothing vouches for yet is the end of a log
-    whose process was killed: damage there cannot be told from a torn write, and is cut off and reported.
+    So `roll` needs no sync, and neither segment nor name has to be durable before the next one is
+    used: `sync` does all files in order, then the names, and only then moves `synced`. `close` ends
+    with an empty frame that vouches for everything before it. What nothing vouches for yet is the
+    end of a log whose process was killed: damage there cannot be told from a torn write, and is cut
+    off and reported.
 
 Restart
-    Recovery syncs each segment and drops it from the cache before it reads: frames of a killed process
-    may only be in the kernel's memory, and after a failed sync the cache shows bytes that the disk does
-    not have. So all that was applied is durable, and `synced` starts at the end. The log then goes on in
-    a *new* segment. Appending to the last one would save a file, but would write behind a cut, where a
-    second power cut can bring old sectors back; and a segment that is never reopened has one writer.
+    Recovery syncs each segment and drops it from the cache before it reads: frames of a killed
+    process may only be in the kernel's memory, and after a failed sync the cache shows bytes that
+    the disk does not have. So all that was applied is durable, and `synced` starts at the end. The
+    log then goes on in a *new* segment. Appending to the last one would save a file, but would
+    write behind a cut, where a second power cut can bring old sectors back; and a segment that is
+    never reopened has one writer.
 
-Sources: the recovery rules of SQLite's WAL and of LevelDB's log, and Rebello et al., "Can Applications
-Recover from fsync Failures?" (2020), for why a failed sync is final.
+Sources: the recovery rules of SQLite's WAL and of LevelDB's log, and Rebello et al., "Can
+Applications Recover from fsync Failures?" (2020), for why a failed sync is final.
 """
 
 import contextlib
@@ -127,7 +130,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Torn:
-    """`bytes_count` bytes at `offset` of segment `name`, cut off because they were never durable."""
+    """What was cut off, never having been durable: `bytes_count` bytes at `offset` of `name`."""
 
     name: str
     offset: int
@@ -152,8 +155,8 @@ class Recovery:
 class CommitLog:
     """The log of this process, open for writing. Made by `CommitLog.open` after `recover`.
 
-    One thread stages, writes, rolls and removes. `sync` may run in another one meanwhile, and calls of
-    it wait for each other. Hot callers extend `pieces` themselves, which is what `stage` does.
+    One thread stages, writes, rolls and removes. `sync` may run in another one meanwhile, and calls
+    of it wait for each other. Hot callers extend `pieces` themselves, which is what `stage` does.
     """
 
     __slots__ = (
@@ -183,8 +186,8 @@ class CommitLog:
         self.failure = None
         self._sealed = list(recovery.segments)
         # Open files that may hold unsynced bytes, oldest first, the current one last. The syncing
-        # thread copies and shortens this list while the writing thread appends to it: each of these is
-        # one step under the interpreter's lock.
+        # thread copies and shortens this list while the writing thread appends to it: each of these
+        # is one step under the interpreter's lock.
         self._unsynced: list[File] = []
         self._sync_lock = threading.Lock()
         self._has_new_names = False
@@ -245,7 +248,7 @@ class CommitLog:
         return position
 
     def _undo_append(self, cause: DiskError) -> None:
-        """Cut off what a failed append left, or give up: the next frame must follow the last one."""
+        """Cut off what a failed append left, or give up: frames must follow each other."""
         try:
             self._file.truncate(HEADER_BYTES + self.segment_bytes)
         except DiskError as error:
@@ -255,10 +258,10 @@ class CommitLog:
     def roll(self) -> str:
         """Seal the current segment, go on in a new one, and return the name of the sealed one.
 
-        Staged entries are written to the old one first. Neither of the two is durable before the next
-        `sync`: that would block the caller, and recovery does not need it. An empty segment is not
-        sealed, because the new one would have its name: `ValueError`. On `DiskError` the log goes on
-        in the current segment.
+        Staged entries are written to the old one first. Neither of the two is durable before the
+        next `sync`: that would block the caller, and recovery does not need it. An empty segment is
+        not sealed, because the new one would have its name: `ValueError`. On `DiskError` the log
+        goes on in the current segment.
         """
         self.write()
         if self.failure is not None:
@@ -287,8 +290,8 @@ class CommitLog:
     def _undo_create(self, file: File, cause: DiskError) -> None:
         """Take back a segment that got no header.
 
-        Durably: the log goes on in the old segment, and a file that comes back after a power cut would
-        stand in the middle of it.
+        Durably: the log goes on in the old segment, and a file that comes back after a power cut
+        would stand in the middle of it.
         """
         try:
             file.close()
@@ -301,8 +304,8 @@ class CommitLog:
     def sync(self) -> int:
         """Make durable all that was written before this call; return `synced`.
 
-        May run in another thread while the log is written. Raises `SyncError` the first time that it
-        fails and `LogFailedError` ever after: a failed sync must not be tried again.
+        May run in another thread while the log is written. Raises `SyncError` the first time that
+        it fails and `LogFailedError` ever after: a failed sync must not be tried again.
         """
         with self._sync_lock:
             if self.failure is not None:
@@ -334,8 +337,8 @@ class CommitLog:
         """Delete the sealed segments that lie wholly below `position`.
 
         All their entries must be durable elsewhere, and so must be the `start` >= `position` of the
-        next recovery: then it is harmless that the removal itself is not synced. A file that is being
-        synced right now is closed by the next `sync` or removal.
+        next recovery: then it is harmless that the removal itself is not synced. A file that is
+        being synced right now is closed by the next `sync` or removal.
         """
         ends = [segment.base for segment in self._sealed[1:]] + [self._segment.base]
         while self._sealed and ends[0] <= position:
@@ -386,11 +389,11 @@ def segment_name(base: int) -> str:
 def recover(disk: Disk, *, start: int, apply: Apply) -> Recovery:
     """Replay everything from position `start` on, in order, and cut off what is torn.
 
-    `start` is the end of a frame, as `write` returned it, or the base of a segment: everything below is
-    durable elsewhere, and is neither read nor missed. Raises `CorruptionError` if something is damaged
-    that had been durable: then the entries before it were applied, and no file was changed. Raises
-    `UnknownFormatError` for the segment of another version. Both mean that the node must not start on
-    this log.
+    `start` is the end of a frame, as `write` returned it, or the base of a segment: everything
+    below is durable elsewhere, and is neither read nor missed. Raises `CorruptionError` if
+    something is damaged that had been durable: then the entries before it were applied, and no file
+    was changed. Raises `UnknownFormatError` for the segment of another version. Both mean that the
+    node must not start on this log.
     """
     segments = list_segments(disk)
     # Begin in the last segment that can hold `start`; what comes before ends at or below it.
@@ -409,8 +412,8 @@ def recover(disk: Disk, *, start: int, apply: Apply) -> Recovery:
 def read_segment(disk: Disk, name: str) -> Iterator[Entry]:
     """Yield all entries of a sealed segment in order. Raises `CorruptionError` at any bad frame.
 
-    For the flush, also in another process. A segment that is sealed and was written or recovered by the
-    running process has no torn end.
+    For the flush, also in another process. A segment that is sealed and was written or recovered by
+    the running process has no torn end.
     """
     file = disk.open(name)
     try:
@@ -466,11 +469,10 @@ class _Replay:
         apply = self._apply
         for position, payload in _frames(file, segment.base, self.end):
             end = position + FRAME_BYTES + len(payload)
-            for flags, slot, row, raw in _entries(
-                self._disk, segment.name, segment.base, position, payload
-            ):
+            entries = _entries(self._disk, segment.name, segment.base, position, payload)
+            for flags, slot, row, raw in entries:
                 apply(flags, slot, row, raw, end)
-                self.entry_count += 1
+            self.entry_count += len(entries)
             self.frame_count += 1
             self.end = end
 
@@ -501,7 +503,7 @@ def _corruption(disk: Disk, segment: Segment, end: int) -> CorruptionError:
 
 
 def _cut(disk: Disk, rest: list[Segment], end: int) -> tuple[Torn, ...]:
-    """Cut the first segment of `rest` at `end`, and remove the others. The caller syncs the names."""
+    """Cut the first of `rest` at `end`, and remove the others. The caller syncs the names."""
     torn = []
     for segment in rest:
         size = disk.size(segment.name)
@@ -525,7 +527,7 @@ def _truncate(disk: Disk, name: str, length: int) -> None:
 
 
 def _remove_empty(disk: Disk, end: int) -> tuple[Segment, ...]:
-    """Remove the segment that begins at `end`, if any: it is empty, and the next one has its name."""
+    """Remove the segment that begins at `end`: it is empty, and the next one has its name."""
     segments = list_segments(disk)
     if segments and segments[-1].base == end:
         disk.remove(segments.pop().name)
@@ -561,11 +563,11 @@ def _frames(file: File, base: int, position: int) -> Iterator[tuple[int, bytes]]
 
 
 def _is_vouched(file: File, base: int, end: int) -> bool:
-    """Does a valid header or frame of this segment, after `end`, say that more than `end` is durable?
+    """Does anything valid in this segment, after `end`, say that more than `end` is durable?
 
     Frames are looked for at every offset, because the length of a damaged one cannot be trusted. A
-    frame's checksum holds only at its own position, so that a value which contains a copy of a log is
-    not taken for one.
+    frame's checksum holds only at its own position, so that a value which contains a copy of a log
+    is not taken for one.
     """
     header = _decode_header(file.read(0, HEADER_BYTES))
     if header is not None and header[1] == base and end < header[2] <= base:
@@ -593,15 +595,17 @@ def _frame_vouches(file: File, base: int, position: int, end: int) -> bool:
     synced: int
     checksum: int
     _, length, synced, checksum = _FRAME.unpack(head)
-    # Only a frame that matters is read, so that a tail full of the magic costs no more than one pass.
+    # Only a frame that matters is read, so that a tail full of the magic costs no more than one
+    # pass.
     if not end < synced <= position or offset + FRAME_BYTES + length > file.size:
         return False
     payload = file.read(offset + FRAME_BYTES, length)
     return checksum == _checksum(length, synced, payload, position)
 
 
-def _entries(disk: Disk, name: str, base: int, position: int, payload: bytes) -> Iterator[Entry]:
-    """Yield the entries of a frame."""
+def _entries(disk: Disk, name: str, base: int, position: int, payload: bytes) -> list[Entry]:
+    """Return the entries of a frame."""
+    entries = []
     at = 0
     size = len(payload)
     unpack = _ENTRY.unpack_from
@@ -614,9 +618,9 @@ def _entries(disk: Disk, name: str, base: int, position: int, payload: bytes) ->
         at = raw_at + raw_length
         if at > size:
             break
-        yield flags, slot, payload[row_at:raw_at], payload[raw_at:at]
+        entries.append((flags, slot, payload[row_at:raw_at], payload[raw_at:at]))
     else:
-        return
+        return entries
     # The checksum holds, so this was written so: by a broken program, or not by this one.
     path = _path(disk, name)
     raise CorruptionError(path, _offset(base, position), "whole entries", "an entry cut short")

@@ -44,8 +44,6 @@ class Memtable:
             self.weight_bytes += len(raw) - len(old)
             return False
         self.weight_bytes += len(row) + len(raw) + ENTRY_OVERHEAD_BYTES
-        if self.deltas:
-            self.deltas.pop((slot, row), None)
         return True
 
     def join(self, slot: Slot, row: Row, raw: bytes, codec: RecordCodec) -> None:

@@ -302,8 +302,8 @@ class Table:
     """A finished table, open for reading.
 
     `id` is what caches know it by: no other opened table of the process ever has the same.
-    `may_contain_hash` is `may_contain` for `hash_of(key)`, which several tables can share; it is the
-    filter's own method, because every read calls it for every table.
+    `may_contain_hash` is `may_contain` for `hash_of(key)`, which several tables can share. It is
+    the filter's own method, because every read calls it for every table.
     """
 
     __slots__ = (
@@ -311,7 +311,6 @@ class Table:
         "_checksums",
         "_file",
         "_key_max",
-        "_key_min",
         "_offsets",
         "_raw_lengths",
         "_separators",
@@ -328,7 +327,7 @@ class Table:
         self.id = next(_ids)
         self.name = name
         self.meta = meta
-        self._key_min, self._key_max = meta.key_min, meta.key_max  # A look-up less in `block_of`.
+        self._key_max = meta.key_max  # A look-up less in `block_of`.
         self._file = file
         self._bloom = BloomFilter(bloom)
         self.may_contain_hash: Callable[[KeyHash], bool] = self._bloom.may_contain
@@ -366,8 +365,11 @@ class Table:
         return self._bloom.may_contain(hash_of(key))
 
     def block_of(self, key: Key) -> int | None:
-        """Return the number of the only block that can hold the key."""
-        if not self._key_min <= key <= self._key_max:
+        """Return the number of the only block that can hold the key; it has at least its slot.
+
+        It is also the block from which a scan from the key on starts. None: all keys are smaller.
+        """
+        if key > self._key_max:
             return None
         return bisect_right(self._separators, key)
 
@@ -444,7 +446,8 @@ class Table:
         try:
             return Block(decompress(stored, uncompressed_size=raw_length))
         except LZ4BlockError:  # The right checksum over nonsense: memory failed while writing.
-            raise CorruptionError(self.name, offset, raw_length, len(stored)) from None
+            expected = f"lz4 of {raw_length} bytes"
+            raise CorruptionError(self.name, offset, expected, "something else") from None
 
 
 @dataclass(slots=True)

@@ -178,10 +178,17 @@ class Store:
         if is_complete:
             self.log.pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
             if self.memtable.put(slot, row, raw):
-                self.rows.invalidate(row)
+                self.forget_below(slot, row)
         else:
             self.log.pieces += (ENVELOPE(0, slot, len(row), len(raw)), row, raw)
             self.memtable.join(slot, row, raw, self.codec)
+            self.rows.invalidate(row)
+
+    def forget_below(self, slot: Slot, row: Row) -> None:
+        """A row is complete in the memtable, and was not there before: what was joined or cached of it is void."""
+        if self.memtable.deltas:
+            self.memtable.deltas.pop((slot, row), None)
+        if self.tables:
             self.rows.invalidate(row)
 
     def drop(self, tags: list[int]) -> None:
@@ -468,7 +475,7 @@ class Store:
 
     @property
     def table_bytes(self) -> int:
-        return sum(table.bytes for table in self.tables)
+        return sum(table.meta.file_bytes for table in self.tables)
 
 
 __all__ = ["ABSENT", "EngineError", "PageFault", "Store", "StoreSettings", "StoreStats"]

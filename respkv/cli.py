@@ -63,8 +63,8 @@ data:
   answer.
 
 output:
-  "ready HOST:PORT" on standard output once clients are served. Logs go to
-  standard error.
+  Logs go to standard error, and a line "ready HOST:PORT" once clients are
+  served.
 
 stop:
   Ctrl-C, SIGTERM, or SHUTDOWN from a client. What is under way is finished
@@ -101,9 +101,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None, run: Run | None = None) -> int:
     """Carry out a command line and return its exit status. `run` None means the real node."""
+    arguments = _parser().parse_args(argv)
     from respkv.setting import ConfigError
 
-    arguments = _parser().parse_args(argv)
     try:
         if arguments.command == "serve":
             return _serve(arguments, run or _run_node)

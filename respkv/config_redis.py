@@ -251,27 +251,29 @@ def redis_set(config: Config, pairs: Iterable[tuple[bytes | str, bytes | str]]) 
         if name.lower() not in OPTIONS and name.lower() not in UNEQUAL:
             text = f"ERR Unknown option or number of arguments for CONFIG SET - '{name}'"
             raise ConfigError(text)
-    named = [(name.lower(), value) for name, value in named]
     _refuse_unchangeable([name for name, _ in named])
     values: dict[str, object] = {}
     source: dict[str, str] = {}
     for name, value in named:
-        for setting, read in _read(name, value).items():
+        for setting, read in _read(name.lower(), value).items():
             if setting in values:  # Once under Redis' name and once under ours.
                 _fail(name, "duplicate parameter")
             values[setting] = read
-            source[setting] = name
+            source[setting] = name.lower()
     return _put(config, values, source)
 
 
 def _refuse_unchangeable(names: list[str]) -> None:
-    for i, name in enumerate(names):
-        if name in UNEQUAL:
+    seen: set[str] = set()
+    for name in names:
+        known = name.lower()
+        if known in UNEQUAL:
             _fail(name, "respkv has no setting that is equal to this one")
-        if not OPTIONS[name].is_live:
+        if not OPTIONS[known].is_live:
             _fail(name, "can't set immutable config")
-        if name in names[:i]:
+        if known in seen:
             _fail(name, "duplicate parameter")
+        seen.add(known)
 
 
 def _read(name: str, value: bytes | str) -> dict[str, object]:

@@ -33,17 +33,17 @@ from cluster.record import (
     STRING,
     Version,
     decode,
+    encode_version,
 )
-from cluster.replica import Replica
+from cluster.replica import Effect, Replica
 from cluster.slot import MIDDLES, SYSTEM_SLOT, TAG_OFFSET, Key, Row, Slot, row_of, slot_of
+from respkv.keyspace import PLAIN_KINDS, Counts, encode_effect
 from respkv.reply import WRONG_TYPE
 
 if TYPE_CHECKING:
     from respkv.node import Node
     from respkv.session import Session
 
-# A buffered write: slot, kind byte, expiry, payload. A deletion is kind DELETION.
-Effect = tuple[Slot, int, int, bytes]
 NO_EFFECTS: Final[dict[Row, Effect]] = {}
 # The row that maps the databases that SELECT names to physical ones: SWAPDB changes this and moves nothing.
 DATABASES_ROW: Final = b"databases"
@@ -53,7 +53,7 @@ class Context:
     """One per runner; bound to a session and a time before each batch of commands."""
 
     __slots__ = (
-        "below", "db", "effects", "flushed", "hits", "is_atomic", "misses", "node", "now_ms", "replica", "rng",
+        "below", "counts", "db", "effects", "flushed", "hits", "is_atomic", "misses", "node", "now_ms", "replica", "rng",
         "session", "store",
     )  # fmt: skip
 
@@ -62,6 +62,7 @@ class Context:
         self.replica = replica
         self.store = replica.store
         self.rng = rng
+        self.counts = Counts(replica)
         self.session: Session = None  # type: ignore[assignment]  # Bound before any handler runs.
         self.db = 0  # Physical: what SELECT named, through the node's table of databases.
         self.now_ms = 0
@@ -144,6 +145,34 @@ class Context:
             return True
         return decode(raw).winner(self.now_ms) is not None
 
+    def locate(self, key: Key) -> tuple[Slot, Row, bytes | None]:
+        """Where a key is, and its live state as one encoded version (never MANY), or None. Counts nothing. Raises PageFault.
+
+        Hot: DEL, EXISTS, EXPIRE and TTL look at a byte of it and need no `Version`.
+        """
+        length = len(key)
+        if length > 255 or b"{" in key:
+            row, slot = row_of(self.db, key), slot_of(key)
+        else:
+            row = xxh3_64_digest(key)[:6] + MIDDLES[self.db][length] + key
+            slot = crc_hqx(key, 0) & 16383
+        if self.effects or self.below or self.flushed:
+            effect = self.effects.get(row) or self.below.get(row)
+            if effect is not None:
+                return slot, row, self._visible(encode_effect(effect))
+            if self.db in self.flushed:
+                return slot, row, None
+        raw = self.store.active[slot].get(row)
+        if raw is None:
+            raw = self.store.lookup(slot, row)
+            if raw is None:
+                return slot, row, None
+        return slot, row, raw if raw[0] in PLAIN_KINDS else self._visible(raw)
+
+    def _visible(self, raw: bytes) -> bytes | None:
+        version = decode(raw).winner(self.now_ms)
+        return None if version is None else encode_version(version)
+
     def dots(self, key: Key, *, db: int | None = None) -> bytes | None:
         """What identifies the live state of a key, for WATCH: equal if and only if nothing changed. None if absent."""
         raw = self.store.get(slot_of(key), row_of(self.db if db is None else db, key))
@@ -161,8 +190,14 @@ class Context:
 
         `raw` marks a value that was changed in place, whose OBJECT ENCODING is `raw` whatever its length.
         """
+        length = len(key)
+        if length > 255 or b"{" in key:
+            row, slot = row_of(self.db, key), slot_of(key)
+        else:  # The same, inlined: every SET comes by here (bench/serving.py).
+            row = xxh3_64_digest(key)[:6] + MIDDLES[self.db][length] + key
+            slot = crc_hqx(key, 0) & 16383
         kind = STRING | RAW_ENCODING if raw else STRING
-        self.effects[row_of(self.db, key)] = (slot_of(key), kind, expire_at_ms, value)
+        self.effects[row] = (slot, kind, expire_at_ms, value)
 
     def put(self, key: Key, version: Version, *, db: int | None = None) -> None:
         """Write the type, payload, expiry and encoding of a version to a key, under a new dot."""
@@ -201,13 +236,11 @@ class Context:
         """Mint dots for the buffered writes and hand them to the replica, in order."""
         if self.flushed:
             self.replica.flush(sorted(self.flushed))
+            self.counts.forget(self.flushed)
             self.flushed.clear()
-        write = self.replica.write
-        now_ms = self.now_ms
-        for row, (slot, kind, expire_at_ms, payload) in self.effects.items():
-            write(slot, row, kind, expire_at_ms, payload, now_ms)
-            if slot == SYSTEM_SLOT and row == DATABASES_ROW:
-                self.node.databases = list(payload)
+        self.replica.write(self.effects, self.now_ms)
+        if DATABASES_ROW in self.effects:
+            self.node.databases = list(self.effects[DATABASES_ROW][3])
         self.effects = {}
 
     def drop(self) -> None:

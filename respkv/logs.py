@@ -5,7 +5,7 @@ hands in its own clock and stream.
 
 How it works: structlog keeps a logger's context (`log.bind(peer=name)`) and is set up for all
 packages, so that `engine` and `cluster`, which must not import this module, get the same lines
-from `structlog.get_logger()`. Three things differ from its usual set-up:
+from `structlog.get_logger("engine.log")`. Three things differ from its usual set-up:
 
 - The level is a property of the class `Logger`: `set_level` swaps the methods below the level for
   one that does nothing. So CONFIG SET loglevel holds at once for every logger, and a filtered
@@ -40,13 +40,16 @@ _LEADING = ("time", "level", "logger", "event")
 
 
 class Sink:
-    """Where lines go. A stream that fails is given up without a word: there is nobody to tell."""
+    """Where the lines of one name go: to the stream of all. A stream that fails is no error."""
 
-    def __init__(self, stream: BinaryIO | None = None) -> None:
-        self.stream = stream
+    stream: BinaryIO | None = None
+    """For all sinks; None means standard error."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
 
     def write(self, line: bytes) -> None:
-        stream = self.stream or sys.stderr.buffer
+        stream = Sink.stream or sys.stderr.buffer
         with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed.
             stream.write(line)
             stream.flush()
@@ -79,7 +82,6 @@ def _filtered(self: Logger, event: str, **facts: Any) -> None:
 
 
 _METHODS: dict[str, Callable[..., None]] = {level: getattr(Logger, level) for level in LEVELS}
-_SINK = Sink()
 _PROCESSORS: list[Processor] = []
 
 
@@ -91,20 +93,22 @@ def setup(
     now: Callable[[], float] = time.time,
 ) -> None:
     """Set up logging for this process. `stream` None is standard error, `now` gives Unix time."""
-    _SINK.stream = stream
+    Sink.stream = stream
     _PROCESSORS[:] = _processors(format, now)
     set_level(level)
     structlog.configure(
         processors=_PROCESSORS,
         wrapper_class=Logger,
         context_class=dict,
-        logger_factory=lambda *_: _SINK,
+        logger_factory=Sink,
         cache_logger_on_first_use=True,
     )
 
 
 def _processors(format: str, now: Callable[[], float]) -> list[Processor]:
-    def stamp(_: WrappedLogger, method: str, facts: EventDict) -> EventDict:
+    def stamp(sink: WrappedLogger, method: str, facts: EventDict) -> EventDict:
+        if sink.name:
+            facts["logger"] = sink.name
         facts["time"] = _time_text(now())
         facts["level"] = method
         return facts
@@ -122,7 +126,7 @@ def set_level(level: str) -> None:
 
 def get_logger(name: str) -> Logger:
     """Return a logger whose lines carry a name. It may be made before `setup`."""
-    return Logger(_SINK, _PROCESSORS, {"logger": name})
+    return Logger(Sink(name), _PROCESSORS, {})
 
 
 def _time_text(seconds: float) -> str:

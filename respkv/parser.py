@@ -3,7 +3,7 @@ r"""Bytes of one client connection in, whole commands out, exactly as Redis 7.0 
 Not here: sockets, replies, what a command means, and AUTH. This is a core: it is fed and asked,
 and never waits.
 
-A client speaks *multibulk* (``*2\r\n$3\r\nGET\r\n$1\r\nk\r\n``) or *inline* (``GET k\n``, with quotes
+A client speaks *multibulk* (``*2\r\n$3\r\nGET\r\n$1\r\nk\r\n``) or *inline* (``GET k\n``, quotes
 as in a shell). The first byte of each command decides which: ``*`` or anything else.
 
 There are two ways through this module, and they must never differ:
@@ -40,6 +40,7 @@ program prints microseconds per command.
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from io import SEEK_END, BytesIO
 from itertools import chain
@@ -69,6 +70,9 @@ _INT64_MAX = 2**63 - 1
 # First bytes of what hiredis hands out in the guise of a bulk string (+ = and big number) or of an
 # array (~ | > %). All other foreign types give objects that are not `bytes`, or not iterable.
 _PLUS, _EQUALS, _BRACKET, _TILDE, _BAR, _GREATER, _PERCENT = b"+=(~|>%"
+_STAR, _CR = b"*\r"
+_BELOW_10 = bytes(range(10))
+_BELOW_100 = bytes(range(100))
 
 _BLANKS = b" \t\n\v\f\r"
 # One word of an inline command: bare text, then at most one quoted part, which ends the word.
@@ -177,23 +181,47 @@ class Parser:
 
         Empty commands (``*0``, ``*-1``, blank lines) are dropped. After an error nothing is taken.
         """
-        # Hot. Each name looked up and each call counts: this is the cost of a small request.
+        # Hot: this is the cost of a small request. What is looked up and called was counted.
         if (
             not self._is_at_rest
             or self.one_at_a_time
-            or len(data) > self._fast_bytes_max
-            or not data.startswith(b"*")
+            or not 4 < len(data) <= self._fast_bytes_max
+            or data[0] != _STAR
         ):
             return self._feed_pieces(data)
+        if data.rfind(b"*") or (data[2] != _CR and data[3] != _CR):
+            return self._feed_run(data)
+        # One star, fewer than 100 arguments: a lone command, if it is one.
+        reader = self._reader
+        reader.feed(data)
+        command = None
+        try:
+            command = reader.gets()
+            if (
+                command
+                and not reader.has_data()
+                and not (_PLUS in data or _EQUALS in data or _BRACKET in data)
+            ):
+                b"".join(command)  # TypeError where an element is not bytes.
+                return [command]
+        except (hiredis.ProtocolError, TypeError):
+            pass
+        self._reader = hiredis.Reader()
+        return self._prove(data, [command] if command else [])
+
+    def _feed_run(self, data: bytes) -> list[list[bytes]]:
+        """Feed a chunk at a boundary that starts with a multibulk: likely a pipeline."""
         match = _announces_many(data)
         if match is not None:
-            return self._feed_around(data, match.start())
+            # hiredis may not see this. Wherever the part before ends, the rest goes on from there.
+            commands = self.feed(data[: match.start()])
+            return commands + self._feed_slowly(data[match.start() :], may_hurry=False)
         reader = self._reader
         gets = reader.gets
         has_data = reader.has_data
-        commands: list[list[bytes]] = []
+        commands = []
         reader.feed(data)
-        is_spent = False
+        is_clean = False
         try:
             while has_data():
                 command = gets()
@@ -202,13 +230,13 @@ class Parser:
                 commands.append(command)
             else:
                 # The last command ended where the chunk does, which saves a last, futile `gets`.
-                is_spent = len(data) <= _READER_BYTES_KEPT_MAX
+                is_clean = len(data) <= _READER_BYTES_KEPT_MAX
                 if _is_plain(data, commands):
                     return commands
         except (hiredis.ProtocolError, TypeError):
             pass  # hiredis refuses the next command, or `_is_plain` met what is not bytes.
         finally:
-            if not is_spent:
+            if not is_clean:
                 self._reader = hiredis.Reader()
         return self._prove(data, commands)
 
@@ -229,28 +257,20 @@ class Parser:
     def _prove(self, data: bytes, commands: list[list[bytes]]) -> list[list[bytes]]:
         """`commands` are what hiredis made of `data`, as far as it came: keep what is right.
 
-        They are right if writing them again gives the same bytes. Then the rest goes the slow way,
-        and otherwise everything does.
+        If they are, the rest goes the slow way, and otherwise everything does.
         """
         try:
-            encoded = _encoded(commands)
+            end = _end_of(data, commands)
         except TypeError:
-            encoded = None
-        if encoded is None or not data.startswith(encoded):
-            return self._feed_slowly(data, may_hurry=False)
-        commands = [command for command in commands if command]
-        if len(encoded) == len(data):
+            end = 0
+        commands = [command for command in commands if command] if end else []
+        if end == len(data):
             return commands
-        return commands + self._feed_slowly(data[len(encoded) :], may_hurry=False)
-
-    def _feed_around(self, data: bytes, offset: int) -> list[list[bytes]]:
-        """Feed what hiredis may not see from `offset` on. Wherever it cuts, the rest goes on."""
-        commands = self.feed(data[:offset])
-        return commands + self._feed_slowly(data[offset:], may_hurry=False)
+        return commands + self._feed_slowly(data[end:], may_hurry=False)
 
     def _feed_pieces(self, data: bytes) -> list[list[bytes]]:
         """Feed what can't start the fast way: too large for it, or not at rest, or inline."""
-        if len(data) <= _FAST_CHUNK_BYTES_MAX:
+        if self.one_at_a_time or len(data) <= _FAST_CHUNK_BYTES_MAX:
             return self._feed_slowly(data, may_hurry=not self._is_at_rest)
         commands = []
         for start in range(0, len(data), _FAST_CHUNK_BYTES_MAX):
@@ -508,13 +528,13 @@ def _number(text: bytes | bytearray) -> int | None:
     if not _is_number(text):
         return None
     number = int(text)
-    return number if number <= _INT64_MAX else None
+    return number if -_INT64_MAX - 1 <= number <= _INT64_MAX else None
 
 
 def _is_plain(data: bytes, commands: list[list[bytes]]) -> bool:
-    """No doubt is possible: all of `data` is `commands`, and each is a list of bulk strings.
+    """Without a doubt, `data` starts with `commands`, all of them full arrays of bulk strings.
 
-    Raises TypeError where an element is not bytes. False means only that it takes a closer look.
+    False means only that it takes a closer look. Raises TypeError where an element is not bytes.
     """
     # In C throughout. `in` with a number is memchr; with bytes it would be five times slower.
     if _PLUS in data or _EQUALS in data or _BRACKET in data:
@@ -524,7 +544,44 @@ def _is_plain(data: bytes, commands: list[list[bytes]]) -> bool:
     ):
         return False
     b"".join(chain.from_iterable(commands))
-    return all(commands)
+    return all(commands)  # An empty bulk string instead of an array has got this far.
+
+
+def _end_of(data: bytes, commands: list[list[bytes]]) -> int:
+    """Where `commands` end in `data`, or 0 if it does not start with them.
+
+    The proof is to write them again. Raises TypeError if they can't be commands at all.
+    """
+    if _is_plain(data, commands):
+        with suppress(ValueError):  # An argument longer than a byte can say.
+            return _wire_bytes(commands)
+    encoded = _encoded(commands)
+    return len(encoded) if data.startswith(encoded) else 0
+
+
+def _wire_bytes(commands: list[list[bytes]]) -> int:
+    """Length of `_encoded(commands)` at a third of the cost. ValueError if an argument is long."""
+    counts = bytes(map(len, commands))
+    lengths = bytes(map(len, chain.from_iterable(commands)))
+    return (
+        4 * len(counts)  # "*1\r\n"
+        + len(counts.translate(None, _BELOW_10))  # The second digit of some,
+        + len(counts.translate(None, _BELOW_100))  # and the third.
+        + 6 * len(lengths)  # "$1\r\n" and "\r\n"
+        + len(lengths.translate(None, _BELOW_10))
+        + len(lengths.translate(None, _BELOW_100))
+        + sum(lengths)
+    )
+
+
+def _encoded(commands: list[list[bytes]]) -> bytes:
+    """The bytes of `commands`. Raises TypeError if they can't be commands."""
+    parts: list[bytes] = []
+    for command in commands:
+        parts.append(b"*%d\r\n" % len(command))
+        for argument in command:
+            parts += (_heads[len(argument)], argument, b"\r\n")
+    return b"".join(parts)
 
 
 class _Heads(dict[int, bytes]):
@@ -538,13 +595,3 @@ class _Heads(dict[int, bytes]):
 
 
 _heads = _Heads()
-
-
-def _encoded(commands: list[list[bytes]]) -> bytes:
-    """The bytes of `commands`. Raises TypeError if they can't be commands."""
-    parts: list[bytes] = []
-    for command in commands:
-        parts.append(b"*%d\r\n" % len(command))
-        for argument in command:
-            parts += (_heads[len(argument)], argument, b"\r\n")
-    return b"".join(parts)

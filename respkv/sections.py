@@ -47,7 +47,12 @@ class Client:
         'Addresses to listen on. "0.0.0.0" and "::" mean all: set requirepass first.',
         redis="bind",
     )
-    port: int = setting(Integer(0, 65535), 6379, "TCP port; 0 means no TCP.", redis="port")
+    port: int = setting(
+        Integer(0, 65535),
+        6379,
+        "TCP port. 0 means no TCP, or a free port if there is no Unix socket either.",
+        redis="port",
+    )
     unix_socket: str = setting(
         Text('a path of at most 107 bytes, or "" for none', 107),
         "",
@@ -370,12 +375,7 @@ SETTINGS: dict[str, Setting] = {
 
 def conflict_of(config: Config) -> tuple[set[str], str] | None:
     """Return settings that contradict each other, with the line to say so, or None if none do."""
-    client, memory, expiry = config.client, config.memory, config.expiry
-    if client.port == 0 and not client.unix_socket:
-        return (
-            {"client.port", "client.unix_socket"},
-            'client.port = 0 and client.unix_socket = "": no client could connect; set one of them',
-        )
+    memory, expiry = config.memory, config.expiry
     shares = memory.memtable_share + memory.row_cache_share + memory.block_cache_share
     if shares > 1 + 1e-9:
         return (

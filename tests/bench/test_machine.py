@@ -6,10 +6,10 @@ from bench.machine import Activity, other_share, parse_busy_s, parse_cpu_model
 from bench.process import TICKS_PER_S
 
 
-def test_busy_time_has_programs_and_stolen_time_only() -> None:
+def test_busy_time_is_all_but_idle_and_waiting_for_disks() -> None:
     #              user nice system idle iowait irq softirq steal guest
-    text = "cpu  1000 200 30 77777 888 99 66 4 0 0\ncpu0 5 5 5 5 5 5 5 5 0 0\n"
-    assert parse_busy_s(text) == pytest.approx(1234 / TICKS_PER_S)
+    text = "cpu  1000 200 30 77777 888 50000 600000 4 0 0\ncpu0 5 5 5 5 5 5 5 5 0 0\n"
+    assert parse_busy_s(text) == pytest.approx(651234 / TICKS_PER_S)
 
 
 @pytest.mark.parametrize(

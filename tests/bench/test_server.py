@@ -1,9 +1,13 @@
 """How the servers are started."""
 
+import subprocess
 import sys
 from pathlib import Path
 
-from bench.server import PORTS, command_line, free_port
+import pytest
+
+from bench import server
+from bench.server import PORTS, ServerNotReady, command_line, failure_text, free_port, running
 
 
 def test_respkv_gets_its_settings_one_by_one() -> None:
@@ -25,3 +29,22 @@ def test_redis_keeps_a_log_like_respkv_and_listens_here_only() -> None:
 
 def test_a_free_port_is_in_the_range() -> None:
     assert free_port() in PORTS
+
+
+def test_a_server_that_does_not_come_up_leaves_its_last_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> list[str]:
+        return [sys.executable, "-S", "-c", "raise SystemExit('no room')"]
+
+    monkeypatch.setattr(server, "command_line", broken)
+    with pytest.raises(ServerNotReady) as failed, running("redis"):
+        pass
+    assert failure_text(failed.value) == (
+        "ServerNotReady: redis did not become ready\n"
+        "redis ended with status 1; it wrote:\nno room\n"
+    )
+
+
+def test_an_error_without_a_server_is_told_alone() -> None:
+    assert failure_text(subprocess.SubprocessError("bad")) == "SubprocessError: bad"

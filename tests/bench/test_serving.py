@@ -3,7 +3,10 @@
 import pytest
 
 from bench import report, serving
+from bench.connection import Connection
+from bench.load import Lookups
 from bench.serving import keys_for_memtables, parse_options, parse_size, plans
+from tests.bench.scripted_server import scripted
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,19 @@ def test_bad_choices_are_refused(words: list[str], capsys: pytest.CaptureFixture
         parse_options(words)
     assert ended.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wire", "lookups"),
+    [
+        (b"$37\r\nkeyspace_hits:12\r\nkeyspace_misses:3\r\n\r\n", Lookups(12, 3)),
+        (b"$9\r\n# Stats\r\n\r\n", None),
+        (b"-ERR unknown command 'INFO'\r\n", None),
+    ],
+)
+def test_a_server_that_keeps_no_count_has_none(wire: bytes, lookups: Lookups | None) -> None:
+    with scripted([wire], closes=True) as address, Connection(address) as connection:
+        assert serving.read_lookups(connection) == lookups
 
 
 def test_only_respkv_gets_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,19 @@ def draw_integer(rng: Random) -> bytes:
 
 def draw_float(rng: Random) -> bytes:
     """Decimal numbers as people write them, and some as few do."""
-    odd = (b"3.0e3", b"1e-7", b"0.1", b"-0", b"5.0", b"1E2", b".5", b"3.", b"123456789.123456789", b"1e17", b"-1e-17")
+    odd = (
+        b"3.0e3",
+        b"1e-7",
+        b"0.1",
+        b"-0",
+        b"5.0",
+        b"1E2",
+        b".5",
+        b"3.",
+        b"123456789.123456789",
+        b"1e17",
+        b"-1e-17",
+    )
     choice = rng.random()
     if choice < 0.15:
         return rng.choice(odd)
@@ -80,7 +92,9 @@ def draw_float(rng: Random) -> bytes:
 def draw_text(rng: Random) -> bytes:
     """Short text, at times the longest that is embedded, at times empty, at times nearly a number."""
     if rng.random() < 0.12:
-        return rng.choice((b"", b"007", b"+5", b" 5", b"5 ", b"1.0", b"-0", b"x" * EMBEDDED_BYTES_MAX))
+        return rng.choice(
+            (b"", b"007", b"+5", b" 5", b"5 ", b"1.0", b"-0", b"x" * EMBEDDED_BYTES_MAX)
+        )
     return "".join(rng.choices("abcdefgh ABC", k=rng.randint(1, EMBEDDED_BYTES_MAX))).encode()
 
 
@@ -93,7 +107,11 @@ def draw_binary(rng: Random) -> bytes:
 
 def draw_long(rng: Random) -> bytes:
     """More than what is embedded: 45 bytes, hundreds, rarely 20000."""
-    length = 20_000 if rng.random() < 0.02 else rng.choice((EMBEDDED_BYTES_MAX + 1, rng.randint(46, 600)))
+    length = (
+        20_000
+        if rng.random() < 0.02
+        else rng.choice((EMBEDDED_BYTES_MAX + 1, rng.randint(46, 600)))
+    )
     return "".join(rng.choices("abcdefgh", k=8)).encode() * (length // 8) + b"z" * (length % 8)
 
 
@@ -140,12 +158,29 @@ def _pair(rng: Random) -> Drawn:
 
 
 def _non_integer(rng: Random) -> bytes:
-    texts = (b"abc", b"", b"1.5", b"1e3", b" 1", b"1 ", b"+1", b"01", b"0x10", b"--1", b"-", b"9223372036854775808")
-    return rng.choice((*texts, b"-9223372036854775809", b"99999999999999999999999999", b"1\x00", b"nan"))
+    texts = (
+        b"abc",
+        b"",
+        b"1.5",
+        b"1e3",
+        b" 1",
+        b"1 ",
+        b"+1",
+        b"01",
+        b"0x10",
+        b"--1",
+        b"-",
+        b"9223372036854775808",
+    )
+    return rng.choice(
+        (*texts, b"-9223372036854775809", b"99999999999999999999999999", b"1\x00", b"nan")
+    )
 
 
 def _non_float(rng: Random) -> bytes:
-    return rng.choice((b"abc", b"", b" 1", b"1 ", b"1.2.3", b"nan", b"1e", b"1e5000", b"0x", b"--1", b"1,5"))
+    return rng.choice(
+        (b"abc", b"", b" 1", b"1 ", b"1.2.3", b"nan", b"1e", b"1e5000", b"0x", b"--1", b"1,5")
+    )
 
 
 def _pattern(rng: Random) -> bytes:
@@ -153,14 +188,41 @@ def _pattern(rng: Random) -> bytes:
 
 
 _PATTERNS: Final = (
-    *(b"*", b"int:*", b"*:1", b"t?xt:*", b"[a-f]*", b"[^i]*", b"[i-b]*", b"{tag}*", b"", b"?", b"**", b"*t*"),
-    *(b"bits\\*3", b"text 3", b"[\\b]*", b"*[0-9", b"nothing", b"*\r\n*", b"\\", b"*\\", b"int:[1-2]", b"[", b"[^]*"),
+    *(
+        b"*",
+        b"int:*",
+        b"*:1",
+        b"t?xt:*",
+        b"[a-f]*",
+        b"[^i]*",
+        b"[i-b]*",
+        b"{tag}*",
+        b"",
+        b"?",
+        b"**",
+        b"*t*",
+    ),
+    *(
+        b"bits\\*3",
+        b"text 3",
+        b"[\\b]*",
+        b"*[0-9",
+        b"nothing",
+        b"*\r\n*",
+        b"\\",
+        b"*\\",
+        b"int:[1-2]",
+        b"[",
+        b"[^]*",
+    ),
 )
 
 
 def _bit_type(rng: Random) -> bytes:
     sign, most = rng.choice(((b"u", 63), (b"i", 64)))
-    return sign + _number(rng.choice((1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 32, 33, most, rng.randint(1, most))))
+    return sign + _number(
+        rng.choice((1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 32, 33, most, rng.randint(1, most)))
+    )
 
 
 def _several(kind: Kind, most: int) -> Kind:
@@ -195,7 +257,9 @@ KINDS: Final[dict[str, Kind]] = {
     "small": _between(-1000, 1000),
     "float": draw_float,
     # `long double` of x86-64 holds these; they print as hundreds of digits.
-    "huge-float": _one_of(b"1e300", b"-1e308", b"1e1000", b"1e4000", b"1e-300", b"1e-4900", b"5e17", b"1e20"),
+    "huge-float": _one_of(
+        b"1e300", b"-1e308", b"1e1000", b"1e4000", b"1e-300", b"1e-4900", b"5e17", b"1e20"
+    ),
     "infinity": _one_of(b"inf", b"-inf", b"+inf", b"infinity", b"1e4933"),
     "near-overflow": _one_of(INT64_MAX, INT64_MAX - 1, INT64_MIN, INT64_MIN + 1),
     "lcs-a": _one_of(b"ohmytext", b"abcdefgabcdefg", b"", b"xabcyabcz", b"aaaa" * 20),
@@ -217,9 +281,13 @@ KINDS: Final[dict[str, Kind]] = {
     "far-bit-offset": _one_of(2**32, 2**32 + 1, INT64_MAX, -1, -8, INT64_MIN),
     "bit": _one_of(0, 1),
     "bit-type": _bit_type,
-    "bad-bit-type": _one_of(b"u0", b"u64", b"i65", b"i0", b"x8", b"u", b"", b"8", b"u-1", b"i1.5", b"u8 "),
+    "bad-bit-type": _one_of(
+        b"u0", b"u64", b"i65", b"i0", b"x8", b"u", b"", b"8", b"u-1", b"i1.5", b"u8 "
+    ),
     "hash-offset": lambda rng: b"#%d" % rng.randint(0, 12),
-    "bad-bit-offset": _one_of(b"#", b"#-1", b"-1", b"abc", b"#4294967296", b"4294967296", b"9223372036854775807", b"1.5"),
+    "bad-bit-offset": _one_of(
+        b"#", b"#-1", b"-1", b"abc", b"#4294967296", b"4294967296", b"9223372036854775807", b"1.5"
+    ),
     # Databases and iteration.
     "database": _between(0, 15),
     "other-database": _between(1, 15),

@@ -14,4 +14,6 @@ BY_NAME: Final[dict[str, Command]] = {command.name: command for command in COMMA
 DATA_NAMES: Final = frozenset(command.name for command in DATA_COMMANDS)
 
 # As COMMAND LIST and COMMAND INFO name them: without subcommands.
-SERVER_NAMES: Final = frozenset(name.split()[0].lower().encode() for name in BY_NAME if name == name.upper())
+SERVER_NAMES: Final = frozenset(
+    name.split()[0].lower().encode() for name in BY_NAME if name == name.upper()
+)

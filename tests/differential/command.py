@@ -13,6 +13,8 @@ A template is one line: calls separated by ` ; `, arguments separated by blanks.
                     and `&cursor`, which makes the runner iterate to the end
     &resp           the protocol of this run
     command-name    one of the commands of the tables
+    !2              at the end of a call: the server closes connection 2 upon it; several may follow
+    ~               at the end of a call: it gets no reply
     1>              at the start of a call: it goes over connection 1 instead of 0 (or 2: `2>`)
 
 Connection 0 does most; 1 is the second client of watches and invalidations; 2 is the one that is killed, quits, tracks.
@@ -48,7 +50,11 @@ class Reference:
     connection: int = 0
 
     def __str__(self) -> str:
-        return f"<{self.what} of connection {self.connection}>" if self.what != "cursor" else "<cursor>"
+        return (
+            f"<{self.what} of connection {self.connection}>"
+            if self.what != "cursor"
+            else "<cursor>"
+        )
 
 
 Argument = bytes | Reference
@@ -65,7 +71,9 @@ class Call:
     counts_as: str = ""  # Counted under this name instead.
     queued: tuple[Call, ...] = ()  # For EXEC: what it will run, each with its own rule.
     is_silent: bool = False  # No reply is due.
-    is_deferred: bool = False  # The reply is read by the next `only_reads` call of the same connection.
+    is_deferred: bool = (
+        False  # The reply is read by the next `only_reads` call of the same connection.
+    )
     only_reads: bool = False
     drops: frozenset[int] = frozenset()  # Connections that the server closes upon this.
     settles: bool = False  # Wait afterwards until no background save runs.
@@ -125,6 +133,9 @@ class Draw:
         connection = 0
         if words[0][:-1].isdigit() and words[0].endswith(">"):
             connection = int(words.pop(0)[:-1])
+        closing = {int(word[1:]) for word in words if word.startswith("!")}
+        is_silent = words[-1] == "~"
+        words = [word for word in words if not word.startswith(("!", "~"))]
         arguments: list[Argument] = []
         for word in words:
             arguments.extend(self._argument(word))
@@ -136,7 +147,8 @@ class Draw:
             connection,
             used,
             name,
-            drops=frozenset({connection} if name == "QUIT" else ()),
+            is_silent=is_silent,
+            drops=frozenset({connection} if name == "QUIT" else closing),
             settles=name in _SAVING,
         )
 
@@ -168,7 +180,11 @@ class Draw:
     def _literal(self, word: str) -> bytes:
         if self.rng.random() >= _ODD_CASE_CHANCE:
             return word.encode()
-        odd = (word.lower(), word.capitalize(), "".join(self.rng.choice((c, c.lower())) for c in word))
+        odd = (
+            word.lower(),
+            word.capitalize(),
+            "".join(self.rng.choice((c, c.lower())) for c in word),
+        )
         return self.rng.choice(odd).encode()
 
     def with_other_arity(self, scene: Scene) -> Scene:

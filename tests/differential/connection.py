@@ -9,27 +9,9 @@ from dataclasses import replace
 
 from .command import Command, Draw, Scene, SceneMaker
 
-_BLOCKED_FOR_S = 0.01  # Long enough for a WAIT to be seen by the server before another connection speaks of it.
-
-
-def _killing(template: str, *drops: int) -> SceneMaker:
-    """A scene whose first call makes the server close these connections."""
-
-    def make(draw: Draw) -> Scene:
-        first, *rest = draw.scene(template)
-        return (replace(first, drops=frozenset(drops)), *rest)
-
-    return make
-
-
-def _silent(template: str, count: int) -> SceneMaker:
-    """A scene whose first `count` calls get no reply."""
-
-    def make(draw: Draw) -> Scene:
-        calls = draw.scene(template)
-        return tuple(replace(call, is_silent=i < count) for i, call in enumerate(calls))
-
-    return make
+_BLOCKED_FOR_S = (
+    0.01  # Long enough for a WAIT to be seen by the server before another connection speaks of it.
+)
 
 
 def _unblocking(how: str) -> SceneMaker:
@@ -53,7 +35,11 @@ COMMANDS = (
     Command("ECHO", good=("ECHO word", "ECHO long", "ECHO value"), bad=("ECHO", "ECHO word word")),
     Command(
         "SELECT",
-        good=("SELECT @database ; GET key ; DBSIZE ; SELECT 0", "SELECT 9 ; SET @key value ; SELECT 0 ; GET @key", "SELECT 0"),
+        good=(
+            "SELECT @database ; GET key ; DBSIZE ; SELECT 0",
+            "SELECT 9 ; SET @key value ; SELECT 0 ; GET @key",
+            "SELECT 0",
+        ),
         bad=("SELECT bad-database",),
     ),
     Command("QUIT", good=("2> QUIT", "2> MULTI ; 2> QUIT", "2> QUIT word"), varies_arity=False),
@@ -113,13 +99,41 @@ COMMANDS = (
     Command(
         "CLIENT LIST",
         options=("TYPE", "ID"),
-        good=("CLIENT LIST", "CLIENT LIST TYPE =normal", "CLIENT LIST TYPE =pubsub", "CLIENT LIST ID &id0 &id1", "CLIENT LIST ID &id2 999999"),
-        bad=("CLIENT LIST TYPE junk", "CLIENT LIST ID non-integer", "CLIENT LIST junk", "CLIENT LIST ID", "CLIENT LIST ID 0"),
+        good=(
+            "CLIENT LIST",
+            "CLIENT LIST TYPE =normal",
+            "CLIENT LIST TYPE =pubsub",
+            "CLIENT LIST ID &id0 &id1",
+            "CLIENT LIST ID &id2 999999",
+        ),
+        bad=(
+            "CLIENT LIST TYPE junk",
+            "CLIENT LIST ID non-integer",
+            "CLIENT LIST junk",
+            "CLIENT LIST ID",
+            "CLIENT LIST ID 0",
+        ),
     ),
     Command(
         "CLIENT KILL",
         options=("ID", "ADDR", "LADDR", "TYPE", "USER", "SKIPME"),
-        good=("2> CLIENT KILL ID &id2", "CLIENT KILL TYPE =pubsub", "CLIENT KILL ID 999999", "CLIENT KILL USER =default TYPE =master SKIPME =no"),
+        good=(
+            "2> CLIENT KILL ID &id2",
+            "CLIENT KILL ID &id2 !2",
+            "CLIENT KILL ADDR &addr2 !2",
+            "CLIENT KILL &addr2 !2",
+            "CLIENT KILL ID &id2 ADDR &addr2 !2",
+            "CLIENT KILL ADDR &addr2 LADDR &laddr2 USER =default !2",
+            "CLIENT KILL TYPE =normal !1 !2",
+            "CLIENT KILL TYPE =normal SKIPME =yes !1 !2",
+            "CLIENT KILL LADDR &laddr2 SKIPME =yes !1 !2",
+            "CLIENT KILL USER =default SKIPME =yes LADDR &laddr0 !1 !2",
+            "2> CLIENT KILL ID &id2 SKIPME =no !2",
+            "2> CLIENT KILL &addr2 !2",
+            "CLIENT KILL TYPE =pubsub",
+            "CLIENT KILL ID 999999",
+            "CLIENT KILL USER =default TYPE =master SKIPME =no",
+        ),
         bad=(
             "CLIENT KILL ID non-integer",
             "CLIENT KILL ID 0",
@@ -131,34 +145,34 @@ COMMANDS = (
             "CLIENT KILL junk 1",
             "CLIENT KILL ID 1 ADDR",
         ),
-        scenes=(
-            _killing("CLIENT KILL ID &id2", 2),
-            _killing("CLIENT KILL ADDR &addr2", 2),
-            _killing("CLIENT KILL &addr2", 2),
-            _killing("CLIENT KILL ID &id2 ADDR &addr2", 2),
-            _killing("CLIENT KILL ADDR &addr2 LADDR &laddr2 USER =default", 2),
-            _killing("CLIENT KILL TYPE =normal", 1, 2),
-            _killing("CLIENT KILL TYPE =normal SKIPME =yes", 1, 2),
-            _killing("CLIENT KILL LADDR &laddr2 SKIPME =yes", 1, 2),
-            _killing("CLIENT KILL USER =default SKIPME =yes LADDR &laddr0", 1, 2),
-            _killing("2> CLIENT KILL ID &id2 SKIPME =no", 2),
-            _killing("2> CLIENT KILL &addr2", 2),
-        ),
         varies_arity=False,
     ),
-    Command("CLIENT SETNAME", good=("CLIENT SETNAME name", "CLIENT SETNAME =", "CLIENT SETNAME @name ; CLIENT GETNAME"), bad=("CLIENT SETNAME bad-name",)),
-    Command("CLIENT GETNAME", good=("CLIENT SETNAME @name ; CLIENT GETNAME",), bad=("CLIENT SETNAME = ; CLIENT GETNAME", "CLIENT GETNAME word")),
-    Command("CLIENT NO-EVICT", options=("ON", "OFF"), good=("CLIENT NO-EVICT ON", "CLIENT NO-EVICT OFF"), bad=("CLIENT NO-EVICT junk", "CLIENT NO-EVICT")),
+    Command(
+        "CLIENT SETNAME",
+        good=("CLIENT SETNAME name", "CLIENT SETNAME =", "CLIENT SETNAME @name ; CLIENT GETNAME"),
+        bad=("CLIENT SETNAME bad-name",),
+    ),
+    Command(
+        "CLIENT GETNAME",
+        good=("CLIENT SETNAME @name ; CLIENT GETNAME",),
+        bad=("CLIENT SETNAME = ; CLIENT GETNAME", "CLIENT GETNAME word"),
+    ),
+    Command(
+        "CLIENT NO-EVICT",
+        options=("ON", "OFF"),
+        good=("CLIENT NO-EVICT ON", "CLIENT NO-EVICT OFF"),
+        bad=("CLIENT NO-EVICT junk", "CLIENT NO-EVICT"),
+    ),
     Command(
         "CLIENT REPLY",
         options=("ON", "OFF", "SKIP"),
-        good=("CLIENT REPLY ON",),
-        bad=("CLIENT REPLY junk", "CLIENT REPLY"),
-        scenes=(
-            _silent("CLIENT REPLY OFF ; SET @key value ; GET @key ; CLIENT REPLY ON ; GET @key", 3),
-            _silent("CLIENT REPLY SKIP ; SET @key value ; GET @key", 2),
-            _silent("CLIENT REPLY OFF ; GET ; CLIENT REPLY SKIP ; CLIENT REPLY ON ; PING", 3),
+        good=(
+            "CLIENT REPLY ON",
+            "CLIENT REPLY OFF ~ ; SET @key value ~ ; GET @key ~ ; CLIENT REPLY ON ; GET @key",
+            "CLIENT REPLY SKIP ~ ; SET @key value ~ ; GET @key",
+            "CLIENT REPLY OFF ~ ; GET ~ ; CLIENT REPLY SKIP ~ ; CLIENT REPLY ON ; PING",
         ),
+        bad=("CLIENT REPLY junk", "CLIENT REPLY"),
         varies_arity=False,
     ),
     Command(
@@ -173,11 +187,20 @@ COMMANDS = (
         ),
         bad=("CLIENT PAUSE non-integer", "CLIENT PAUSE -1", "CLIENT PAUSE 1 junk", "CLIENT PAUSE"),
     ),
-    Command("CLIENT UNPAUSE", good=("CLIENT UNPAUSE", "CLIENT PAUSE 2000 WRITE ; CLIENT UNPAUSE ; SET key value"), bad=("CLIENT UNPAUSE word",)),
+    Command(
+        "CLIENT UNPAUSE",
+        good=("CLIENT UNPAUSE", "CLIENT PAUSE 2000 WRITE ; CLIENT UNPAUSE ; SET key value"),
+        bad=("CLIENT UNPAUSE word",),
+    ),
     Command(
         "CLIENT UNBLOCK",
         options=("TIMEOUT", "ERROR"),
-        good=("CLIENT UNBLOCK &id1", "CLIENT UNBLOCK &id1 TIMEOUT", "CLIENT UNBLOCK &id2 ERROR", "CLIENT UNBLOCK 999999"),
+        good=(
+            "CLIENT UNBLOCK &id1",
+            "CLIENT UNBLOCK &id1 TIMEOUT",
+            "CLIENT UNBLOCK &id2 ERROR",
+            "CLIENT UNBLOCK 999999",
+        ),
         bad=("CLIENT UNBLOCK non-integer", "CLIENT UNBLOCK &id1 junk", "CLIENT UNBLOCK"),
         scenes=(_unblocking(""), _unblocking("TIMEOUT"), _unblocking("ERROR")),
     ),
@@ -186,16 +209,32 @@ COMMANDS = (
         options=("ON", "OFF", "REDIRECT", "PREFIX", "BCAST", "OPTIN", "OPTOUT", "NOLOOP"),
         good=(
             "CLIENT TRACKING OFF",
-            _tracking("2> CLIENT TRACKING ON ; 2> GET @key ; SET @key value ; 2> PING ; SET @key value ; 2> PING"),
+            _tracking(
+                "2> CLIENT TRACKING ON ; 2> GET @key ; SET @key value ; 2> PING ; SET @key value ; 2> PING"
+            ),
             _tracking("2> CLIENT TRACKING ON ; 2> GET @key ; 2> SET @key value ; 2> PING"),
             _tracking("2> CLIENT TRACKING ON ; 2> MGET keys ; FLUSHDB ; 2> PING ; SET key value"),
-            _tracking("2> CLIENT TRACKING ON ; SET @key value ; 2> GETEX @key EX ttl-s ; EXPIRE @key ttl-s ; 2> PING ; 2> GET @key ; DEL @key ; 2> PING"),
-            _tracking("2> CLIENT TRACKING ON NOLOOP ; 2> GET @key ; 2> SET @key value ; 2> PING ; 2> GET @key ; DEL @key ; 2> PING"),
-            _tracking("2> CLIENT TRACKING ON BCAST ; SET key value ; 2> PING ; 2> CLIENT TRACKINGINFO"),
-            _tracking("2> CLIENT TRACKING ON BCAST PREFIX =int: PREFIX =text ; MSET pairs ; 2> PING ; 2> CLIENT TRACKINGINFO"),
-            _tracking("2> CLIENT TRACKING ON BCAST NOLOOP PREFIX =bits ; SET bitmap-key value ; 2> SET bitmap-key value ; 2> PING"),
-            _tracking("2> CLIENT TRACKING ON OPTIN ; 2> GET @key ; 2> CLIENT CACHING YES ; 2> GET @key2 ; MSET @key 1 @key2 2 ; 2> PING"),
-            _tracking("2> CLIENT TRACKING ON OPTOUT ; 2> GET @key ; 2> CLIENT CACHING NO ; 2> GET @key2 ; MSET @key 1 @key2 2 ; 2> PING"),
+            _tracking(
+                "2> CLIENT TRACKING ON ; SET @key value ; 2> GETEX @key EX ttl-s ; EXPIRE @key ttl-s ; 2> PING ; 2> GET @key ; DEL @key ; 2> PING"
+            ),
+            _tracking(
+                "2> CLIENT TRACKING ON NOLOOP ; 2> GET @key ; 2> SET @key value ; 2> PING ; 2> GET @key ; DEL @key ; 2> PING"
+            ),
+            _tracking(
+                "2> CLIENT TRACKING ON BCAST ; SET key value ; 2> PING ; 2> CLIENT TRACKINGINFO"
+            ),
+            _tracking(
+                "2> CLIENT TRACKING ON BCAST PREFIX =int: PREFIX =text ; MSET pairs ; 2> PING ; 2> CLIENT TRACKINGINFO"
+            ),
+            _tracking(
+                "2> CLIENT TRACKING ON BCAST NOLOOP PREFIX =bits ; SET bitmap-key value ; 2> SET bitmap-key value ; 2> PING"
+            ),
+            _tracking(
+                "2> CLIENT TRACKING ON OPTIN ; 2> GET @key ; 2> CLIENT CACHING YES ; 2> GET @key2 ; MSET @key 1 @key2 2 ; 2> PING"
+            ),
+            _tracking(
+                "2> CLIENT TRACKING ON OPTOUT ; 2> GET @key ; 2> CLIENT CACHING NO ; 2> GET @key2 ; MSET @key 1 @key2 2 ; 2> PING"
+            ),
             "1> HELLO 3 ; 2> CLIENT TRACKING ON REDIRECT &id1 ; 2> CLIENT TRACKINGINFO ; 2> GET @key ; SET @key value ; 1> PING"
             " ; 2> CLIENT TRACKING OFF ; 1> HELLO &resp",
         ),
@@ -219,8 +258,12 @@ COMMANDS = (
         good=(
             "CLIENT TRACKINGINFO",
             _tracking("2> CLIENT TRACKING ON ; 2> CLIENT TRACKINGINFO"),
-            _tracking("2> CLIENT TRACKING ON OPTIN NOLOOP ; 2> CLIENT CACHING YES ; 2> CLIENT TRACKINGINFO"),
-            _tracking("2> CLIENT TRACKING ON OPTOUT ; 2> CLIENT CACHING NO ; 2> CLIENT TRACKINGINFO"),
+            _tracking(
+                "2> CLIENT TRACKING ON OPTIN NOLOOP ; 2> CLIENT CACHING YES ; 2> CLIENT TRACKINGINFO"
+            ),
+            _tracking(
+                "2> CLIENT TRACKING ON OPTOUT ; 2> CLIENT CACHING NO ; 2> CLIENT TRACKINGINFO"
+            ),
             _tracking("2> CLIENT TRACKING ON BCAST PREFIX =b PREFIX =a ; 2> CLIENT TRACKINGINFO"),
         ),
         bad=("CLIENT TRACKINGINFO word",),
@@ -232,11 +275,20 @@ COMMANDS = (
             _tracking("2> CLIENT TRACKING ON OPTIN ; 2> CLIENT CACHING YES"),
             _tracking("2> CLIENT TRACKING ON OPTOUT ; 2> CLIENT CACHING NO"),
         ),
-        bad=("CLIENT CACHING YES", "CLIENT CACHING NO", "CLIENT CACHING junk", _tracking("2> CLIENT TRACKING ON OPTIN ; 2> CLIENT CACHING NO")),
+        bad=(
+            "CLIENT CACHING YES",
+            "CLIENT CACHING NO",
+            "CLIENT CACHING junk",
+            _tracking("2> CLIENT TRACKING ON OPTIN ; 2> CLIENT CACHING NO"),
+        ),
     ),
     Command(
         "CLIENT GETREDIR",
-        good=("CLIENT GETREDIR", _tracking("2> CLIENT TRACKING ON ; 2> CLIENT GETREDIR"), "2> CLIENT TRACKING ON REDIRECT &id1 ; 2> CLIENT GETREDIR ; 2> CLIENT TRACKING OFF"),
+        good=(
+            "CLIENT GETREDIR",
+            _tracking("2> CLIENT TRACKING ON ; 2> CLIENT GETREDIR"),
+            "2> CLIENT TRACKING ON REDIRECT &id1 ; 2> CLIENT GETREDIR ; 2> CLIENT TRACKING OFF",
+        ),
         bad=("CLIENT GETREDIR word",),
     ),
     Command("CLIENT HELP", good=("CLIENT HELP",), bad=("CLIENT HELP word",)),

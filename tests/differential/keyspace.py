@@ -44,17 +44,32 @@ def _expire(name: str, valid: str, past: str) -> Command:
 def _reads_expiry(name: str) -> Command:
     return Command(
         name,
-        good=(f"{name} key", f"SET @key value EX ttl-s ; {name} @key", f"SET @key value PXAT at-ms ; {name} @key", f"SET @key value ; {name} @key"),
+        good=(
+            f"{name} key",
+            f"SET @key value EX ttl-s ; {name} @key",
+            f"SET @key value PXAT at-ms ; {name} @key",
+            f"SET @key value ; {name} @key",
+        ),
         bad=(f"{name} missing-key", f"{name} key key"),
     )
 
 
 COMMANDS = (
     Command("DEL", good=("DEL key", "DEL keys", "SET @key value ; DEL @key @key"), bad=("DEL",)),
-    Command("UNLINK", good=("UNLINK key", "UNLINK keys", "SET @key long ; UNLINK @key @key"), bad=("UNLINK",)),
-    Command("EXISTS", good=("EXISTS key", "EXISTS keys", "SET @key value ; EXISTS @key @key missing-key"), bad=("EXISTS",)),
+    Command(
+        "UNLINK",
+        good=("UNLINK key", "UNLINK keys", "SET @key long ; UNLINK @key @key"),
+        bad=("UNLINK",),
+    ),
+    Command(
+        "EXISTS",
+        good=("EXISTS key", "EXISTS keys", "SET @key value ; EXISTS @key @key missing-key"),
+        bad=("EXISTS",),
+    ),
     Command("TOUCH", good=("TOUCH key", "TOUCH keys", "TOUCH @key @key"), bad=("TOUCH",)),
-    Command("TYPE", good=("TYPE key", "SET @key value ; TYPE @key", "TYPE missing-key"), bad=("TYPE",)),
+    Command(
+        "TYPE", good=("TYPE key", "SET @key value ; TYPE @key", "TYPE missing-key"), bad=("TYPE",)
+    ),
     _expire("EXPIRE", "ttl-s", "not-positive"),
     _expire("PEXPIRE", "ttl-ms", "not-positive"),
     _expire("EXPIREAT", "at-s", "past-s"),
@@ -65,13 +80,17 @@ COMMANDS = (
     _reads_expiry("PEXPIRETIME"),
     Command(
         "PERSIST",
-        good=("PERSIST key", "SET @key value EX ttl-s ; PERSIST @key ; TTL @key", "SET @key value ; PERSIST @key"),
+        good=(
+            "PERSIST key",
+            "SET @key value EX ttl-s ; PERSIST @key ; TTL @key",
+            "SET @key value ; PERSIST @key",
+        ),
         bad=("PERSIST missing-key",),
     ),
     Command(
         "RENAME",
         good=(
-            "SET @key value ; RENAME @key key2",
+            "SET @key value ; RENAME @key key",
             "SET @key value EX ttl-s ; SET @key2 value ; RENAME @key @key2 ; TTL @key2 ; GET @key2 ; EXISTS @key",
             "SET @key value PXAT at-ms ; RENAME @key @key ; PEXPIRETIME @key",
             "SET @key value ; SET @key2 value EX ttl-s ; RENAME @key @key2 ; TTL @key2 ; OBJECT ENCODING @key2",
@@ -110,12 +129,18 @@ COMMANDS = (
     ),
     Command(
         "MOVE",
-        good=("MOVE key other-database", "SET @key value EX ttl-s ; MOVE @key @other-database ; SELECT @other-database ; TTL @key ; GET @key ; SELECT 0"),
+        good=(
+            "MOVE key other-database",
+            "SET @key value EX ttl-s ; MOVE @key @other-database ; SELECT @other-database ; TTL @key ; GET @key ; SELECT 0",
+        ),
         bad=("MOVE key 0", "MOVE key bad-database", "MOVE missing-key 3"),
     ),
     Command(
         "SWAPDB",
-        good=("SWAPDB @database @database2 ; DBSIZE ; SWAPDB @database2 @database", "SWAPDB database database"),
+        good=(
+            "SWAPDB @database @database2 ; DBSIZE ; SWAPDB @database2 @database",
+            "SWAPDB database database",
+        ),
         bad=("SWAPDB bad-database 1", "SWAPDB 1 bad-database", "SWAPDB 0"),
     ),
     Command("KEYS", good=("KEYS pattern", "KEYS *", "KEYS *"), bad=("KEYS",)),
@@ -148,7 +173,12 @@ COMMANDS = (
     Command(
         "FLUSHDB",
         options=("ASYNC", "SYNC"),
-        good=("FLUSHDB ; DBSIZE", "FLUSHDB ASYNC ; DBSIZE", "FLUSHDB SYNC", "SELECT @database ; FLUSHDB ; DBSIZE ; SELECT 0"),
+        good=(
+            "FLUSHDB ; DBSIZE",
+            "FLUSHDB ASYNC ; DBSIZE",
+            "FLUSHDB SYNC",
+            "SELECT @database ; FLUSHDB ; DBSIZE ; SELECT 0",
+        ),
         bad=("FLUSHDB junk", "FLUSHDB ASYNC SYNC"),
     ),
     Command(
@@ -159,7 +189,11 @@ COMMANDS = (
     ),
     Command(
         "OBJECT ENCODING",
-        good=("OBJECT ENCODING key", "SET @key value ; OBJECT ENCODING @key", "SET @key text ; OBJECT ENCODING @key"),
+        good=(
+            "OBJECT ENCODING key",
+            "SET @key value ; OBJECT ENCODING @key",
+            "SET @key text ; OBJECT ENCODING @key",
+        ),
         bad=("OBJECT ENCODING missing-key", "OBJECT ENCODING"),
     ),
     Command(

@@ -14,7 +14,18 @@ UNKNOWN_SUBCOMMAND = "unknown subcommand"
 WRONG_ARITY = "wrong number of arguments"
 RAW_REQUEST = "inline or broken request"
 
-_UNKNOWN = (b"NOSUCH", b"", b"get ", b"GE", b"\r\n", b"caf\xc3\xa9", b"x" * 200, b"'quoted'", b"GET\x00", b"MONITORS")
+_UNKNOWN = (
+    b"NOSUCH",
+    b"",
+    b"get ",
+    b"GE",
+    b"\r\n",
+    b"caf\xc3\xa9",
+    b"x" * 200,
+    b"'quoted'",
+    b"GET\x00",
+    b"MONITORS",
+)
 _ARGUMENTS = (b"a", b"", b"\r\n\x00", b"it's", b"y" * 60, b"z" * 200, b"\xff", b"1")
 # Commands that do something when called alone. They get arguments that they cannot take instead.
 _COMPLETE_ALONE = frozenset(
@@ -88,8 +99,20 @@ def _raw_request(draw: Draw) -> Scene:
 _MEANT = "It is sent to be refused."
 
 COMMANDS = (
-    Command(UNKNOWN_COMMAND, scenes=(_unknown_command,), varies_arity=False, refused_because=_MEANT),
-    Command(UNKNOWN_SUBCOMMAND, scenes=(_unknown_subcommand,), varies_arity=False, refused_because=_MEANT),
+    Command(
+        UNKNOWN_COMMAND, scenes=(_unknown_command,), varies_arity=False, refused_because=_MEANT
+    ),
+    Command(
+        UNKNOWN_SUBCOMMAND,
+        scenes=(_unknown_subcommand,),
+        varies_arity=False,
+        refused_because=_MEANT,
+    ),
     Command(WRONG_ARITY, scenes=(_wrong_arity,), varies_arity=False, refused_because=_MEANT),
-    Command(RAW_REQUEST, scenes=(_raw_request,), varies_arity=False, refused_because="Half of them end in a protocol error."),
+    Command(
+        RAW_REQUEST,
+        scenes=(_raw_request,),
+        varies_arity=False,
+        refused_because="Half of them end in a protocol error.",
+    ),
 )

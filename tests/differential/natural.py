@@ -41,20 +41,68 @@ class Difference:
 
 # What clients and tools read of INFO (redis-cli --stat, monitoring agents, queue libraries).
 _INFO_FIELDS: Final = {
-    "Server": ("redis_version", "redis_mode", "os", "arch_bits", "process_id", "run_id", "tcp_port", "uptime_in_seconds", "uptime_in_days"),
+    "Server": (
+        "redis_version",
+        "redis_mode",
+        "os",
+        "arch_bits",
+        "process_id",
+        "run_id",
+        "tcp_port",
+        "uptime_in_seconds",
+        "uptime_in_days",
+    ),
     "Clients": ("connected_clients", "blocked_clients"),
-    "Memory": ("used_memory", "used_memory_human", "used_memory_rss", "used_memory_peak", "maxmemory", "maxmemory_policy", "mem_fragmentation_ratio"),
-    "Persistence": ("loading", "rdb_changes_since_last_save", "rdb_bgsave_in_progress", "rdb_last_save_time", "rdb_last_bgsave_status", "aof_enabled", "aof_rewrite_in_progress"),
+    "Memory": (
+        "used_memory",
+        "used_memory_human",
+        "used_memory_rss",
+        "used_memory_peak",
+        "maxmemory",
+        "maxmemory_policy",
+        "mem_fragmentation_ratio",
+    ),
+    "Persistence": (
+        "loading",
+        "rdb_changes_since_last_save",
+        "rdb_bgsave_in_progress",
+        "rdb_last_save_time",
+        "rdb_last_bgsave_status",
+        "aof_enabled",
+        "aof_rewrite_in_progress",
+    ),
     "Stats": (
-        *("total_connections_received", "total_commands_processed", "instantaneous_ops_per_sec", "total_net_input_bytes"),
-        *("total_net_output_bytes", "rejected_connections", "expired_keys", "evicted_keys", "keyspace_hits", "keyspace_misses"),
+        *(
+            "total_connections_received",
+            "total_commands_processed",
+            "instantaneous_ops_per_sec",
+            "total_net_input_bytes",
+        ),
+        *(
+            "total_net_output_bytes",
+            "rejected_connections",
+            "expired_keys",
+            "evicted_keys",
+            "keyspace_hits",
+            "keyspace_misses",
+        ),
     ),
     "Replication": ("role", "connected_slaves", "master_repl_offset"),
     "CPU": ("used_cpu_sys", "used_cpu_user"),
     "Cluster": ("cluster_enabled",),
     "Keyspace": (),
 }
-_INFO_SAME: Final = frozenset({"redis_mode", "loading", "role", "cluster_enabled", "rdb_last_bgsave_status", "maxmemory_policy", "arch_bits"})
+_INFO_SAME: Final = frozenset(
+    {
+        "redis_mode",
+        "loading",
+        "role",
+        "cluster_enabled",
+        "rdb_last_bgsave_status",
+        "maxmemory_policy",
+        "arch_bits",
+    }
+)
 
 # Settings that a client may rely on; the second lot has the same value in both, as nobody set them or the tester did.
 _SETTINGS: Final = frozenset(
@@ -133,7 +181,11 @@ def compare_replies(call: Call, left: Reply, right: Reply, lag_s: float) -> str 
         return None
     if left.is_error or right.is_error or left.is_nil or right.is_nil:
         return "not the same bytes"
-    if call.queued and len(left.items) == len(right.items) == len(call.queued):
+    if (
+        call.queued
+        and left.kind == right.kind
+        and len(left.items) == len(right.items) == len(call.queued)
+    ):
         results = zip(call.queued, left.items, right.items, strict=True)
         problems = [compare_replies(queued, a, b, lag_s) for queued, a, b in results]
         return next((problem for problem in problems if problem), None)

@@ -24,7 +24,7 @@ _GETKEYS = (
     "RENAME key key",
     "LCS key key LEN",
     "INCR key",
-    "BITFIELD key GET u8 0",
+    "BITFIELD key GET =u8 0",
     "OBJECT ENCODING key",
     "MEMORY USAGE key",
     "WATCH keys",
@@ -37,19 +37,42 @@ def _getkeys(name: str) -> Command:
     return Command(
         name,
         good=tuple(f"{name} {command}" for command in _GETKEYS),
-        bad=(f"{name} PING", f"{name} NOSUCH key", f"{name} GET", f"{name} SET key", f"{name} FLUSHALL", name),
+        bad=(
+            f"{name} PING",
+            f"{name} NOSUCH key",
+            f"{name} GET",
+            f"{name} SET key",
+            f"{name} FLUSHALL",
+            name,
+        ),
     )
 
 
 def _help(container: str) -> Command:
-    return Command(f"{container} HELP", good=(f"{container} HELP",), bad=(f"{container} HELP word",))
+    return Command(
+        f"{container} HELP", good=(f"{container} HELP",), bad=(f"{container} HELP word",)
+    )
 
 
 COMMANDS = (
     Command("COMMAND", good=("COMMAND",), varies_arity=False),
     Command("COMMAND COUNT", good=("COMMAND COUNT",), bad=("COMMAND COUNT word",)),
-    Command("COMMAND DOCS", good=("COMMAND DOCS command-name", "COMMAND DOCS =get command-name", "COMMAND DOCS =nosuch command-name")),
-    Command("COMMAND INFO", good=("COMMAND INFO command-name", "COMMAND INFO command-name =nosuch =set", "COMMAND INFO GET command-name")),
+    Command(
+        "COMMAND DOCS",
+        good=(
+            "COMMAND DOCS command-name",
+            "COMMAND DOCS =get command-name",
+            "COMMAND DOCS =nosuch command-name",
+        ),
+    ),
+    Command(
+        "COMMAND INFO",
+        good=(
+            "COMMAND INFO command-name",
+            "COMMAND INFO command-name =nosuch =set",
+            "COMMAND INFO GET command-name",
+        ),
+    ),
     Command(
         "COMMAND LIST",
         options=("FILTERBY", "MODULE", "ACLCAT", "PATTERN"),
@@ -62,7 +85,11 @@ COMMANDS = (
             "COMMAND LIST FILTERBY PATTERN =*get*",
             "COMMAND LIST FILTERBY PATTERN =set",
         ),
-        bad=("COMMAND LIST junk", "COMMAND LIST FILTERBY junk word", "COMMAND LIST FILTERBY PATTERN"),
+        bad=(
+            "COMMAND LIST junk",
+            "COMMAND LIST FILTERBY junk word",
+            "COMMAND LIST FILTERBY PATTERN",
+        ),
     ),
     _getkeys("COMMAND GETKEYS"),
     _getkeys("COMMAND GETKEYSANDFLAGS"),
@@ -134,8 +161,19 @@ COMMANDS = (
     Command(
         "MEMORY USAGE",
         options=("SAMPLES",),
-        good=("MEMORY USAGE key", "SET @key value ; MEMORY USAGE @key", "SET @key long ; MEMORY USAGE @key SAMPLES 5", "MEMORY USAGE key SAMPLES 0"),
-        bad=("MEMORY USAGE missing-key", "MEMORY USAGE key SAMPLES -1", "MEMORY USAGE key SAMPLES non-integer", "MEMORY USAGE key junk", "MEMORY USAGE key SAMPLES"),
+        good=(
+            "MEMORY USAGE key",
+            "SET @key value ; MEMORY USAGE @key",
+            "SET @key long ; MEMORY USAGE @key SAMPLES 5",
+            "MEMORY USAGE key SAMPLES 0",
+        ),
+        bad=(
+            "MEMORY USAGE missing-key",
+            "MEMORY USAGE key SAMPLES -1",
+            "MEMORY USAGE key SAMPLES non-integer",
+            "MEMORY USAGE key junk",
+            "MEMORY USAGE key SAMPLES",
+        ),
     ),
     Command("MEMORY DOCTOR", good=("MEMORY DOCTOR",), bad=("MEMORY DOCTOR 1",)),
     Command("MEMORY STATS", good=("MEMORY STATS",), bad=("MEMORY STATS 1",)),
@@ -153,7 +191,9 @@ COMMANDS = (
         ),
         bad=("SLOWLOG GET -2", "SLOWLOG GET non-integer", "SLOWLOG GET 1 2"),
     ),
-    Command("SLOWLOG LEN", good=("SLOWLOG LEN", "SLOWLOG RESET ; SLOWLOG LEN"), bad=("SLOWLOG LEN 1",)),
+    Command(
+        "SLOWLOG LEN", good=("SLOWLOG LEN", "SLOWLOG RESET ; SLOWLOG LEN"), bad=("SLOWLOG LEN 1",)
+    ),
     Command("SLOWLOG RESET", good=("SLOWLOG RESET",), bad=("SLOWLOG RESET 1",)),
     _help("SLOWLOG"),
     Command("LATENCY LATEST", good=("LATENCY LATEST",), bad=("LATENCY LATEST 1",)),
@@ -172,9 +212,17 @@ COMMANDS = (
         bad=("LATENCY GRAPH =nosuch", "LATENCY GRAPH"),
     ),
     Command("LATENCY DOCTOR", good=("LATENCY DOCTOR",), bad=("LATENCY DOCTOR 1",)),
-    Command("LATENCY HISTOGRAM", good=("GET key ; SET key value ; LATENCY HISTOGRAM =get =set", "LATENCY HISTOGRAM =nosuch")),
+    Command(
+        "LATENCY HISTOGRAM",
+        good=("GET key ; SET key value ; LATENCY HISTOGRAM =get =set", "LATENCY HISTOGRAM =nosuch"),
+    ),
     _help("LATENCY"),
-    Command("DEBUG SLEEP", good=("DEBUG SLEEP 0", "DEBUG SLEEP 0.0005"), bad=("DEBUG SLEEP",), varies_arity=False),
+    Command(
+        "DEBUG SLEEP",
+        good=("DEBUG SLEEP 0", "DEBUG SLEEP 0.0005"),
+        bad=("DEBUG SLEEP",),
+        varies_arity=False,
+    ),
     Command(
         "WAIT",
         good=("WAIT 0 0", "WAIT 0 10", "SET key value ; WAIT 1 1"),
@@ -182,7 +230,9 @@ COMMANDS = (
     ),
     Command("LOLWUT", good=("LOLWUT", "LOLWUT VERSION 5", "LOLWUT VERSION 6")),
     Command("SAVE", good=("SAVE",), bad=("SAVE 1",)),
-    Command("BGSAVE", options=("SCHEDULE",), good=("BGSAVE", "BGSAVE SCHEDULE"), bad=("BGSAVE junk",)),
+    Command(
+        "BGSAVE", options=("SCHEDULE",), good=("BGSAVE", "BGSAVE SCHEDULE"), bad=("BGSAVE junk",)
+    ),
     Command("LASTSAVE", good=("LASTSAVE",), bad=("LASTSAVE 1",)),
     Command("BGREWRITEAOF", good=("BGREWRITEAOF",), bad=("BGREWRITEAOF 1",)),
     Command("ACL WHOAMI", good=("ACL WHOAMI",), bad=("ACL WHOAMI 1",)),

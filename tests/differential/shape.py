@@ -72,7 +72,9 @@ def same_elements(left: Reply, right: Reply, _lag_s: float) -> str | None:
 
 def a_known_key(left: Reply, right: Reply, _lag_s: float) -> str | None:
     """One of the keys. The runner asks in addition whether it exists."""
-    return _other_kind(left, right) or (None if right.text in KEYS else "not a key that was written")
+    return _other_kind(left, right) or (
+        None if right.text in KEYS else "not a key that was written"
+    )
 
 
 def clock_time(left: Reply, right: Reply, lag_s: float) -> str | None:
@@ -94,7 +96,9 @@ def help_lines(left: Reply, right: Reply, _lag_s: float) -> str | None:
     """HELP: an array of status lines, of which the first and the last two tell the form, not the subcommands."""
     if left.kind != right.kind or not right.items:
         return "not an array of lines"
-    return None if all(i.kind == left.items[0].kind for i in right.items) else "a line of another type"
+    return (
+        None if all(i.kind == left.items[0].kind for i in right.items) else "a line of another type"
+    )
 
 
 def info_fields(fields: dict[str, tuple[str, ...]], same: frozenset[str]) -> Rule:
@@ -252,7 +256,9 @@ def command_infos(listed: frozenset[bytes]) -> Rule:
     def rule(left: Reply, right: Reply, _lag_s: float) -> str | None:
         if problem := _other_kind(left, right):
             return problem
-        if len(left.items) <= 20 and [i.is_nil for i in left.items] != [i.is_nil for i in right.items]:
+        if len(left.items) <= 20 and [i.is_nil for i in left.items] != [
+            i.is_nil for i in right.items
+        ]:
             return "known and unknown commands in other places"
         theirs = {_name_of(entry): entry for entry in right.items}
         for entry in left.items:
@@ -278,7 +284,11 @@ def _command_problem(left: Reply, right: Reply) -> str | None:
     for what, a, b in zip(_COMMAND_FIELDS, left.items, right.items, strict=False):
         if a.kind != b.kind:
             return f"{what}: type {b.kind!r} instead of {a.kind!r}"
-        alike = {i.raw for i in a.items} == {i.raw for i in b.items} if a.items or b.items else a.raw == b.raw
+        alike = (
+            {i.raw for i in a.items} == {i.raw for i in b.items}
+            if a.items or b.items
+            else a.raw == b.raw
+        )
         if not alike:
             return f"{what}: {b} instead of {a}"
     return None

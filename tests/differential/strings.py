@@ -14,7 +14,9 @@ def _expires_soon(draw: Draw) -> Scene:
 
 
 COMMANDS = (
-    Command("GET", good=("GET key", "SET @key value ; GET @key", "GET key"), bad=("GET missing-key",)),
+    Command(
+        "GET", good=("GET key", "SET @key value ; GET @key", "GET key"), bad=("GET missing-key",)
+    ),
     Command(
         "SET",
         options=("EX", "PX", "EXAT", "PXAT", "KEEPTTL", "NX", "XX", "GET"),
@@ -69,12 +71,20 @@ COMMANDS = (
     Command(
         "SETEX",
         good=("SETEX key ttl-s value", "SETEX @key ttl-s value ; TTL @key ; GET @key"),
-        bad=("SETEX key not-positive value", "SETEX key too-far value", "SETEX key non-integer value"),
+        bad=(
+            "SETEX key not-positive value",
+            "SETEX key too-far value",
+            "SETEX key non-integer value",
+        ),
     ),
     Command(
         "PSETEX",
         good=("PSETEX key ttl-ms value", "PSETEX @key ttl-ms value ; PTTL @key ; GET @key"),
-        bad=("PSETEX key not-positive value", "PSETEX key too-far value", "PSETEX key non-integer value"),
+        bad=(
+            "PSETEX key not-positive value",
+            "PSETEX key too-far value",
+            "PSETEX key non-integer value",
+        ),
     ),
     Command(
         "GETSET",
@@ -83,7 +93,10 @@ COMMANDS = (
     ),
     Command(
         "GETDEL",
-        good=("SET @key value ; GETDEL @key", "SET @key value EX ttl-s ; GETDEL @key ; EXISTS @key"),
+        good=(
+            "SET @key value ; GETDEL @key",
+            "SET @key value EX ttl-s ; GETDEL @key ; EXISTS @key",
+        ),
         bad=("GETDEL missing-key",),
     ),
     Command(
@@ -114,8 +127,14 @@ COMMANDS = (
             "GETEX key junk",
         ),
     ),
-    Command("MGET", good=("MGET keys", "MGET keys missing-key keys", "MGET @key @key"), bad=("MGET",)),
-    Command("MSET", good=("MSET pairs", "MSET @key value @key value ; GET @key"), bad=("MSET pairs key",)),
+    Command(
+        "MGET", good=("MGET keys", "MGET keys missing-key keys", "MGET @key @key"), bad=("MGET",)
+    ),
+    Command(
+        "MSET",
+        good=("MSET pairs", "MSET @key value @key value ; GET @key"),
+        bad=("MSET pairs key",),
+    ),
     Command(
         "MSETNX",
         good=("MSETNX pairs", "DEL @key @key2 ; MSETNX @key value @key2 value ; MGET @key @key2"),
@@ -132,11 +151,23 @@ COMMANDS = (
         ),
         bad=("APPEND key",),
     ),
-    Command("STRLEN", good=("STRLEN key", "STRLEN integer-key", "STRLEN long-key"), bad=("STRLEN missing-key",)),
+    Command(
+        "STRLEN",
+        good=("STRLEN key", "STRLEN integer-key", "STRLEN long-key"),
+        bad=("STRLEN missing-key",),
+    ),
     Command(
         "GETRANGE",
-        good=("GETRANGE key index index", "GETRANGE long-key offset index", "GETRANGE integer-key index index"),
-        bad=("GETRANGE key non-integer index", "GETRANGE key index non-integer", "GETRANGE missing-key 0 -1"),
+        good=(
+            "GETRANGE key index index",
+            "GETRANGE long-key offset index",
+            "GETRANGE integer-key index index",
+        ),
+        bad=(
+            "GETRANGE key non-integer index",
+            "GETRANGE key index non-integer",
+            "GETRANGE missing-key 0 -1",
+        ),
     ),
     Command(
         "SUBSTR",
@@ -161,17 +192,37 @@ COMMANDS = (
     ),
     Command(
         "INCR",
-        good=("INCR integer-key", "SET @integer-key small EX ttl-s ; INCR @integer-key ; TTL @integer-key", "DEL @key ; INCR @key"),
-        bad=("SET @key near-overflow ; INCR @key", "SET @key non-integer ; INCR @key", "INCR text-key"),
+        good=(
+            "INCR integer-key",
+            "SET @integer-key small EX ttl-s ; INCR @integer-key ; TTL @integer-key",
+            "DEL @key ; INCR @key",
+        ),
+        bad=(
+            "SET @key near-overflow ; INCR @key",
+            "SET @key non-integer ; INCR @key",
+            "INCR text-key",
+        ),
     ),
     Command(
         "DECR",
-        good=("DECR integer-key", "SET @integer-key small ; DECR @integer-key ; OBJECT ENCODING @integer-key", "DEL @key ; DECR @key"),
-        bad=("SET @key near-overflow ; DECR @key", "SET @key non-integer ; DECR @key", "DECR long-key"),
+        good=(
+            "DECR integer-key",
+            "SET @integer-key small ; DECR @integer-key ; OBJECT ENCODING @integer-key",
+            "DEL @key ; DECR @key",
+        ),
+        bad=(
+            "SET @key near-overflow ; DECR @key",
+            "SET @key non-integer ; DECR @key",
+            "DECR long-key",
+        ),
     ),
     Command(
         "INCRBY",
-        good=("INCRBY integer-key small", "SET @integer-key small ; INCRBY @integer-key integer", "DEL @key ; INCRBY @key integer"),
+        good=(
+            "INCRBY integer-key small",
+            "SET @integer-key small ; INCRBY @integer-key integer",
+            "DEL @key ; INCRBY @key integer",
+        ),
         bad=(
             "INCRBY integer-key non-integer",
             "INCRBY integer-key near-overflow",
@@ -182,7 +233,11 @@ COMMANDS = (
     ),
     Command(
         "DECRBY",
-        good=("DECRBY integer-key small", "SET @integer-key small ; DECRBY @integer-key integer", "DEL @key ; DECRBY @key small"),
+        good=(
+            "DECRBY integer-key small",
+            "SET @integer-key small ; DECRBY @integer-key integer",
+            "DEL @key ; DECRBY @key small",
+        ),
         bad=(
             "DECRBY integer-key non-integer",
             "DECRBY integer-key near-overflow",
@@ -199,7 +254,7 @@ COMMANDS = (
             "SET @float-key 0.1 ; INCRBYFLOAT @float-key 0.2",
             "SET @float-key float ; INCRBYFLOAT @float-key huge-float ; GET @float-key",
             "SET @float-key huge-float ; INCRBYFLOAT @float-key huge-float",
-            "SET @integer-key integer ; INCRBYFLOAT @integer-key 1e0 ; OBJECT ENCODING @integer-key",
+            "SET @integer-key integer ; INCRBYFLOAT @integer-key =1e0 ; OBJECT ENCODING @integer-key",
             "DEL @key ; INCRBYFLOAT @key float",
         ),
         bad=(
@@ -207,7 +262,7 @@ COMMANDS = (
             "INCRBYFLOAT float-key infinity",
             "SET @key non-float ; INCRBYFLOAT @key float",
             "SET @key infinity ; INCRBYFLOAT @key 1",
-            "SET @key 1e4932 ; INCRBYFLOAT @key 1e4932 ; INCRBYFLOAT @key 1e4932",
+            "SET @key =1e4932 ; INCRBYFLOAT @key =1e4932 ; INCRBYFLOAT @key =1e4932",
             "INCRBYFLOAT text-key 1.5",
         ),
     ),
@@ -234,7 +289,11 @@ COMMANDS = (
     ),
     Command(
         "SETBIT",
-        good=("SETBIT bitmap-key bit-offset bit", "SETBIT key bit-offset bit", "DEL @key ; SETBIT @key bit-offset bit ; OBJECT ENCODING @key"),
+        good=(
+            "SETBIT bitmap-key bit-offset bit",
+            "SETBIT key bit-offset bit",
+            "DEL @key ; SETBIT @key bit-offset bit ; OBJECT ENCODING @key",
+        ),
         bad=(
             "SETBIT bitmap-key bit-offset bad-bit",
             "SETBIT bitmap-key far-bit-offset bit",
@@ -243,7 +302,11 @@ COMMANDS = (
     ),
     Command(
         "GETBIT",
-        good=("GETBIT bitmap-key bit-offset", "GETBIT key bit-offset", "GETBIT integer-key bit-offset"),
+        good=(
+            "GETBIT bitmap-key bit-offset",
+            "GETBIT key bit-offset",
+            "GETBIT integer-key bit-offset",
+        ),
         bad=("GETBIT bitmap-key far-bit-offset", "GETBIT key non-integer"),
     ),
     Command(
@@ -296,7 +359,12 @@ COMMANDS = (
             "BITOP NOT @bitmap-key bitmap-key ; GET @bitmap-key ; TTL @bitmap-key",
             "BITOP OR @key missing-key missing-key ; EXISTS @key",
         ),
-        bad=("BITOP NOT bitmap-key key key", "BITOP NAND bitmap-key key", "BITOP junk bitmap-key key", "BITOP AND bitmap-key"),
+        bad=(
+            "BITOP NOT bitmap-key key key",
+            "BITOP NAND bitmap-key key",
+            "BITOP junk bitmap-key key",
+            "BITOP AND bitmap-key",
+        ),
     ),
     Command(
         "BITFIELD",
@@ -312,7 +380,7 @@ COMMANDS = (
             "BITFIELD @bitmap-key OVERFLOW SAT INCRBY bit-type hash-offset integer SET bit-type bit-offset small ; GET @bitmap-key",
             "BITFIELD @bitmap-key OVERFLOW FAIL INCRBY bit-type bit-offset integer OVERFLOW SAT SET bit-type hash-offset integer",
             "BITFIELD @bitmap-key OVERFLOW FAIL SET bit-type hash-offset integer INCRBY bit-type hash-offset near-overflow ; GET @bitmap-key",
-            "DEL @key ; BITFIELD @key GET bit-type bit-offset ; EXISTS @key ; BITFIELD @key SET u8 0 0 ; EXISTS @key",
+            "DEL @key ; BITFIELD @key GET bit-type bit-offset ; EXISTS @key ; BITFIELD @key SET =u8 0 0 ; EXISTS @key",
             "SET @key integer ; BITFIELD @key INCRBY bit-type bit-offset 1 ; OBJECT ENCODING @key",
         ),
         bad=(
@@ -320,21 +388,25 @@ COMMANDS = (
             "BITFIELD key GET bit-type bad-bit-offset",
             "BITFIELD key SET bit-type bit-offset non-integer",
             "BITFIELD key INCRBY bit-type bit-offset non-integer",
-            "BITFIELD key OVERFLOW junk INCRBY u8 0 1",
+            "BITFIELD key OVERFLOW junk INCRBY =u8 0 1",
             "BITFIELD key OVERFLOW",
-            "BITFIELD key junk u8 0",
-            "BITFIELD key SET u8 0",
-            "BITFIELD key GET u8",
+            "BITFIELD key junk =u8 0",
+            "BITFIELD key SET =u8 0",
+            "BITFIELD key GET =u8",
         ),
     ),
     Command(
         "BITFIELD_RO",
         options=("GET", "hash-offset"),
-        good=("BITFIELD_RO key GET bit-type bit-offset", "BITFIELD_RO bitmap-key GET bit-type hash-offset GET bit-type bit-offset", "BITFIELD_RO key"),
+        good=(
+            "BITFIELD_RO key GET bit-type bit-offset",
+            "BITFIELD_RO bitmap-key GET bit-type hash-offset GET bit-type bit-offset",
+            "BITFIELD_RO key",
+        ),
         bad=(
-            "BITFIELD_RO key SET u8 0 1",
-            "BITFIELD_RO key GET u8 0 INCRBY u8 0 1",
-            "BITFIELD_RO key OVERFLOW SAT GET u8 0",
+            "BITFIELD_RO key SET =u8 0 1",
+            "BITFIELD_RO key GET =u8 0 INCRBY =u8 0 1",
+            "BITFIELD_RO key OVERFLOW SAT GET =u8 0",
             "BITFIELD_RO key GET bad-bit-type 0",
             "BITFIELD_RO key GET bit-type bad-bit-offset",
         ),

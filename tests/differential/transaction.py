@@ -58,12 +58,21 @@ def _discarded(draw: Draw) -> Scene:
 
 def _aborted(draw: Draw) -> Scene:
     """A command that is refused when it is queued aborts the whole."""
-    refused = draw.rng.choice(("NOSUCHCOMMAND word", "GET", "SET key", "OBJECT NOSUCH key", "CLIENT NOSUCH", "WAIT"))
-    return draw.scene(f"MULTI ; {_queue(draw)} ; {refused} ; {_queue(draw)} ; EXEC ; MGET keys ; SELECT 0")
+    refused = draw.rng.choice(
+        ("NOSUCHCOMMAND word", "GET", "SET key", "OBJECT NOSUCH key", "CLIENT NOSUCH", "WAIT")
+    )
+    return draw.scene(
+        f"MULTI ; {_queue(draw)} ; {refused} ; {_queue(draw)} ; EXEC ; MGET keys ; SELECT 0"
+    )
 
 
 COMMANDS = (
-    Command("MULTI", good=("MULTI ; PING ; EXEC", "MULTI ; EXEC"), bad=("MULTI ; MULTI ; EXEC", "MULTI 1"), scenes=(_executed,)),
+    Command(
+        "MULTI",
+        good=("MULTI ; PING ; EXEC", "MULTI ; EXEC"),
+        bad=("MULTI ; MULTI ; EXEC", "MULTI 1"),
+        scenes=(_executed,),
+    ),
     Command(
         "EXEC",
         scenes=(_executed, _executed, _executed, _aborted),
@@ -73,7 +82,12 @@ COMMANDS = (
         ),
         bad=("EXEC", "EXEC word", "MULTI ; GET ; EXEC"),
     ),
-    Command("DISCARD", scenes=(_discarded,), good=("WATCH key ; MULTI ; DEL keys ; DISCARD",), bad=("DISCARD", "DISCARD word")),
+    Command(
+        "DISCARD",
+        scenes=(_discarded,),
+        good=("WATCH key ; MULTI ; DEL keys ; DISCARD",),
+        bad=("DISCARD", "DISCARD word"),
+    ),
     Command(
         "WATCH",
         good=(
@@ -100,6 +114,8 @@ COMMANDS = (
         "UNWATCH",
         good=(
             "UNWATCH",
+            "WATCH keys ; UNWATCH ; 1> SET key value ; EXISTS key",
+            "2> WATCH @key ; WATCH @key ; UNWATCH ; 2> UNWATCH",
             "WATCH @key ; 1> SET @key value ; UNWATCH ; MULTI ; GET @key ; EXEC",
             "WATCH @key ; 1> SET @key value ; MULTI ; UNWATCH ; EXEC",
             "WATCH @key ; MULTI ; DISCARD ; 1> SET @key value ; MULTI ; GET @key ; EXEC",

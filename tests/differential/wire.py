@@ -18,6 +18,7 @@ REPLY_BYTES_MAX = 64 * 1024 * 1024
 DEPTH_MAX = 32
 _CHUNK_BYTES = 1 << 20
 _LINE_BYTES_MAX = 64 * 1024
+_LARGE_BYTES = 32 * 1024
 
 _LINES: Final = frozenset(b"+-:,(#")
 _BLOBS: Final = frozenset(b"$=!")
@@ -80,12 +81,19 @@ class Reply:
         return render(self)
 
 
-def render(reply: Reply) -> str:
+def render(reply: Reply, chars_max: int = 1500) -> str:
     """A reply on one line, for people: `$"text"`, `:1`, `*[$"a", nil]`."""
+    if len(reply.raw) > 100_000:
+        return f"{reply.kind}({len(reply.raw)} bytes)"
+    text = _render(reply)
+    return text if len(text) <= chars_max else text[:chars_max] + "..."
+
+
+def _render(reply: Reply) -> str:
     if reply.value is None:
         return "nil"
     if isinstance(reply.value, list):
-        inner = ", ".join(render(item) for item in reply.value[:40])
+        inner = ", ".join(_render(item) for item in reply.value[:40])
         more = f", ... {len(reply.value)} in all" if len(reply.value) > 40 else ""
         return f"{reply.kind}[{inner}{more}]"
     text = reply.value if len(reply.value) <= 400 else reply.value[:400] + b"..."
@@ -118,7 +126,10 @@ class ReplyReader:
 
     def __init__(self) -> None:
         self._buffer = b""
-        self._wanted_bytes = 0  # A blob that is awaited: no use in parsing again before it is there.
+        # A blob that is awaited: no use in parsing again before it is there.
+        self._wanted_bytes = 0
+        # The last large reply. COMMAND is long and always the same; to parse it each time would be most of the run.
+        self._large: Reply | None = None
 
     @property
     def pending(self) -> bytes:
@@ -135,12 +146,21 @@ class ReplyReader:
         buffer = self._buffer
         if len(buffer) < self._wanted_bytes or not buffer:
             return None
+        large = self._large
+        if large is not None:
+            if buffer.startswith(large.raw):
+                self._buffer = buffer[len(large.raw) :]
+                return large
+            if large.raw.startswith(buffer):
+                return None  # No whole reply is the beginning of another.
         self._wanted_bytes = 0
         try:
             reply, end = self._parse(buffer, 0, 0)
         except _Incomplete:
             return None
         self._buffer = buffer[end:]
+        if end >= _LARGE_BYTES:
+            self._large = reply
         return reply
 
     def _parse(self, buffer: bytes, start: int, depth: int) -> tuple[Reply, int]:

@@ -1,4 +1,5 @@
-"""The disk seam: the real disk and the simulated one pass the same tests; then what is real only."""
+"""The disk seam: the real disk and the simulated one pass the same tests; then what is real
+only."""
 
 import errno
 import os

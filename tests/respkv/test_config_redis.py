@@ -213,7 +213,9 @@ def test_output_buffer_limits_are_three_settings() -> None:
         (["databases", "16"], "databases", "can't set immutable config"),
         (["cluster-enabled", "no"], "cluster-enabled", "can't set immutable config"),
         (["timeout", "5", "appendfsync", "no", "timeout", "6"], "timeout", "duplicate parameter"),
-        (["maxclients", "x", "MAXCLIENTS", "x"], "maxclients", "duplicate parameter"),
+        (["maxclients", "x", "MAXCLIENTS", "x"], "MAXCLIENTS", "duplicate parameter"),
+        (["TCP-backlog", "1"], "TCP-backlog", "can't set immutable config"),
+        (["TIMEOUT", "x"], "timeout", "argument couldn't be parsed into an integer"),
         (["timeout", "x", "tcp-backlog", "3"], "tcp-backlog", "can't set immutable config"),
         (
             ["client-output-buffer-limit", "normal 1 2"],

@@ -103,7 +103,7 @@ def test_a_logger_keeps_its_context_and_follows_the_level(output: io.BytesIO) ->
 
 
 def test_other_packages_get_the_same_lines_from_structlog(output: io.BytesIO) -> None:
-    log = structlog.get_logger(logger="engine.log")
+    log = structlog.get_logger("engine.log")
     log.debug("no")
     log.info("yes", n=1)
     logs.set_level("debug")

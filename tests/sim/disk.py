@@ -1,26 +1,27 @@
 """A disk in memory that can lose power, run full, fail and lie, from a random number generator.
 
-It keeps the same protocol and the same rules as `engine.disk.RealDisk`, and passes the same tests. It
-is synchronous and takes no time.
+It keeps the same protocol and the same rules as `engine.disk.RealDisk`, and passes the same tests.
+It is synchronous and takes no time.
 
 What it models, and where it is harsher than most real disks:
 
 - A file has *content* (what readers see: the kernel's cache) and *durable* bytes (what the platter
   has). Between two syncs each 512-byte sector keeps all versions that it went through, and so does
-  the length. A power cut picks one version of each sector and any length on its own, so any subset of
-  the unsynced writes survives, in any order, with zeros where the length survived and the data did
-  not. One sector is written as a whole.
+  the length. A power cut picks one version of each sector and any length on its own, so any subset
+  of the unsynced writes survives, in any order, with zeros where the length survived and the data
+  did not. One sector is written as a whole.
 - Names have an order of unsynced changes. A power cut keeps any subset of them. Syncing a file does
   not keep its name.
-- A failed sync drops the unsynced data: readers go on seeing it, later syncs succeed, and the platter
-  never gets it. `drop_cache` shows the truth. A failed sync of names drops nothing: journals keep
-  the changes or stop the file system.
+- A failed sync drops the unsynced data: readers go on seeing it, later syncs succeed, and the
+  platter never gets it. `drop_cache` shows the truth. A failed sync of names drops nothing:
+  journals keep the changes or stop the file system.
 - `crash` is a power cut: it returns the disk as the next start finds it. `kill` is the end of the
-  process only: the cache survives, and a later `crash` can still lose it. Both release the lock, and
-  make the old object and its files unusable, so that no test goes on with a dead process by mistake.
+  process only: the cache survives, and a later `crash` can still lose it. Both release the lock,
+  and make the old object and its files unusable, so that no test goes on with a dead process by
+  mistake.
 
-Faults are set in `Disk.faults`, by the number of operations until they happen. They belong to the whole
-disk and outlive kills and crashes, as a bad disk does.
+Faults are set in `Disk.faults`, by the number of operations until they happen. They belong to the
+whole disk and outlive kills and crashes, as a bad disk does.
 """
 
 import errno
@@ -126,7 +127,8 @@ class Inode:
 
     def cut_power(self, rng: random.Random) -> None:
         """Keep any subset of what is not durable."""
-        # Mixed most of the time; the extremes find other bugs, and a fair coin hardly ever makes them.
+        # Mixed most of the time; the extremes find other bugs, and a fair coin hardly ever makes
+        # them.
         newest_chance = rng.choice((0.0, 0.5, 0.5, 0.9, 1.0))
         for sector in sorted(self.sectors):
             versions = self.sectors[sector]
@@ -391,6 +393,7 @@ class SimFile:
 
     def read(self, offset: int, length: int) -> bytes:
         self._check("read")
+        assert offset >= 0, offset
         if self._disk.is_due("read_error_in"):
             raise _error(DiskError, errno.EIO, self._path, "read")
         return bytes(self._inode.content[offset : offset + length])

@@ -1,0 +1,105 @@
+"""MULTI, EXEC, DISCARD, WATCH and UNWATCH.
+
+The runner queues what stands between MULTI and EXEC and executes it (`Runner.execute_transaction`).
+WATCH notes the dots of each key; EXEC does nothing if one of them differs.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cluster.slot import Key
+from respkv.command import Flag, Keys, command
+from respkv.context import Context
+from respkv.reply import OK, Reply, ReplyError
+from respkv.runner import begin_transaction
+
+EXEC_WITHOUT_MULTI: Final = ReplyError("ERR EXEC without MULTI")
+DISCARD_WITHOUT_MULTI: Final = ReplyError("ERR DISCARD without MULTI")
+WATCH_INSIDE_MULTI: Final = ReplyError("ERR WATCH inside MULTI is not allowed")
+_FLAGS: Final = Flag.NOSCRIPT | Flag.LOADING | Flag.STALE | Flag.FAST | Flag.ALLOW_BUSY
+
+
+@command(
+    "MULTI",
+    arity=1,
+    flags=_FLAGS | Flag.CONTROL,
+    since="1.2.0",
+    group="transactions",
+    complexity="O(1)",
+)
+def multi(ctx: Context) -> Reply:
+    """Begin a transaction: the commands that follow are queued."""
+    return begin_transaction(ctx.session)
+
+
+@command(
+    "EXEC",
+    arity=1,
+    flags=Flag.NOSCRIPT | Flag.LOADING | Flag.STALE | Flag.SKIP_SLOWLOG | Flag.CONTROL,
+    since="1.2.0",
+    group="transactions",
+    complexity="That of the queued commands.",
+)
+def exec_(ctx: Context) -> Reply:
+    """Execute the queued commands, with nothing between them."""
+    if ctx.session.transaction is None:
+        raise EXEC_WITHOUT_MULTI
+    return ctx.node.runner.execute_transaction(ctx)
+
+
+@command(
+    "DISCARD",
+    arity=1,
+    flags=_FLAGS | Flag.CONTROL,
+    since="2.0.0",
+    group="transactions",
+    complexity="O(N) with N the number of queued commands.",
+)
+def discard(ctx: Context) -> Reply:
+    """Forget the queued commands and the watched keys."""
+    if ctx.session.transaction is None:
+        raise DISCARD_WITHOUT_MULTI
+    ctx.node.runner.end_transaction(ctx.session)
+    return OK
+
+
+@command(
+    "WATCH",
+    arity=-2,
+    flags=_FLAGS | Flag.CONTROL,
+    keys=Keys(1, -1, 1, "RO"),
+    since="2.2.0",
+    group="transactions",
+    complexity="O(1) for each key.",
+    usage="key [key ...]",
+)
+def watch(ctx: Context, *keys: Key) -> Reply:
+    """Let the next EXEC do nothing if one of the keys has changed by then."""
+    session = ctx.session
+    if session.transaction is not None:
+        raise WATCH_INSIDE_MULTI
+    db = ctx.db
+    seen = {
+        (db, key): ctx.dots(key) for key in keys
+    }  # May fault: nothing is noted before the last.
+    for watched, dots in seen.items():
+        session.watches.setdefault(watched, dots)  # What was seen first counts.
+    return OK
+
+
+@command(
+    "UNWATCH",
+    arity=1,
+    flags=_FLAGS,
+    since="2.2.0",
+    group="transactions",
+    complexity="O(1)",
+)
+def unwatch(ctx: Context) -> Reply:
+    """Forget the watched keys."""
+    if (
+        not ctx.is_atomic
+    ):  # Inside EXEC they have been checked, and may be once more if a page has to be fetched.
+        ctx.session.watches.clear()
+    return OK

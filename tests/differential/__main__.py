@@ -1,0 +1,156 @@
+"""The long form: `python -m tests.differential --seed N --rounds N`.
+
+Each round sends every command of the tables at least 200 times, in RESP2 and in RESP3, and prints a table of what was sent.
+Without `--server` it starts a respkv of its own. Several servers are taken for nodes of one cluster: rounds take turns.
+
+It EMPTIES all databases of the servers that it is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from tests.servers import ServerDidNotStart, redis_server, respkv_server
+
+from .catalog import BY_NAME, COMMANDS
+from .command import Command
+from .coverage import Coverage
+from .runner import FINDINGS_MAX, Round
+from .side import Side
+
+Address = tuple[str, int]
+_PROGRESS_EVERY_S = 1.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when all was equal and enough was sent; 1 otherwise; 2 when a server did not start."""
+    options = _parser().parse_args(arguments)
+    seed = random.SystemRandom().randrange(10**9) if options.seed is None else options.seed
+    commands = [BY_NAME[name] for name in options.only] if options.only else list(COMMANDS)
+    protocols = (options.resp,) if options.resp else (2, 3)
+    print(f"seed {seed}", flush=True)
+    try:
+        with redis_server(binary=options.redis) as redis, _servers(options.server) as servers:
+            total = Coverage()
+            for number in range(options.rounds):
+                for resp in protocols:
+                    left = Side("redis", redis.host, redis.port, resp)
+                    right = Side("respkv", *servers[number % len(servers)], resp)
+                    name = f"{seed + number}"
+                    title = f"round {number + 1}/{options.rounds} RESP{resp}"
+                    is_equal = _run(
+                        title, Round(left, right, name, commands, options.findings), total
+                    )
+                    if not is_equal:
+                        flag = "".join(f" --only {name!r}" for name in options.only or ())
+                        print(
+                            f"again: python -m tests.differential --seed {name} --rounds 1 --resp {resp}{flag}"
+                        )
+                        return 1
+            print(total.table(commands))
+            return 0
+    except ServerDidNotStart as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _run(title: str, one: Round, total: Coverage) -> bool:
+    started = time.monotonic()
+    printed = started
+
+    def progress(done: int, planned: int, found: int) -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= _PROGRESS_EVERY_S:
+            printed = time.monotonic()
+            left_s = (printed - started) / done * (planned - done)
+            print(
+                f"{title}: {done}/{planned} scenes, {found} differences, {left_s:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    try:
+        one.run(progress)
+    finally:
+        one.left.close()
+        one.right.close()
+    print(
+        f"{title}: {one.number} commands in {time.monotonic() - started:.1f} s, {one.found.total()} differences"
+    )
+    for finding in one.findings:
+        print(f"\nseed {one.seed}, RESP{one.left.resp}, {finding}")
+    if one.found:
+        print(
+            "\ndifferences by command: "
+            + ", ".join(f"{name} {n}" for name, n in one.found.most_common())
+        )
+        return False
+    total.merge(one.coverage)
+    shortfalls = one.coverage.shortfalls(one.commands)
+    if shortfalls:
+        print(one.coverage.table(one.commands))
+        print("\nless was sent than the contract asks:", *shortfalls, sep="\n  ")
+    return not shortfalls
+
+
+@contextlib.contextmanager
+def _servers(addresses: list[Address] | None) -> Iterator[list[Address]]:
+    if addresses:
+        yield addresses
+        return
+    with respkv_server() as server:
+        yield [(server.host, server.port)]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.differential", description=__doc__.split("\n\n")[0] if __doc__ else ""
+    )
+    parser.add_argument(
+        "--seed", type=int, help="where the random choices start; printed, and drawn when not given"
+    )
+    parser.add_argument("--rounds", type=int, default=1, help="rounds, each with the next seed")
+    parser.add_argument(
+        "--resp", type=int, choices=(2, 3), help="one protocol only; both otherwise"
+    )
+    parser.add_argument(
+        "--redis", default="redis-server", metavar="PATH", help="the redis-server to compare with"
+    )
+    parser.add_argument(
+        "--server",
+        type=_address,
+        nargs="+",
+        metavar="HOST:PORT",
+        help="running servers; they are EMPTIED",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=sorted(BY_NAME),
+        metavar="COMMAND",
+        help="this command; repeat for more",
+    )
+    parser.add_argument(
+        "--findings",
+        type=int,
+        default=FINDINGS_MAX,
+        metavar="N",
+        help="stop a round after N differences shown",
+    )
+    return parser
+
+
+def _address(text: str) -> Address:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

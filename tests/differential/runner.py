@@ -1,0 +1,324 @@
+"""One round: every command of the tables, in lock-step on two servers, compared.
+
+Not the judge (`natural`) nor the author (`command`, the tables). Each call is sent to both servers and both are awaited, so
+that their states stay equal; every 500 commands both are dumped and the dumps compared. A difference is recorded with what
+led to it and with a shrunk reproduction; then both servers are emptied and the round goes on, so that one run shows many.
+
+The order and arguments of commands come from the seed alone, never from a reply: number n of a seed is always the same
+command, whatever the servers answered before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from .command import Call, Command, Draw, Scene, plan
+from .coverage import Coverage
+from .natural import compare
+from .shape import MILLISECONDS_APART_MAX
+from .shrink import relevant, shrink
+from .side import Dump, Side, StoredKey
+from .wire import Answer, Closed, Unanswered, WireError, quote, render
+
+DUMP_EVERY = 500
+PLANT_EVERY = 12  # Scenes.
+FINDINGS_MAX = 20
+FINDINGS_OF_A_KIND_MAX = 2
+_PLANTED_OFTEN = 3
+_PLANTED_ALL = 8
+_SHOWN_COMMANDS = 8
+_LOG_COMMANDS = 4000
+_HISTORY_SCENES = 4000
+_SHRINK_S = 4.0
+_SHRINK_TIMEOUT_S = 1.0
+_EMPTYING = frozenset({"FLUSHALL", "FLUSHDB", "SWAPDB"})
+
+Progress = Callable[[int, int, int], None]
+_BROKEN = (Unanswered, Closed, WireError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One difference. `reproduction` is a shorter run that shows it, where one was found in time."""
+
+    what: str  # The command, or `dump` where the databases differ.
+    number: int
+    shown: str
+    problem: str
+    answers: tuple[str, str]
+    labels: tuple[str, str]
+    led_here: tuple[str, ...]
+    reproduction: tuple[str, ...] | None
+
+    def __str__(self) -> str:
+        width = max(map(len, self.labels))
+        lines = [f"command {self.number}: {self.shown}", f"  {self.problem}"]
+        lines += [
+            f"  {label:>{width}}: {answer}"
+            for label, answer in zip(self.labels, self.answers, strict=True)
+        ]
+        lines += ["  the last commands on these keys:", *(f"    {line}" for line in self.led_here)]
+        if self.reproduction is not None:
+            lines += [
+                "  on empty servers this is enough:",
+                *(f"    {line}" for line in self.reproduction),
+            ]
+        return "\n".join(lines)
+
+
+class _Differs(Exception):
+    """Ends a scene at its first difference. `keys` are those that a report looks for."""
+
+    def __init__(
+        self, shown: str, problem: str, answers: tuple[str, str], keys: frozenset[bytes], what: str
+    ) -> None:
+        super().__init__(problem)
+        self.shown = shown
+        self.problem = problem
+        self.answers = answers
+        self.keys = keys
+        self.what = what
+
+
+def show(call: Call) -> str:
+    """A call as one would type it; the connection in front where it is not the first."""
+    where = f"{call.connection}> " if call.connection else ""
+    if call.only_reads:
+        return f"{where}(reads the next reply)"
+    if call.bytes_as_sent is not None:
+        return f"{where}(as sent) {call.bytes_as_sent[:200]!r}"
+    return where + " ".join(quote(a) if isinstance(a, bytes) else str(a) for a in call.arguments)
+
+
+@dataclass(slots=True)
+class Round:
+    """One round with one seed over one protocol. `left` is right by definition."""
+
+    left: Side
+    right: Side
+    seed: str
+    commands: Sequence[Command]
+    findings_max: int = FINDINGS_MAX
+    coverage: Coverage = field(default_factory=Coverage)
+    findings: list[Finding] = field(default_factory=list)
+    found: Counter[str] = field(
+        default_factory=Counter
+    )  # All differences by command, with those beyond the limits.
+    number: int = 0
+    _lag_s: float = 0.0
+    _log: deque[tuple[int, Call, str]] = field(default_factory=lambda: deque(maxlen=_LOG_COMMANDS))
+    _history: deque[Scene] = field(default_factory=lambda: deque(maxlen=_HISTORY_SCENES))
+
+    def run(self, progress: Progress = lambda done, planned, found: None) -> None:
+        """Play the round. Raises `OSError` and its like when a server cannot be reached any more."""
+        rng = random.Random(f"{self.seed}/{self.left.resp}")
+        draw = Draw(rng, self.left.resp, {command.name: command for command in self.commands})
+        planned = plan(self.commands, rng)
+        self._start_afresh()
+        dumped_at = 0
+        for done, (command, source) in enumerate(planned, start=1):
+            scene = draw.scene(source) if isinstance(source, str) else source(draw)
+            if command.varies_arity:
+                scene = draw.with_other_arity(scene)
+            if any(call.name in _EMPTYING for call in scene):
+                scene += draw.plant(_PLANTED_ALL)
+            elif done % PLANT_EVERY == 0:
+                scene += draw.plant(_PLANTED_OFTEN)
+            self._play(scene)
+            if self.number - dumped_at >= DUMP_EVERY or done == len(planned):
+                dumped_at = self.number
+                self._guarded((), self._check_dumps)
+            progress(done, len(planned), self.found.total())
+            if len(self.findings) >= self.findings_max:
+                return
+
+    def _start_afresh(self) -> None:
+        """Empty servers, then values for most keys: by a seed of their own, so that the round's commands stay the same."""
+        self._reset()
+        draw = Draw(
+            random.Random(f"{self.seed}/planted"),
+            self.left.resp,
+            {c.name: c for c in self.commands},
+        )
+        planted = draw.plant(_PLANTED_ALL)
+        for call in planted:
+            self._exchange(call)
+        self._history.append(planted)
+
+    def _reset(self) -> None:
+        self.left.reset()
+        self.right.reset()
+        self._history.clear()
+
+    def _play(self, scene: Scene) -> None:
+        first = self.number
+
+        def each_call() -> None:
+            for call in scene:
+                self.number += 1
+                answers = self._exchange(call)
+                self._note(call, answers)
+                self._judge(call, answers)
+
+        self._guarded(scene, each_call)
+        self.number = first + len(scene)
+
+    def _guarded(self, scene: Scene, play: Callable[[], None]) -> None:
+        """Play; record a difference, and start afresh after it."""
+        try:
+            play()
+        except _Differs as difference:
+            self._record(difference, scene)
+            self._start_afresh()
+        else:
+            self._history.append(scene)
+
+    def _exchange(self, call: Call) -> tuple[Answer, Answer] | None:
+        """Send to both, then read from both; None where no reply is due. A server that breaks off differs."""
+        started = time.monotonic()
+        sides = (self.left, self.right)
+        for side in sides:
+            with _answering(side, call):
+                side.send(call)
+        answers: list[Answer] = []
+        if not (call.is_silent or call.is_deferred):
+            for side in sides:
+                with _answering(side, call):
+                    answers.append(side.receive(call))
+        self._lag_s = max(self._lag_s, time.monotonic() - started)
+        for side in sides:
+            with _answering(side, call):
+                side.finish(call)
+        time.sleep(call.pause_s) if call.pause_s else None
+        return (answers[0], answers[1]) if answers else None
+
+    def _note(self, call: Call, answers: tuple[Answer, Answer] | None) -> None:
+        self._log.append(
+            (self.number, call, render(answers[0].reply, 120) if answers else "(no reply due)")
+        )
+        if not call.is_deferred:
+            self.coverage.add(call, answers[0] if answers else None)
+
+    def _judge(self, call: Call, answers: tuple[Answer, Answer] | None) -> None:
+        if answers is None:
+            return
+        problem = compare(call, *answers, self._lag_s)
+        chosen = answers[1].reply
+        if (
+            problem is None
+            and call.name == "RANDOMKEY"
+            and chosen.kind == "$"
+            and not chosen.is_nil
+        ):
+            problem = None if self.right.has(chosen.text) else "not a key that exists"
+        if problem is not None:
+            shown = (_shown(answers[0]), _shown(answers[1]))
+            raise _Differs(show(call), problem, shown, call.keys, call.counts_as or call.name)
+
+    def _check_dumps(self) -> None:
+        dumps: list[Dump] = []
+        for side in (self.left, self.right):
+            with _answering(side, None):
+                dumps.append(side.dump())
+        left, right = dumps
+        for place in sorted(left.keys() | right.keys()):
+            a, b = left.get(place), right.get(place)
+            if not self._is_alike(a, b):
+                shown = f"the databases differ at database {place[0]}, key {quote(place[1])}"
+                answers = (str(a or "absent"), str(b or "absent"))
+                raise _Differs(
+                    shown, "found by comparing dumps", answers, frozenset({place[1]}), "dump"
+                )
+
+    def _is_alike(self, a: StoredKey | None, b: StoredKey | None) -> bool:
+        if a is None or b is None or a == b:
+            return a == b
+        apart_ms = abs(a.expires_at_ms - b.expires_at_ms)
+        have_expiry = a.expires_at_ms >= 0 and b.expires_at_ms >= 0
+        is_near = have_expiry and apart_ms <= MILLISECONDS_APART_MAX + self._lag_s * 1000
+        return is_near and replace(a, expires_at_ms=b.expires_at_ms) == b
+
+    def _record(self, difference: _Differs, scene: Scene) -> None:
+        self.found[difference.what] += 1
+        if self.found[difference.what] > FINDINGS_OF_A_KIND_MAX:
+            return
+        keys = difference.keys or frozenset(key for call in scene for key in call.keys)
+        led_here = [
+            f"{n}: {show(call)} -> {reply}"
+            for n, call, reply in self._log
+            if not keys or call.keys & keys
+        ]
+        finding = Finding(
+            what=difference.what,
+            number=self.number,
+            shown=difference.shown,
+            problem=difference.problem,
+            answers=difference.answers,
+            labels=(self.left.label, self.right.label),
+            led_here=tuple(led_here[-_SHOWN_COMMANDS:]),
+            reproduction=self._shrunk(scene, keys | {key for call in scene for key in call.keys}),
+        )
+        self.findings.append(finding)
+
+    def _shrunk(self, scene: Scene, keys: frozenset[bytes]) -> tuple[str, ...] | None:
+        deadline = time.monotonic() + _SHRINK_S
+        kept_timeouts_s = self.left.timeout_s, self.right.timeout_s
+        for side in (self.left, self.right):
+            side.timeout_s = min(side.timeout_s, _SHRINK_TIMEOUT_S)
+        try:
+            scenes = shrink(
+                relevant(self._history, keys),
+                lambda before: self._still_differs(before, scene),
+                lambda: time.monotonic() > deadline,
+            )
+        except _BROKEN:
+            return None
+        finally:
+            self.left.timeout_s, self.right.timeout_s = kept_timeouts_s
+        return (
+            None
+            if scenes is None
+            else tuple(show(call) for part in (*scenes, scene) for call in part)
+        )
+
+    def _still_differs(self, before: Sequence[Scene], scene: Scene) -> bool:
+        """Play on empty servers. What differs before the scene itself is not what is looked for."""
+        history = tuple(self._history)
+        self._reset()
+        self._history.extend(history)
+        try:
+            for call in (call for part in before for call in part):
+                self._exchange(call)
+        except _Differs:
+            return False
+        try:
+            for call in scene:
+                self._judge(call, self._exchange(call))
+            if not scene:
+                self._check_dumps()
+        except _Differs:
+            return True
+        return False
+
+
+@contextlib.contextmanager
+def _answering(side: Side, call: Call | None) -> Iterator[None]:
+    """Turn a server that breaks off into a difference that names it."""
+    try:
+        yield
+    except _BROKEN as error:
+        shown = show(call) if call else "a dump of all databases"
+        problem = f"{side.label} did not answer properly: {type(error).__name__}: {error}"
+        keys = call.keys if call else frozenset[bytes]()
+        what = (call.counts_as or call.name) if call else "dump"
+        raise _Differs(shown, problem, ("", ""), keys, what) from error
+
+
+def _shown(answer: Answer) -> str:
+    pushes = "".join(f" after push {render(push)}" for push in answer.pushes)
+    return render(answer.reply) + pushes
