@@ -39,7 +39,9 @@ STRING: Final = 1
 TYPE_MASK: Final = 0x0F
 HAS_EXPIRY: Final = 0x10
 MANY: Final = 0x20
-RAW_ENCODING: Final = 0x40  # OBJECT ENCODING answers `raw` whatever the length: the value was changed in place.
+RAW_ENCODING: Final = (
+    0x40  # OBJECT ENCODING answers `raw` whatever the length: the value was changed in place.
+)
 
 HEADER: Final = Struct("<BQQQ")
 HEADER_BYTES: Final = HEADER.size  # 25

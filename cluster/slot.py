@@ -24,7 +24,9 @@ Row = bytes  # The ordered form of a key, within its slot.
 Slot = int  # 0 to 16383, or SYSTEM_SLOT.
 
 SLOT_COUNT: Final = 16384
-SYSTEM_SLOT: Final = 16384  # Rows of the node itself, such as the table of databases; no key lives there.
+SYSTEM_SLOT: Final = (
+    16384  # Rows of the node itself, such as the table of databases; no key lives there.
+)
 DATABASE_COUNT: Final = 16
 HASH_BYTES: Final = 6
 TAG_OFFSET: Final = 6  # Where the database stands in a row.

@@ -17,7 +17,7 @@ from engine.disk import Disk
 from engine.log import COMPLETE, MARKER, read_segment
 from engine.manifest import Drop
 from engine.merge import merge
-from engine.sstable import Table, TableWriter
+from engine.sstable import Compression, Table, TableWriter
 
 Entry = tuple[bytes, int, bytes]
 
@@ -32,7 +32,7 @@ class Job(msgspec.Struct):
     position_max: int
     drops: list[Drop]
     block_bytes: int
-    compression: str
+    compression: Compression
     is_bottom: bool
     now_ms: int
 

@@ -55,7 +55,9 @@ class Memtable:
         old = self.deltas.get((slot, row))
         if old is not None:
             raw = codec.join(raw, old)
-        self.weight_bytes += len(raw) + (ENTRY_OVERHEAD_BYTES + len(row) if old is None else -len(old))
+        self.weight_bytes += len(raw) + (
+            ENTRY_OVERHEAD_BYTES + len(row) if old is None else -len(old)
+        )
         self.deltas[slot, row] = raw
 
     def remove(self, slot: Slot, row: Row) -> None:

@@ -36,7 +36,7 @@ from engine.job import Job, JobResult
 from engine.log import COMPLETE, ENVELOPE, MARKER, CommitLog, Recovery, recover
 from engine.manifest import Drop, Manifest
 from engine.memtable import Memtable, Row, Slot
-from engine.sstable import Block, Table, hash_of
+from engine.sstable import Block, Compression, Table, hash_of
 
 ABSENT = b""  # In the row cache: no table holds this row.
 LOCK_NAME = "lock"
@@ -59,7 +59,7 @@ class StoreSettings:
     block_cache_bytes: int
     log_bytes_max: int
     block_bytes: int = 8192
-    compression: str = "lz4"
+    compression: Compression = "lz4"
     slot_count: int = 16385
 
 
@@ -222,7 +222,9 @@ class Store:
     def freeze(self) -> None:
         """Close the memtable and its log segments, and begin new ones."""
         self.log.write()
-        if self.log.segment_bytes:  # Not so after a recovery: the replayed segments are sealed already.
+        if (
+            self.log.segment_bytes
+        ):  # Not so after a recovery: the replayed segments are sealed already.
             self.log.roll()
         self.frozen.insert(0, Frozen(self.memtable, self.log.position, self.capture()))
         self.memtable = Memtable(self.settings.slot_count, self.log.position)
@@ -331,7 +333,9 @@ class Store:
 
     # Scanning
 
-    def scan(self, slot: Slot, start: Row, limit: int) -> tuple[list[tuple[Row, bytes]], Row | None]:
+    def scan(
+        self, slot: Slot, start: Row, limit: int
+    ) -> tuple[list[tuple[Row, bytes]], Row | None]:
         """Up to about `limit` rows of a slot from `start` on, in order, and where to go on (None: the slot is done).
 
         Rows whose state is dead are among them. Raises PageFault.
@@ -359,7 +363,9 @@ class Store:
             return rows[:limit], rows[limit][0]
         return rows, end
 
-    def _entries_of_table(self, table: Table, slot: Slot, start: Row) -> Iterator[tuple[Row, bytes, bool]]:
+    def _entries_of_table(
+        self, table: Table, slot: Slot, start: Row
+    ) -> Iterator[tuple[Row, bytes, bool]]:
         prefix = slot.to_bytes(2, "big")
         number = table.block_of(prefix + start)
         while number is not None and number < table.block_count:
@@ -390,15 +396,19 @@ class Store:
             oldest = self.frozen[-1]
             start, end = oldest.memtable.base_position, oldest.end_position
             inputs = [segment.name for segment in self.log.sealed if start <= segment.base < end]
-            self._job = self._make_job("flush", inputs, oldest.memtable.base_position, oldest.end_position)
+            self._job = self._make_job(
+                "flush", inputs, oldest.memtable.base_position, oldest.end_position
+            )
         else:
             chosen = compaction.choose([table.meta for table in self.tables], now_ms)
             if chosen is not None:
                 inputs = [table.name for table in self.tables[chosen]]
                 self._job = self._make_job("compact", inputs, 0, 0)
         if self._job is not None:
-            self._job.is_bottom = self._job.kind == "flush" and not self.tables or (
-                self._job.kind == "compact" and self._job.inputs[-1] == self.tables[-1].name
+            self._job.is_bottom = (
+                self._job.kind == "flush"
+                and not self.tables
+                or (self._job.kind == "compact" and self._job.inputs[-1] == self.tables[-1].name)
             )
             self._job.now_ms = now_ms
         return self._job
@@ -435,7 +445,12 @@ class Store:
             at = names.index(job.inputs[0])
             names[at : at + len(job.inputs)] = result.tables
         return Manifest(
-            manifest.FORMAT_VERSION, log_start, self._next_table, names, list(self.manifest.drops), state
+            manifest.FORMAT_VERSION,
+            log_start,
+            self._next_table,
+            names,
+            list(self.manifest.drops),
+            state,
         )
 
     def write_manifest(self, prepared: Manifest) -> None:

@@ -54,7 +54,9 @@ class Flag(enum.Flag):
     MOVABLEKEYS = enum.auto()
     ALLOW_BUSY = enum.auto()
     # Ours, never shown:
-    CONTROL = enum.auto()  # Runs at once even inside MULTI (EXEC, DISCARD, MULTI, WATCH, QUIT, RESET).
+    CONTROL = (
+        enum.auto()
+    )  # Runs at once even inside MULTI (EXEC, DISCARD, MULTI, WATCH, QUIT, RESET).
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,9 @@ class Command:
     is_sliced: bool
     subcommands: dict[bytes, Command] = field(default_factory=dict)
     # Precomputed for the runner:
-    is_plain: bool = True  # Runs through the short way: no subcommands, not sliced, not a control command.
+    is_plain: bool = (
+        True  # Runs through the short way: no subcommands, not sliced, not a control command.
+    )
     is_write: bool = False
     calls: int = 0
     elapsed_ns: int = 0
@@ -109,7 +113,7 @@ class Command:
 
     def key_positions(self, args: list[bytes]) -> list[int]:
         """Indexes into `args` (the whole command, name first) that hold keys."""
-        positions = []
+        positions: list[int] = []
         for spec in self.keys:
             last = spec.last if spec.last >= 0 else len(args) + spec.last
             positions += range(spec.first, min(last, len(args) - 1) + 1, spec.step)
@@ -204,9 +208,7 @@ def command(
     return declare
 
 
-def container(
-    name: str, *, since: str, group: str, summary: str, flags: Flag = Flag.NONE
-) -> None:
+def container(name: str, *, since: str, group: str, summary: str, flags: Flag = Flag.NONE) -> None:
     """Declare a command that consists of subcommands only, such as CLIENT."""
     TABLE.add(
         Command(

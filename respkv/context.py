@@ -174,18 +174,26 @@ class Context:
         return None if version is None else encode_version(version)
 
     def dots(self, key: Key, *, db: int | None = None) -> bytes | None:
-        """What identifies the live state of a key, for WATCH: equal if and only if nothing changed. None if absent."""
+        """What identifies the state of a key, for WATCH: it differs if the key was written, or has expired.
+
+        None if there is no trace of the key. Where the traces of a deletion vanish it differs too, though nothing
+        changed: then a transaction fails for no reason, which is safe.
+        """
         raw = self.store.get(slot_of(key), row_of(self.db if db is None else db, key))
         if raw is None:
             return None
         record = decode(raw)
-        if record.winner(self.now_ms) is None:
-            return None
-        return repr(sorted(record.dots)).encode()
+        if record.winner(self.now_ms) is not None:
+            return repr(sorted(record.dots)).encode()
+        if any(version.type != DELETION for version in record.versions):
+            return None  # Expired: as if it had gone already.
+        return b"deleted " + repr(sorted(record.dots)).encode()
 
     # Writing
 
-    def put_string(self, key: Key, value: bytes, *, expire_at_ms: int = 0, raw: bool = False) -> None:
+    def put_string(
+        self, key: Key, value: bytes, *, expire_at_ms: int = 0, raw: bool = False
+    ) -> None:
         """Replace whatever the key held by a string. `expire_at_ms` 0: it never expires; in the past: it is removed.
 
         `raw` marks a value that was changed in place, whose OBJECT ENCODING is `raw` whatever its length.

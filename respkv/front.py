@@ -150,7 +150,9 @@ class Front:
                 continue
             self._add(sock, address, listener, is_unix=is_unix)
 
-    def _add(self, sock: socket.socket, address: object, listener: socket.socket, *, is_unix: bool) -> None:
+    def _add(
+        self, sock: socket.socket, address: object, listener: socket.socket, *, is_unix: bool
+    ) -> None:
         config = self.node.config.client
         if is_unix:
             peer = local = f"{listener.getsockname()}:0"
@@ -169,7 +171,12 @@ class Front:
                 return
         now_s = self.node.monotonic_s()
         session = Session(
-            self._next_id, peer, local, self.node.limits, now_s, authenticated=not config.requirepass
+            self._next_id,
+            peer,
+            local,
+            self.node.limits,
+            now_s,
+            authenticated=not config.requirepass,
         )
         self._next_id += 1
         session.is_unix = is_unix
@@ -505,4 +512,3 @@ def _is_loopback(host: str) -> bool:
 def _shown(address: tuple[object, ...]) -> str:
     host, port = str(address[0]), address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-

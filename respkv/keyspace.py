@@ -91,7 +91,7 @@ def _expiry_of(raw: Raw) -> int:
 
 
 def is_in_memory(store: Store) -> bool:
-    """Whether all rows are in `store.active`: then a slot is one dict, and nothing is to be joined."""
+    """Whether all rows are in `store.active`: a slot is one dict, and nothing is to be joined."""
     return not (store.tables or store.frozen or store.memtable.deltas)
 
 
@@ -352,12 +352,13 @@ class Counts:
         for slot in slots:
             if is_in_memory(store) and not store.active[slot]:
                 self._install(slot, self._replica.counters[slot], _NOTHING)
-                continue
-            for step in self._count(slot, now_ms):
-                if step is not None and not is_patient:
-                    break
-                yield step
-            done += 10 + len(store.active[slot])
+                done += 1
+            else:
+                for step in self._count(slot, now_ms):
+                    if step is not None and not is_patient:
+                        break
+                    yield step
+                done += 10 + len(store.active[slot])
             if done >= PAGE_ROWS:
                 done = 0
                 self._start = slot + 1

@@ -135,6 +135,12 @@ class Node:
             self._touched = []
         return touched
 
+    def session_by_id(self, number: int) -> Session | None:
+        for session in self.front.by_session:
+            if session.id == number:
+                return session
+        return None
+
     def count_error(self, error: ReplyError) -> None:
         """For INFO errorstats; codes are bounded in number."""
         code = error.code
@@ -257,7 +263,9 @@ class Node:
                 for session, fault in faults:
                     nursery.start_soon(self._fetch_one, session, fault, limit)
 
-    async def _fetch_one(self, session: Session, fault: PageFault, limit: trio.CapacityLimiter) -> None:
+    async def _fetch_one(
+        self, session: Session, fault: PageFault, limit: trio.CapacityLimiter
+    ) -> None:
         failure = None
         try:
             await trio.to_thread.run_sync(fault.fetch, limiter=limit)
@@ -296,7 +304,8 @@ class Node:
     async def _ticker(self) -> None:
         seconds = 0.0
         while True:
-            await trio.sleep(TICKER_WAITING_S if self.runner.waiting else TICKER_S)
+            is_waited = self.runner.waiting or self.runner.is_paused
+            await trio.sleep(TICKER_WAITING_S if is_waited else TICKER_S)
             now_ms = self.begin_tick()
             self.runner.expire_waits(self.now_s, now_ms)
             self._expire(now_ms)

@@ -1,15 +1,19 @@
-"""Numbers as Redis reads and writes them: strict integers, C's floats, and the x87 extended floats of INCRBYFLOAT.
+"""Numbers as Redis reads and writes them: integers, doubles, and INCRBYFLOAT's extended floats.
 
-It knows no command. All functions that read take the argument's bytes and the `ReplyError` to raise when it is none.
+It knows no command. A function that reads takes the argument's bytes and the `ReplyError` to raise
+if they are no such number.
 
-- `integer`: 64 bits, signed, in the one canonical spelling: no sign `+`, no leading zero, no blank, no `-0`.
-- `floating`: what C's `strtod` takes as a whole: decimal, `0x` with binary exponent, `inf`. No blank, no NaN, nothing that
-  overflows, nothing but zero that underflows to zero.
-- `Extended`: what C's `long double` holds on x86-64, 64 bits of mantissa and 15 of exponent. INCRBYFLOAT and HINCRBYFLOAT
-  compute in it and print 17 decimals, so 0.1 + 0.2 is `0.3` there. Python has no such type; here a number is an integer times a
-  power of two, every operation is exact, and rounding to 64 bits comes last, as the processor does it.
+- `integer`: 64 bits with sign, in its one canonical spelling: no `+`, no leading zero, no blank, no
+  `-0`.
+- `floating`: what C's `strtod` takes as a whole: decimal, `0x` with binary exponent, `inf`. No
+  blank, no NaN, nothing that overflows, nothing but zero that underflows to zero.
+- `extended`: what C's `long double` holds on x86-64: 64 bits of mantissa and 15 of exponent.
+  INCRBYFLOAT and HINCRBYFLOAT compute in it and print 17 decimals, so that 0.1 + 0.2 is `0.3`.
+  Python has no such type. Here a number is an integer times a power of two, sums are exact, and
+  rounding to 64 bits comes last, as the processor does it.
 
-Core. Sources: C11 7.22.1.3 (strtod), the x87 extended format in the Intel 64 architecture manual, IEEE 754 (round half to even).
+Core. Sources: C11, 7.22.1.3 (strtod); the x87 extended format in the Intel 64 architecture manual;
+IEEE 754 (round half to even).
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ INT64_MAX: Final = 2**63 - 1
 INT64_MIN: Final = -(2**63)
 _INTEGER_BYTES_MAX: Final = 20  # The length of INT64_MIN.
 
-# Possessive, so that a long run of digits followed by junk is not tried again from each of its digits.
+# Possessive, so that digits followed by junk are not tried again from each digit.
 _decimal = re.compile(
     rb"([+-]?+)(?:([0-9]++)(?:\.([0-9]*+))?+|\.([0-9]++))(?:[eE]([+-]?+[0-9]++))?+"
 ).fullmatch
@@ -36,13 +40,13 @@ _infinity = re.compile(rb"([+-]?+)(?:inf|infinity)", re.IGNORECASE).fullmatch
 
 
 def integer(arg: bytes, error: ReplyError = NOT_AN_INTEGER) -> int:
-    """The 64-bit integer that `arg` spells. Raises `error` for every other spelling. Hot: INCR and friends."""
+    """The 64-bit integer that `arg` spells. Raises `error` for every other spelling. Hot: INCR."""
     if len(arg) <= _INTEGER_BYTES_MAX:
         try:
             value = int(arg)
         except ValueError:
             raise error from None
-        # int() is lenient (` 1`, `+1`, `01`, `1_0`); printing it again shows whether `arg` was the canonical spelling.
+        # int() is lenient (` 1`, `+1`, `01`, `1_0`): printing it again shows if `arg` was canonical.
         if INT64_MIN <= value <= INT64_MAX and b"%d" % value == arg:
             return value
     raise error
@@ -60,7 +64,7 @@ def integer_or_none(arg: bytes) -> int | None:
 
 
 def floating(arg: bytes, error: ReplyError = NOT_A_FLOAT) -> float:
-    """The double nearest to what `arg` spells, infinities included. Raises `error` if it is no float or out of range."""
+    """The double nearest to what `arg` spells, or an infinity. Raises `error` if out of range."""
     match = _decimal(arg)
     if match:
         value = float(arg)
@@ -79,7 +83,7 @@ def floating(arg: bytes, error: ReplyError = NOT_A_FLOAT) -> float:
 
 
 def format_double(value: float) -> bytes:
-    """A double in replies, as Redis 7.0 spells it: up to 17 significant digits, `inf`, `-inf`, `nan`."""
+    """A double in a reply, as Redis 7.0 spells it: up to 17 significant digits; `inf`, `nan`."""
     return b"%.17g" % value
 
 
@@ -98,6 +102,7 @@ _DECIMALS: Final = 17
 _DECIMAL_UNIT: Final = 10**_DECIMALS
 # Python refuses to convert more than 4300 digits at a time.
 _DIGITS_AT_ONCE: Final = 4000
+_DIGITS_UNIT: Final = 10**_DIGITS_AT_ONCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,7 @@ class Extended:
         return _rounded(total, 1, exponent)
 
     def text(self) -> bytes:
-        """Decimal notation with at most 17 decimals, without trailing zeros, never `-0`. Finite numbers only."""
+        """Decimal notation with at most 17 decimals, never `-0`. Finite numbers only."""
         assert not self.is_infinite
         sign = b"-" if self.mantissa < 0 else b""
         size = abs(self.mantissa)
@@ -135,7 +140,7 @@ class Extended:
 
 
 def extended(arg: bytes, error: ReplyError = NOT_A_FLOAT) -> Extended:
-    """The extended float nearest to what `arg` spells. Raises `error` as `floating` does, and for overlong texts."""
+    """The extended float nearest to what `arg` spells. Raises `error` as `floating` does."""
     if len(arg) > _EXTENDED_TEXT_BYTES_MAX:
         raise error
     if match := _decimal(arg):
@@ -190,7 +195,7 @@ def _exponent(match: re.Match[bytes]) -> int:
 
 
 def _has_digit(match: re.Match[bytes]) -> bool:
-    """Whether a digit of the significand is not zero, so that the number is none but by underflow."""
+    """Whether a digit of the significand is not zero: then so is the number, before rounding."""
     return bool(_significand(match)[0])
 
 
@@ -238,8 +243,7 @@ def _number_of(digits: bytes) -> int:
 
 
 def _digits_of(value: int) -> bytes:
-    unit = 10**_DIGITS_AT_ONCE
-    if value < unit:
+    if value < _DIGITS_UNIT:
         return b"%d" % value
-    head, tail = divmod(value, unit)
+    head, tail = divmod(value, _DIGITS_UNIT)
     return _digits_of(head) + (b"%d" % tail).rjust(_DIGITS_AT_ONCE, b"0")

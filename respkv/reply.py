@@ -21,7 +21,7 @@ Source: the RESP3 specification.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 CRLF: Final = b"\r\n"
 
@@ -79,9 +79,7 @@ Reply: TypeAlias = (
 SYNTAX_ERROR: Final = ReplyError("ERR syntax error")
 NOT_AN_INTEGER: Final = ReplyError("ERR value is not an integer or out of range")
 NOT_A_FLOAT: Final = ReplyError("ERR value is not a valid float")
-WRONG_TYPE: Final = ReplyError(
-    "WRONGTYPE Operation against a key holding the wrong kind of value"
-)
+WRONG_TYPE: Final = ReplyError("WRONGTYPE Operation against a key holding the wrong kind of value")
 NO_SUCH_KEY: Final = ReplyError("ERR no such key")
 OUT_OF_RANGE: Final = ReplyError("ERR index out of range")
 INCREMENT_OVERFLOW: Final = ReplyError("ERR increment or decrement would overflow")
@@ -100,14 +98,16 @@ _INTEGERS: Final = [b":%d\r\n" % n for n in range(1024)]
 
 def encode(reply: Reply, *, resp3: bool) -> bytes:
     """The reply's bytes on the wire. The frequent kinds come first: this is a hot path (bench/serving.py)."""
-    kind = type(reply)
+    # Any: mypy cannot narrow a union by the type that is looked up, and isinstance costs twice as much.
+    plain: Any = reply
+    kind = type(plain)
     if kind is bytes:
-        return b"$%d\r\n%b\r\n" % (len(reply), reply)  # type: ignore[arg-type, str-bytes-safe]
+        return b"$%d\r\n%b\r\n" % (len(plain), plain)
     if kind is int:
-        return _INTEGERS[reply] if 0 <= reply < 1024 else b":%d\r\n" % reply  # type: ignore[operator, index, str-bytes-safe]
+        return _INTEGERS[plain] if 0 <= plain < 1024 else b":%d\r\n" % plain
     if kind is Simple:
-        return b"+%b\r\n" % reply  # type: ignore[str-bytes-safe]
-    if reply is None:
+        return b"+%b\r\n" % plain
+    if plain is None:
         return b"_\r\n" if resp3 else b"$-1\r\n"
     return _encode_rare(reply, resp3=resp3)
 

@@ -53,10 +53,14 @@ class Runner:
         self.node = node
         self.context = context
         self.clock_ns = clock_ns  # Monotonic.
-        self.has_observers = False  # A MONITOR, a CLIENT PAUSE or a client that tracks: all take the long way.
+        self.has_observers = (
+            False  # A MONITOR, a CLIENT PAUSE or a client that tracks: all take the long way.
+        )
         self.waiting: dict[Session, Wait] = {}
         self.is_paused: Callable[[Command], bool] | None = None  # CLIENT PAUSE, while it lasts.
         self.paused: list[Session] = []
+        self._paused_until_s = 0.0
+        self._skips: set[Session] = set()  # Whose CLIENT REPLY SKIP is being answered.
         self.commands_total = 0
 
     # The short way
@@ -171,7 +175,9 @@ class Runner:
 
     def _queue(self, session: Session, command: Command, args: list[bytes]) -> None:
         if Flag.NO_MULTI in command.flags:
-            self._refuse(session, command, ReplyError("ERR Command not allowed inside a transaction"))
+            self._refuse(
+                session, command, ReplyError("ERR Command not allowed inside a transaction")
+            )
             return
         assert session.transaction is not None
         session.transaction.commands.append((command, args))
@@ -209,7 +215,9 @@ class Runner:
             context.drop()
             wait.reply = block.reply
             wait.is_blocking = block.is_blocking
-            wait.deadline_s = None if block.seconds is None else self.clock_ns() / 1e9 + block.seconds
+            wait.deadline_s = (
+                None if block.seconds is None else self.clock_ns() / 1e9 + block.seconds
+            )
             self._wait(session, wait)
             return
         self._finish(session, wait, reply, started)
@@ -238,10 +246,11 @@ class Runner:
     def _answer(self, session: Session, reply: Reply) -> None:
         """Send a reply, unless CLIENT REPLY says not to."""
         if session.mode & (REPLY_OFF | REPLY_SKIP):
-            if session.mode & REPLY_SKIP:
-                session.mode &= ~REPLY_SKIP
-            if not session.mode & CLOSING:
+            if session in self._skips:  # CLIENT REPLY SKIP itself: the next one is skipped.
+                self._skips.discard(session)
                 return
+            session.mode &= ~REPLY_SKIP
+            return
         if reply is not NO_REPLY:
             session.send(reply)
 
@@ -293,14 +302,41 @@ class Runner:
         self._go_on(session, now_ms)
 
     def expire_waits(self, now_s: float, now_ms: int) -> None:
-        """Answer the blocked sessions whose time is up."""
+        """Answer the blocked sessions whose time is up, and end a pause."""
+        self._end_pause_in_time(now_s, now_ms)
         for session, wait in list(self.waiting.items()):
             if wait.deadline_s is not None and wait.deadline_s <= now_s:
                 self.unblock(session, wait.reply, now_ms)
 
-    def unpause(self, now_ms: int) -> None:
-        """CLIENT PAUSE has ended."""
+    # CLIENT's effects on other sessions, which take place after its reply
+
+    def skip_next_reply(self, session: Session) -> None:
+        """CLIENT REPLY SKIP."""
+        session.mode |= REPLY_SKIP
+        self._skips.add(session)
+
+    def pause(self, seconds: float, *, only_writes: bool) -> None:
+        """CLIENT PAUSE: a longer pause that is under way stays as long, a stricter one as strict."""
+        until_s = self.clock_ns() / 1e9 + seconds
+        if self.is_paused is not None:
+            until_s = max(until_s, self._paused_until_s)
+        self._paused_until_s = until_s
+        self.is_paused = _pauses_writes if only_writes else _pauses_all
+
+    def end_pause(self) -> None:
+        self._paused_until_s = 0.0
+
+    def unblock_later(self, session: Session, reply: Reply) -> None:
+        """CLIENT UNBLOCK: the wait ends at once, with this answer."""
+        assert session.wait is not None
+        session.wait.deadline_s = 0.0
+        session.wait.reply = reply
+
+    def _end_pause_in_time(self, now_s: float, now_ms: int) -> None:
+        if self.is_paused is None or now_s < self._paused_until_s:
+            return
         self.is_paused = None
+        self.node.observe_changed()
         sessions, self.paused = self.paused, []
         for session in sessions:
             self._go_on(session, now_ms)
@@ -401,9 +437,9 @@ class Runner:
             context.effects = context.below
             context.below = NO_EFFECTS
             context.is_atomic = False
-        for command, error in errors:
+        for command, failure in errors:
             command.failed_calls += 1
-            self.node.count_error(error)
+            self.node.count_error(failure)
         for command, _ in transaction.commands:
             command.calls += 1
         self.end_transaction(session)
@@ -429,6 +465,14 @@ class Runner:
         session.transaction = None
         session.watches.clear()
         session.mode &= ~IN_MULTI
+
+
+def _pauses_all(command: Command) -> bool:
+    return command.name != "CLIENT|UNPAUSE"
+
+
+def _pauses_writes(command: Command) -> bool:
+    return command.is_write or command.name == "EXEC"
 
 
 def begin_transaction(session: Session) -> Reply:

@@ -79,7 +79,14 @@ class Session:
     )  # fmt: skip
 
     def __init__(
-        self, number: int, peer: str, local: str, limits: Limits, now_s: float, *, authenticated: bool
+        self,
+        number: int,
+        peer: str,
+        local: str,
+        limits: Limits,
+        now_s: float,
+        *,
+        authenticated: bool,
     ) -> None:
         self.id = number
         self.peer = peer
@@ -99,7 +106,9 @@ class Session:
         self.queue: deque[list[bytes]] = deque()  # Parsed, and not executed yet.
         self.wait: Wait | None = None
         self.transaction: Transaction | None = None
-        self.watches: dict[tuple[int, bytes], bytes | None] = {}  # (physical db, key) -> dots seen at WATCH
+        self.watches: dict[
+            tuple[int, bytes], bytes | None
+        ] = {}  # (physical db, key) -> dots seen at WATCH
         self.tracking: Any = None  # respkv.tracking.Tracking while CLIENT TRACKING is on.
         self.no_evict = False
         self.no_touch = False

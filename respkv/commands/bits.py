@@ -1,12 +1,15 @@
 """The bit commands: strings seen as arrays of bits, bit 0 the highest of the first byte.
 
-No loop here goes over the bytes of a value in Python. Counting, searching and combining work on chunks of a size that keeps
-memory bounded, with the operations that CPython has in C: `int.bit_count`, `bytes.startswith`, integers of a million bytes.
+No loop here goes over the bytes of a value in Python. Counting, searching and combining work on
+chunks of a size that keeps memory bounded, with the operations that CPython has in C:
+`int.bit_count`, `bytes.startswith`, integers of many thousand bytes.
 
-A command that writes marks the value `raw` and lets it grow to the highest bit it names, even where it then changes nothing
-(BITFIELD with OVERFLOW FAIL), as in Redis. What was so already is not written again.
+A command that writes marks the value `raw` and lets it grow to the highest bit that it names, even
+where it then changes nothing (BITFIELD with OVERFLOW FAIL), as in Redis. What was so already is not
+written again, so that WATCH sees no change.
 
-One deliberate difference: `#offset` times the width of a BITFIELD type is refused when it exceeds 64 bits; Redis lets it wrap.
+One deliberate difference: `#offset` times the width of a BITFIELD type is refused when it exceeds
+64 bits; Redis lets it wrap around, and writes somewhere else.
 
 Core: no I/O.
 """
@@ -34,7 +37,8 @@ NOT_ONE_SOURCE: Final = ReplyError("ERR BITOP NOT must be called with a single s
 BAD_OVERFLOW: Final = ReplyError("ERR Invalid OVERFLOW type specified")
 ONLY_GET: Final = ReplyError("ERR BITFIELD_RO only supports the GET subcommand")
 BAD_TYPE: Final = ReplyError(
-    "ERR Invalid bitfield type. Use something like i16 u8. Note that u64 is not supported but i64 is."
+    "ERR Invalid bitfield type. Use something like i16 u8."
+    " Note that u64 is not supported but i64 is."
 )
 
 CHUNK_BYTES: Final = 1 << 18
@@ -70,7 +74,7 @@ def store(ctx: Context, key: Key, new: bytes, found: Current) -> None:
     since="2.2.0", group="bitmap", complexity="O(1)", usage="key offset value",
 )  # fmt: skip
 def setbit(ctx: Context, key: Key, offset: bytes, value: bytes) -> Reply:
-    """Set or clear a bit of a string and answer what it was; the string grows with zero bits if needed."""
+    """Set or clear a bit of a string, which grows if needed, and answer what the bit was."""
     at, shift = divmod(bit_offset(ctx, offset), 8)
     bit = integer(value, BAD_BIT)
     if bit not in (0, 1):
@@ -116,9 +120,9 @@ def _is_bit_unit(unit: bytes) -> bool:
 
 
 def _bit_range(length: int, start: int, end: int, *, is_bits: bool) -> tuple[int, int]:
-    """The first and the last bit of a range of bits or of bytes, negative offsets counting from the end.
+    """The first and the last bit of a range of bits or of bytes.
 
-    The range is empty if the first lies behind the last.
+    Negative offsets count from the end. The range is empty if the first bit lies behind the last.
     """
     size = length * 8 if is_bits else length
     start = max(start + size, 0) if start < 0 else start
@@ -195,7 +199,7 @@ def bitcount(ctx: Context, key: Key, *args: bytes) -> Reply:
     since="2.8.7", group="bitmap", complexity="O(N)", usage="key bit [start [end [BYTE | BIT]]]",
 )  # fmt: skip
 def bitpos(ctx: Context, key: Key, bit: bytes, *args: bytes) -> Reply:
-    """Find the first bit of a string that is 0, or that is 1, in all of it or between two offsets."""
+    """Find the first bit of a string that is 0, or that is 1, in all or a part of it."""
     wanted = integer(bit)
     if wanted not in (0, 1):
         raise NOT_A_BIT
@@ -246,7 +250,7 @@ def combine(operation: Callable[[int, int], int], sources: list[bytes]) -> bytes
     since="2.6.0", group="bitmap", complexity="O(N)", usage="operation destkey key [key ...]",
 )  # fmt: skip
 def bitop(ctx: Context, operation: bytes, target: Key, *keys: Key) -> Reply:
-    """Combine strings bit by bit (AND, OR, XOR, NOT), store the result at a key and answer its length."""
+    """Combine strings bit by bit (AND, OR, XOR, NOT) and store the result at a key."""
     name = operation.upper()
     if name == b"NOT":
         if len(keys) != 1:
@@ -255,10 +259,7 @@ def bitop(ctx: Context, operation: bytes, target: Key, *keys: Key) -> Reply:
         raise SYNTAX_ERROR
     sources = [ctx.string(key) or b"" for key in keys]
     is_there = ctx.exists(target)
-    if name == b"NOT":
-        result = sources[0].translate(INVERTED)
-    else:
-        result = combine(OPERATIONS[name], sources)
+    result = combine(OPERATIONS[name], sources) if name in OPERATIONS else sources[0].translate(INVERTED)
     if result:
         ctx.put_string(target, result, raw=True)
     elif is_there:
@@ -296,7 +297,7 @@ class Field:
         return number - (1 << self.bits) if number > self.maximum else number
 
     def _window(self, value: bytes | bytearray) -> tuple[int, int]:
-        """The bytes that the field touches as one integer, and how many bits follow the field in them."""
+        """The bytes that the field touches as one integer, and how many bits of it follow the field."""
         start, end = self.offset >> 3, self.bytes_end
         window = value[start:end].ljust(end - start, b"\0")
         return int.from_bytes(window, "big"), end * 8 - self.offset - self.bits

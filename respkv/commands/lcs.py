@@ -1,19 +1,22 @@
 """LCS: the longest common subsequence of two strings.
 
-The usual table has a number for each pair of positions. Here one side's positions are the rows, and a row is an integer with one
-bit per position of the other side, so that a row is made from the one above by a handful of operations on machine words:
+The usual table has a number for each pair of positions. Here the positions of one string are the
+rows, and a row is an integer with one bit per position of the other string, so that a row is made
+from the one above by a handful of operations in C:
 
     V      row: bit j is 0 where the length grows from position j to j+1
     M      the positions where the other side has this row's byte
     V'  =  (V + (V & M)) | (V & ~M)
 
-The rows are those of the shorter string, which keeps both their number and Python's share of the work small. The way back
-through the table, which tells the subsequence and its ranges, looks in each row only for the highest position at or below the
-current one where the way takes a turn: one mask and one `bit_length`.
+The rows are those of the shorter string, which keeps their number, and Python's share of the work,
+small. The way back through the table, which tells the subsequence and its ranges, looks in each row
+only for the highest position, not above the current one, where the way takes a turn: one mask and
+one `bit_length`.
 
-Several subsequences can be the longest. The way back follows Redis' choice, so that the answers are equal: at a match take it,
-otherwise shorten the first string only if that alone keeps the length. Redis' bound on the table's size (four bytes per
-pair, at most `proto-max-bulk-len`) is kept too; our table is 32 times smaller.
+Several subsequences can be the longest. The way back makes Redis' choice, so that the answers are
+equal: it takes each match that it meets, and otherwise shortens the first string only if shortening
+the second would lose length. Redis' bound on the table's size (four bytes per pair of positions, at
+most `proto-max-bulk-len`) is kept too; this table is 32 times smaller.
 
 Core: no I/O. Source: Hyyro, Bit-parallel LCS-length computation revisited (2004).
 """
@@ -87,13 +90,14 @@ class Table:
     def _turns(self, number: int) -> int:
         """Where the way back leaves a row for the one above without a match.
 
-        With the first string's bytes as rows: where only the step across would lose length. With the second's: where the step
-        up loses none, that is where this row and the one above have the same length.
+        If the rows are the first string's: where the step across would lose length. If they are
+        the second's: where the step up loses none, so that this row and the one above are equal.
         """
         row = self.rows[number]
         if not self.is_swapped:
             return row ^ self.full
-        # The lengths differ by one from each bit that grows here and not above up to the next that grows above and not here.
+        # The rows differ from each place where only this one grows to the next where only the one
+        # above grows. As bits, a run of ones is the difference of the powers of two at its ends.
         above = self.rows[number - 1]
         begins, ends = above & ~row, row & ~above
         differ = ends - begins
@@ -156,11 +160,11 @@ def _parse(args: tuple[bytes, ...]) -> Options:
 
 @command(
     "LCS", arity=-3, flags=Flag.READONLY, keys=Keys(1, 2, 1, "RO", "ACCESS"),
-    since="7.0.0", group="string", complexity="O(N*M) where N and M are the lengths of s1 and s2, respectively",
+    since="7.0.0", group="string", complexity="O(N*M) where N and M are the lengths of the strings",
     usage="key1 key2 [LEN] [IDX] [MINMATCHLEN len] [WITHMATCHLEN]",
 )  # fmt: skip
 def lcs(ctx: Context, key1: Key, key2: Key, *args: bytes) -> Reply:
-    """Find the longest common subsequence of two strings, its length, or where its runs of bytes stand in them."""
+    """Find the longest common subsequence of two strings, its length, or where its parts stand."""
     found = [ctx.find(key) for key in (key1, key2)]
     if any(version is not None and version.type != STRING for version in found):
         raise NOT_STRINGS

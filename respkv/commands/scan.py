@@ -271,7 +271,7 @@ def _random_key(view: View, slot: Slot, position: int) -> Generator[Step, None, 
     flags=Flag.READONLY | Flag.FAST,
     since="1.0.0",
     group="server",
-    complexity="O(1) if nothing changed, else O(N) with N the number of keys in the slots that did.",
+    complexity="O(1) if nothing changed, else O(N) with N the keys in the slots that did.",
     tips=("request_policy:all_shards", "response_policy:agg_sum"),
     acl=("keyspace",),
 )
@@ -338,7 +338,7 @@ def flushall(ctx: Context, *mode: bytes) -> Reply:
 
 
 def check_flush_mode(mode: tuple[bytes, ...]) -> None:
-    """Raises SYNTAX_ERROR. Both modes are one here: keys vanish now, their space comes back later."""
+    """Raises SYNTAX_ERROR. Both modes are one: keys vanish now, their space comes back later."""
     if len(mode) > 1 or (mode and mode[0].upper() not in (b"ASYNC", b"SYNC")):
         raise SYNTAX_ERROR
 

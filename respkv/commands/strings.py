@@ -1,11 +1,12 @@
 """The string commands: GET, SET and their family. Not the bit commands (`bits`) nor LCS (`lcs`).
 
-Everything here is a plain function over its context: read first, then write. Plain GET and SET are the hottest paths of the whole
-server and do nothing else (bench/serving.py): GET is `Context.string` itself, SET without options reads nothing.
+Everything here is a plain function over its context: read first, then write. Plain GET and SET are
+the hottest paths of the whole server and do nothing else (bench/serving.py): GET is
+`Context.string` itself, SET without options reads nothing.
 
-Two facts stand beside a value. Its expiry: commands that replace a value (SET, GETSET, MSET) forget it, commands that change one
-(APPEND, INCR, SETRANGE) keep it. Its `raw` mark: what was changed in place is `raw` to OBJECT ENCODING, whatever its length;
-what was computed anew (INCR) is not.
+Two facts stand beside a value. Its expiry: commands that replace a value (SET, GETSET, MSET) forget
+it, commands that change one (APPEND, INCR, SETRANGE) keep it. Its `raw` mark: what was changed in
+place is `raw` to OBJECT ENCODING, whatever its length; what was computed anew (INCR) is not.
 
 Reads made in order to write count neither as hits nor as misses of the keyspace, as in Redis.
 
@@ -17,8 +18,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cluster.record import HEADER_BYTES, RAW_ENCODING, STRING
-from cluster.slot import Key, row_of, slot_of
+from cluster.record import (
+    EXPIRY_HEADER_BYTES,
+    HAS_EXPIRY,
+    HEADER_BYTES,
+    RAW_ENCODING,
+    STRING,
+    TYPE_MASK,
+)
+from cluster.slot import Key
 from respkv.command import TABLE, Flag, Keys, command
 from respkv.context import Context
 from respkv.number import INT64_MAX, INT64_MIN, extended, integer
@@ -49,20 +57,20 @@ Current = tuple[
 
 
 def current(ctx: Context, key: Key) -> Current | None:
-    """What a command that changes a string finds, uncounted. Raises WRONGTYPE, PageFault. Hot: INCR is little else."""
-    if not (ctx.effects or ctx.below or ctx.flushed):
-        raw = ctx.store.get(slot_of(key), row_of(ctx.db, key))
-        if raw is None:
-            return None
-        kind = raw[0]
-        if kind & ~RAW_ENCODING == STRING:  # One version without expiry: no need to decode it.
-            return raw[HEADER_BYTES:], 0, kind != STRING
-    found = ctx.peek(key)
-    if found is None:
-        return None
-    if found.type != STRING:
+    """What a command that changes a string finds, uncounted. Raises WRONGTYPE, PageFault."""
+    raw = ctx.locate(key)[2]
+    return None if raw is None else _decoded(raw)
+
+
+def _decoded(raw: bytes) -> Current:
+    """From an encoded version. Raises WRONGTYPE."""
+    kind = raw[0]
+    if kind & TYPE_MASK != STRING:
         raise WRONG_TYPE
-    return found.payload, found.expire_at_ms, found.is_raw
+    if kind & HAS_EXPIRY:
+        expire_at_ms = int.from_bytes(raw[HEADER_BYTES:EXPIRY_HEADER_BYTES], "little")
+        return raw[EXPIRY_HEADER_BYTES:], expire_at_ms, bool(kind & RAW_ENCODING)
+    return raw[HEADER_BYTES:], 0, bool(kind & RAW_ENCODING)
 
 
 def check_length(ctx: Context, length: int) -> None:
@@ -81,7 +89,7 @@ GETEX_OPTIONS: Final = LIFETIMES | {b"PERSIST"}
 
 @dataclass(slots=True)
 class Options:
-    """What SET and GETEX were asked besides. `lifetime` is one of LIFETIMES, KEEPTTL, PERSIST or empty."""
+    """What SET and GETEX were asked. `lifetime` is one of LIFETIMES, KEEPTTL, PERSIST or empty."""
 
     lifetime: bytes = b""
     amount: bytes = b""
@@ -90,7 +98,7 @@ class Options:
 
 
 def parse_options(args: tuple[bytes, ...], known: frozenset[bytes]) -> Options:
-    """An option may be repeated (the last amount counts), but not contradicted. Raises the syntax error."""
+    """An option may be repeated (the last amount counts), but not contradicted."""
     options = Options()
     rest = iter(args)
     for arg in rest:
@@ -116,7 +124,7 @@ def parse_options(args: tuple[bytes, ...], known: frozenset[bytes]) -> Options:
 
 
 def expire_at(ctx: Context, unit: bytes, amount: bytes, name: str) -> int:
-    """The absolute time in milliseconds that EX, PX, EXAT or PXAT with `amount` means, for the command of that name."""
+    """The time in milliseconds that EX, PX, EXAT or PXAT with `amount` means for that command."""
     value = integer(amount)
     if unit in (b"EX", b"EXAT"):
         value *= 1000
@@ -149,7 +157,7 @@ TABLE.commands["GET"].handler = Context.string
     usage="key [key ...]", tips=("request_policy:multi_shard",),
 )  # fmt: skip
 def mget(ctx: Context, *keys: Key) -> Reply:
-    """Read the strings stored at several keys; keys that are absent or of another type give null."""
+    """Read the strings stored at several keys, null for those that hold none."""
     values: list[Reply] = []
     for key in keys:
         try:
@@ -179,12 +187,12 @@ SUBSTRING_COMPLEXITY: Final = "O(N) where N is the number of bytes returned."
     since="2.4.0", group="string", complexity=SUBSTRING_COMPLEXITY, usage="key start end",
 )  # fmt: skip
 def getrange(ctx: Context, key: Key, start: bytes, end: bytes) -> Reply:
-    """Read the part of a string between two offsets, both included; negative ones count from its end."""
+    """Read the part of a string between two offsets, both included."""
     first, last = integer(start), integer(end)
     value = ctx.string(key) or b""
     if first < 0 and last < 0 and first > last:
         return b""
-    # Beyond the beginning means the beginning, for the end too: GETRANGE 0 -100 reads one byte, as in Redis.
+    # Before the beginning means at it, for the end too: GETRANGE 0 -100 reads a byte, as in Redis.
     first = max(first + len(value), 0) if first < 0 else first
     last = max(last + len(value), 0) if last < 0 else last
     return value[first : last + 1]
@@ -210,7 +218,7 @@ def substr(ctx: Context, key: Key, start: bytes, end: bytes) -> Reply:
     " EXAT unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL]",
 )  # fmt: skip
 def set_(ctx: Context, key: Key, value: bytes, *options: bytes) -> Reply:
-    """Store a string at a key, whatever it held before, on conditions and with an expiry if asked."""
+    """Store a string at a key, whatever it held, on conditions and with an expiry if asked."""
     if options:
         return _set_with(ctx, key, value, parse_options(options, SET_OPTIONS))
     ctx.put_string(key, value)
@@ -314,7 +322,7 @@ def getex(ctx: Context, key: Key, *args: bytes) -> Reply:
 
 
 def _pairs(name: str, args: tuple[bytes, ...]) -> dict[Key, bytes]:
-    """Keys with their values; of a key that is named twice the last. Raises the arity error if one lacks its value."""
+    """Keys with their values, the last one of a key that is named twice."""
     if len(args) % 2:
         raise wrong_arity(name)
     return dict(zip(args[::2], args[1::2], strict=True))
@@ -323,7 +331,8 @@ def _pairs(name: str, args: tuple[bytes, ...]) -> dict[Key, bytes]:
 @command(
     "MSET", arity=-3, flags=Flag.WRITE | Flag.DENYOOM, keys=Keys(1, -1, 2, "OW", "UPDATE"),
     since="1.0.1", group="string", complexity="O(N) where N is the number of keys to set.",
-    usage="key value [key value ...]", tips=("request_policy:multi_shard", "response_policy:all_succeeded"),
+    usage="key value [key value ...]",
+    tips=("request_policy:multi_shard", "response_policy:all_succeeded"),
 )  # fmt: skip
 def mset(ctx: Context, *args: bytes) -> Reply:
     """Store strings at several keys."""
@@ -335,7 +344,8 @@ def mset(ctx: Context, *args: bytes) -> Reply:
 @command(
     "MSETNX", arity=-3, flags=Flag.WRITE | Flag.DENYOOM, keys=Keys(1, -1, 2, "OW", "INSERT"),
     since="1.0.1", group="string", complexity="O(N) where N is the number of keys to set.",
-    usage="key value [key value ...]", tips=("request_policy:multi_shard", "response_policy:agg_min"),
+    usage="key value [key value ...]",
+    tips=("request_policy:multi_shard", "response_policy:agg_min"),
 )  # fmt: skip
 def msetnx(ctx: Context, *args: bytes) -> Reply:
     """Store strings at several keys only if all of the keys are absent."""
@@ -351,7 +361,8 @@ def msetnx(ctx: Context, *args: bytes) -> Reply:
 
 
 @command(
-    "APPEND", arity=3, flags=Flag.WRITE | Flag.DENYOOM | Flag.FAST, keys=Keys(1, 1, 1, "RW", "INSERT"),
+    "APPEND", arity=3, flags=Flag.WRITE | Flag.DENYOOM | Flag.FAST,
+    keys=Keys(1, 1, 1, "RW", "INSERT"),
     since="2.0.0", group="string", usage="key value",
     complexity="O(N) where N is the length of the resulting string.",
 )  # fmt: skip
@@ -373,7 +384,7 @@ def append(ctx: Context, key: Key, value: bytes) -> Reply:
     complexity="O(N) where N is the length of the resulting string.",
 )  # fmt: skip
 def setrange(ctx: Context, key: Key, offset: bytes, value: bytes) -> Reply:
-    """Overwrite a part of the string stored at a key, which grows with zero bytes up to the offset."""
+    """Overwrite a part of the string stored at a key, which grows with zero bytes if needed."""
     start = integer(offset)
     if start < 0:
         raise OFFSET_OUT_OF_RANGE
@@ -389,14 +400,16 @@ def setrange(ctx: Context, key: Key, offset: bytes, value: bytes) -> Reply:
 
 
 def _increment(ctx: Context, key: Key, by: int) -> int:
-    found = current(ctx, key)
-    if found is None:
+    """Hot: INCR is a usual benchmark (bench/serving.py), so the key is hashed only once."""
+    slot, row, raw = ctx.locate(key)
+    if raw is None:
         value, expire_at_ms = by, 0
     else:
-        value, expire_at_ms = integer(found[0]) + by, found[1]
+        old, expire_at_ms, _ = _decoded(raw)
+        value = integer(old) + by
         if not INT64_MIN <= value <= INT64_MAX:
             raise INCREMENT_OVERFLOW
-    ctx.put_string(key, b"%d" % value, expire_at_ms=expire_at_ms)
+    ctx.effects[row] = (slot, STRING, expire_at_ms, b"%d" % value)
     return value
 
 

@@ -294,7 +294,7 @@ KINDS: Final[dict[str, Kind]] = {
     "bad-database": _one_of(16, -1, 100, INT64_MAX, b"abc", b"", b"1.0", b"99999999999999999999"),
     "pattern": _pattern,
     "count": _one_of(1, 2, 3, 5, 10, 100, 1000),
-    "cursor-error": _one_of(b"abc", b"-", b"", b"1x", b"99999999999999999999999"),
+    "cursor-error": _one_of(b"abc", b"-", b" 0", b"1x", b"99999999999999999999999"),
     # Refused.
     "non-integer": _non_integer,
     "non-float": _non_float,

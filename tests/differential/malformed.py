@@ -83,7 +83,7 @@ def _wrong_arity(draw: Draw) -> Scene:
     if name in _COMPLETE_ALONE or (len(words) > 1 and draw.rng.random() < 0.5):
         words += [b"x"] * 9
     else:
-        words = words[:1]
+        words, name = words[:1], name.split()[0]
     return (Call(tuple(words), name=name, counts_as=WRONG_ARITY),)
 
 

@@ -26,7 +26,7 @@ from .side import Dump, Side, StoredKey
 from .wire import Answer, Closed, Unanswered, WireError, quote, render
 
 DUMP_EVERY = 500
-PLANT_EVERY = 12  # Scenes.
+PLANT_EVERY = 20  # Scenes.
 FINDINGS_MAX = 20
 FINDINGS_OF_A_KIND_MAX = 2
 _PLANTED_OFTEN = 3

@@ -159,7 +159,7 @@ class ReplyReader:
         except _Incomplete:
             return None
         self._buffer = buffer[end:]
-        if end >= _LARGE_BYTES:
+        if end >= _LARGE_BYTES and reply.items:
             self._large = reply
         return reply
 

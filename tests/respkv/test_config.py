@@ -132,8 +132,8 @@ def test_a_wrong_file_is_one_line(file: Path, text: str | bytes, line: str) -> N
             "unknown setting client.maxclients; did you mean client.clients_max?",
         ),
         (
-            "[client]\ntimeout = 5",
-            "unknown setting client.timeout; did you mean client.idle_timeout_s?",
+            "[client]\nappendfsync = 'no'",
+            "unknown setting client.appendfsync; did you mean log.fsync?",
         ),
         ("port = 1", "port stands outside a section; did you mean client.port?"),
         ("[client]\nxyzzy = 1", "unknown setting client.xyzzy"),

@@ -208,7 +208,7 @@ def test_output_buffer_limits_are_three_settings() -> None:
         (["maxmemory", "-1"], "maxmemory", "argument must be a memory value"),
         (["proto-max-bulk-len", "1x"], "proto-max-bulk-len", "argument must be a memory value"),
         (["tcp-backlog", "1"], "tcp-backlog", "can't set immutable config"),
-        (["unixsocket", "/tmp/x"], "unixsocket", "can't set immutable config"),
+        (["unixsocket", "/run/x.sock"], "unixsocket", "can't set immutable config"),
         (["unixsocketperm", "700"], "unixsocketperm", "can't set immutable config"),
         (["databases", "16"], "databases", "can't set immutable config"),
         (["cluster-enabled", "no"], "cluster-enabled", "can't set immutable config"),
@@ -266,7 +266,7 @@ def test_an_unknown_name_is_answered_as_by_redis(words: list[str]) -> None:
         # Names that Redis can change and we cannot.
         (["port", "7000"], "port", "can't set immutable config"),
         (["bind", "127.0.0.1"], "bind", "can't set immutable config"),
-        (["dir", "/tmp"], "dir", "can't set immutable config"),
+        (["dir", "/srv"], "dir", "can't set immutable config"),
         (["cluster.n", "1"], "cluster.n", "can't set immutable config"),
         # Names that have no equal, or one value.
         (
