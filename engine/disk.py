@@ -121,6 +121,9 @@ class Disk(Protocol):
     def free_bytes(self) -> int:
         """Return how many bytes may still be written."""
 
+    def total_bytes(self) -> int:
+        """Return the size of the file system that holds the folder."""
+
     def lock(self, name: str) -> None:
         """Own the folder until `close` or the end of the process. Raises `LockedError`."""
 
@@ -198,6 +201,13 @@ class RealDisk:
         except OSError as error:
             raise _typed(error, self.path, "measure") from error
         return space.f_bavail * space.f_frsize
+
+    def total_bytes(self) -> int:
+        try:
+            space = os.fstatvfs(self._descriptor)
+        except OSError as error:
+            raise _typed(error, self.path, "measure") from error
+        return space.f_blocks * space.f_frsize
 
     def lock(self, name: str) -> None:
         assert self._lock_descriptor is None, "the folder is locked already"

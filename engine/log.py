@@ -221,15 +221,17 @@ class CommitLog:
         """Write all that is staged as one frame, and return `position`, which is now its end.
 
         Nothing staged: nothing is written. On `DiskError` (`DiskFullError`) nothing of the frame
-        remains, the entries are unstaged, and the log goes on. On `LogFailedError` it does not.
-        More than 4 GiB in one frame raise `struct.error`: the caller's limits are far below.
+        remains in the file, the entries stay staged, and the next `write` tries again: the caller
+        has them in memory already, so a log that forgot them would contradict it. On
+        `LogFailedError` the log does not go on. More than 4 GiB in one frame raise `struct.error`:
+        the caller's limits are far below.
         """
         pieces = self.pieces
         if not pieces:
             return self.position
-        payload = b"".join(pieces)
+        position = self._write_frame(b"".join(pieces))
         pieces.clear()
-        return self._write_frame(payload)
+        return position
 
     def _write_frame(self, payload: bytes) -> int:
         if self.failure is not None:

@@ -70,8 +70,15 @@ def write(disk: Disk, manifest: Manifest) -> None:
 
 
 def read(disk: Disk) -> Manifest | None:
-    """The manifest of a data folder, or None for a new one. Raises CorruptionError, UnknownFormatError."""
-    if NAME not in disk.names():
+    """The manifest of a data folder, or None for a new one. Raises CorruptionError, UnknownFormatError.
+
+    A new folder gets its manifest before anything else, so that one with data and without a manifest has lost it.
+    """
+    names = disk.names()
+    path = f"{disk.path}/{NAME}"
+    if NAME not in names:
+        if any(name.endswith((".log", ".sst")) for name in names):
+            raise CorruptionError(path, 0, "a manifest, because there is data", "no such file")
         return None
     file = disk.open(NAME)
     try:
@@ -83,10 +90,10 @@ def read(disk: Disk) -> Manifest | None:
     actual = xxh3_64_intdigest(body)
     is_whole = len(data) >= 24 and len(body) == int.from_bytes(data[8:16], "little")
     if data[:8] != MAGIC or not is_whole or expected != actual:
-        raise CorruptionError(path=NAME, offset=0, expected=expected, actual=actual)
+        raise CorruptionError(path, 0, expected, actual)
     # The version stands first, so that it can be read of a layout that is not known.
     version = msgspec.msgpack.decode(body, type=list[msgspec.Raw])[0]
     found = msgspec.msgpack.decode(version, type=int)
     if found != FORMAT_VERSION:
-        raise UnknownFormatError(path=NAME, version=found, supported=FORMAT_VERSION)
+        raise UnknownFormatError(path, found, FORMAT_VERSION)
     return msgspec.msgpack.decode(body, type=Manifest)

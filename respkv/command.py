@@ -120,6 +120,10 @@ class Command:
         return positions
 
 
+# Their commands may change the session's mode, protocol or database, so they take the long way.
+SESSION_GROUPS: Final = ("connection", "server", "transactions")
+
+
 class CommandTable:
     """All commands by name. `commands` holds each once, by its upper-case name, in order of declaration."""
 
@@ -198,7 +202,7 @@ def command(
                 acl=acl,
                 is_sliced=inspect.isgeneratorfunction(handler),
                 is_plain=not inspect.isgeneratorfunction(handler)
-                and Flag.CONTROL not in flags
+                and (group not in SESSION_GROUPS or name in ("PING", "ECHO"))
                 and "|" not in name,
                 is_write=Flag.WRITE in flags,
             )

@@ -83,7 +83,7 @@ class Context:
     def string(self, key: Key) -> bytes | None:
         """The string value of a key of the session's database. Raises WRONGTYPE, PageFault. Hot: GET is little else."""
         length = len(key)
-        if length > 255 or b"{" in key or self.effects or self.below or self.flushed:
+        if length > 255 or b"{" in key or self.effects or self.is_atomic:
             return self._string_slow(key)
         row = xxh3_64_digest(key)[:6] + MIDDLES[self.db][length] + key
         slot = crc_hqx(key, 0) & 16383
@@ -248,8 +248,8 @@ class Context:
             self.flushed.clear()
         self.replica.write(self.effects, self.now_ms)
         if DATABASES_ROW in self.effects:
-            self.node.databases = list(self.effects[DATABASES_ROW][3])
-        self.effects = {}
+            self.node.databases[:] = self.effects[DATABASES_ROW][3]
+        self.effects.clear()
 
     def drop(self) -> None:
         """Forget the buffered writes of a handler that raised."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from respkv.node import Node
 
 READ_BYTES: Final = 65536
+SMALL_READ_BYTES: Final = 4096
 QUEUE_BYTES_MAX: Final = 16 << 20
 ACCEPTS_PER_TICK: Final = 128
 READ: Final = select.EPOLLIN
@@ -47,7 +48,7 @@ class Connection:
     """A socket, its session, and what the kernel did not take yet."""
 
     __slots__ = (
-        "events", "fd", "held", "progress_s", "queued_bytes", "recv", "recv_into", "send", "session", "sock", "unsent",
+        "events", "fd", "held", "progress_s", "queued_bytes", "read_bytes", "recv", "recv_into", "send", "session", "sock", "unsent",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, session: Session, now_s: float) -> None:
@@ -60,6 +61,7 @@ class Connection:
         self.unsent: deque[memoryview] = deque()
         self.events = READ
         self.queued_bytes = 0
+        self.read_bytes = SMALL_READ_BYTES  # 0: the parser wants the bytes in a buffer of its own.
         self.progress_s = now_s  # When the client last took a byte.
         self.held = 0  # Replies of it that are in `_held`: later ones must go there too.
 
@@ -79,6 +81,7 @@ class Front:
         self._held: deque[tuple[int, list[tuple[Connection, bytes]]]] = deque()
         self._next_id = 1
         self._is_stopping = False
+        self.commands_per_tick_max = node.config.client.commands_per_tick_max
         self.connections_total = 0
         self.rejected_total = 0
         self.ticks_total = 0
@@ -238,25 +241,30 @@ class Front:
             self._hold(position, dirty)
         else:
             for connection in dirty:
-                out = connection.session.out
+                session = connection.session
+                out = session.out
                 if not out:
                     continue
-                data = out[0] if len(out) == 1 else b"".join(out)
+                data = b"".join(out)
                 out.clear()
                 if connection.held:
                     self._hold_data(position, connection, data)
+                elif connection.unsent:
+                    self._keep(connection, memoryview(data))
                 else:
                     self._send(connection, data)
 
     def _read(self, connection: Connection, now_ms: int) -> None:
         session = connection.session
         parser = session.parser
-        buffer = parser.bulk_buffer()
+        size = connection.read_bytes
         try:
-            if buffer is None:
-                data = connection.recv(READ_BYTES)
+            if size:
+                data = connection.recv(size)
                 count = len(data)
             else:
+                buffer = parser.bulk_buffer()
+                assert buffer is not None
                 count = connection.recv_into(buffer)
                 buffer.release()
         except BlockingIOError:
@@ -269,31 +277,48 @@ class Front:
             return
         self.bytes_in += count
         session.last_active_s = self.node.now_s
-        if session.mode & CLOSING:
-            return
-        commands = parser.feed(data) if buffer is None else parser.bulk_filled(count)
-        while commands:
-            if connection.unsent or session.queue:
-                session.queue.extend(commands)
-                self._throttle(connection, count)
-            else:
-                self.runner.serve(session, commands, now_ms)
-            if not parser.one_at_a_time:
-                break
-            commands = parser.feed(b"")
-        else:
-            if parser.error is not None:
-                self._protocol_error(connection)
-            elif parser.buffered_bytes > self.node.config.client.query_buffer_bytes_max:
-                self.node.log.warning("client closed: query buffer limit", client=session.peer)
-                self.close(connection)
-            return
-        if parser.error is not None:
-            self._protocol_error(connection)
-        if session.queue and not session.mode & WAITING:
-            self._backlog[connection] = None
-        if session.out or session.mode & CLOSING:
+        commands = parser.feed(data) if size else parser.bulk_filled(count)
+        if commands and not connection.unsent and not session.queue:
+            if len(commands) > self.commands_per_tick_max:
+                session.queue.extend(commands[self.commands_per_tick_max :])
+                del commands[self.commands_per_tick_max :]
+            self.runner.serve(session, commands, now_ms)
+        elif commands:
+            session.queue.extend(commands)
+            self._throttle(connection, count)
+        # A large chunk likely has a successor: small reads are cheaper, large ones fewer.
+        connection.read_bytes = READ_BYTES if count == size else SMALL_READ_BYTES
+        if not parser.is_at_rest or session.queue or parser.error is not None:
+            self._after_unusual(connection)
+        if session.out or session.mode:
             self._dirty.append(connection)
+
+    def _after_unusual(self, connection: Connection) -> None:
+        """After a read that left something: half a command, commands in the queue, an error."""
+        session = connection.session
+        parser = session.parser
+        if parser.is_in_bulk:
+            connection.read_bytes = 0  # The next read goes straight into the argument.
+        if parser.one_at_a_time and not session.queue:
+            self._read_on_before_auth(connection)
+        if session.queue:
+            if not session.mode & WAITING:
+                self._backlog[connection] = None
+        elif parser.error is not None:
+            self._protocol_error(connection)
+        if parser.buffered_bytes > self.node.config.client.query_buffer_bytes_max:
+            self.node.log.warning("client closed: query buffer limit", client=session.peer)
+            self.close(connection)
+
+    def _read_on_before_auth(self, connection: Connection) -> None:
+        """Before AUTH the parser gives one command at a time, since the limits depend on it."""
+        session = connection.session
+        parser = session.parser
+        while not session.mode & (WAITING | CLOSING):
+            commands = parser.feed(b"")
+            if not commands:
+                return
+            self.runner.serve(session, commands, self.node.now_ms())
 
     def _protocol_error(self, connection: Connection) -> None:
         """The stream is broken: what came before is answered, then the error, then the end."""
@@ -347,11 +372,6 @@ class Front:
     # Sending
 
     def _send(self, connection: Connection, data: bytes) -> None:
-        session = connection.session
-        self.bytes_out += len(data)
-        if connection.unsent:
-            self._keep(connection, memoryview(data))
-            return
         try:
             sent = connection.send(data)
         except BlockingIOError:
@@ -359,11 +379,12 @@ class Front:
         except OSError:
             self.close(connection)
             return
-        if sent < len(data):
+        self.bytes_out += sent
+        if sent != len(data):
             connection.progress_s = self.node.now_s
             self._keep(connection, memoryview(data)[sent:])
             self._set_events(connection, connection.events | select.EPOLLOUT)
-        elif session.mode & CLOSING:
+        elif connection.session.mode & CLOSING:
             self.close(connection)
 
     def _keep(self, connection: Connection, rest: memoryview) -> None:
@@ -396,6 +417,7 @@ class Front:
                 sent = connection.send(piece)
                 connection.progress_s = self.node.now_s
                 session.unsent_bytes -= sent
+                self.bytes_out += sent
                 if sent < len(piece):
                     unsent[0] = piece[sent:]
                     break
@@ -438,7 +460,11 @@ class Front:
         while self._held and self._held[0][0] <= position:
             for connection, data in self._held.popleft()[1]:
                 connection.held -= 1
-                if self.connections.get(connection.fd) is connection:
+                if self.connections.get(connection.fd) is not connection:
+                    continue
+                if connection.unsent:
+                    self._keep(connection, memoryview(data))
+                else:
                     self._send(connection, data)
 
     # The end of connections

@@ -90,7 +90,7 @@ class Node:
         self.tracking = Tracking(self)
         self.monitors: dict[Session, None] = {}
         self.errors: dict[bytes, int] = {}
-        self.refusal: ReplyError | None = None  # Why writes are refused now.
+        self._refusal: ReplyError | None = None
         self.slice_ns = 1_000_000  # A sliced command's share of a tick.
         self.context = Context(self, replica, rng)
         self.runner = Runner(self, self.context, clock_ns)
@@ -163,10 +163,23 @@ class Node:
         self.monitors.pop(session, None)
         self.observe_changed()
 
+    @property
+    def refusal(self) -> ReplyError | None:
+        """Why writes are refused now."""
+        return self._refusal
+
+    @refusal.setter
+    def refusal(self, reason: ReplyError | None) -> None:
+        self._refusal = reason
+        self.observe_changed()
+
     def observe_changed(self) -> None:
         """A monitor, a pause or a tracking client came or went: the runner's short way is open again or not."""
         self.runner.has_observers = (
-            bool(self.monitors) or self.runner.is_paused is not None or self.tracking.is_active
+            bool(self.monitors)
+            or self.runner.is_paused is not None
+            or self.tracking.is_active
+            or self._refusal is not None
         )
 
     def apply_limits(self) -> None:

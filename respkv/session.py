@@ -72,7 +72,7 @@ class Session:
     """One client. `peer` and `local` are addresses as CLIENT LIST shows them."""
 
     __slots__ = (
-        "__weakref__", "close_reason", "commands_total", "created_s", "db", "id", "is_resp3", "last_active_s",
+        "__weakref__", "close_reason", "created_s", "db", "id", "is_resp3", "last_active_s",
         "last_command", "lib_name", "lib_ver", "local", "mode", "name", "no_evict", "no_touch", "out", "parser", "peer",
         "queue", "tracking", "transaction", "unsent_bytes", "unsent_peak_bytes", "user", "wait", "watches",
         "fd", "bytes_in", "bytes_out", "is_unix",
@@ -115,7 +115,6 @@ class Session:
         self.created_s = now_s
         self.last_active_s = now_s
         self.last_command: Command | None = None
-        self.commands_total = 0
         self.unsent_bytes = 0
         self.unsent_peak_bytes = 0
         self.bytes_in = 0

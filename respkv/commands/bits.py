@@ -71,7 +71,7 @@ def store(ctx: Context, key: Key, new: bytes, found: Current) -> None:
 
 @command(
     "SETBIT", arity=4, flags=Flag.WRITE | Flag.DENYOOM, keys=CHANGE,
-    since="2.2.0", group="bitmap", complexity="O(1)", usage="key offset value",
+    since="2.2.0", group="bitmap", complexity="O(1)", usage="key offset value:integer",
 )  # fmt: skip
 def setbit(ctx: Context, key: Key, offset: bytes, value: bytes) -> Reply:
     """Set or clear a bit of a string, which grows if needed, and answer what the bit was."""
@@ -259,7 +259,9 @@ def bitop(ctx: Context, operation: bytes, target: Key, *keys: Key) -> Reply:
         raise SYNTAX_ERROR
     sources = [ctx.string(key) or b"" for key in keys]
     is_there = ctx.exists(target)
-    result = combine(OPERATIONS[name], sources) if name in OPERATIONS else sources[0].translate(INVERTED)
+    result = (
+        combine(OPERATIONS[name], sources) if name in OPERATIONS else sources[0].translate(INVERTED)
+    )
     if result:
         ctx.put_string(target, result, raw=True)
     elif is_there:

@@ -40,8 +40,9 @@ def client_id(ctx: Context) -> Reply:
 
 
 @command(
-    "CLIENT|INFO", arity=2, flags=FLAGS, since="6.2.0", group="connection", complexity="O(1)"
-)
+    "CLIENT|INFO", arity=2, flags=FLAGS, since="6.2.0", group="connection", complexity="O(1)",
+    tips=("nondeterministic_output",),
+)  # fmt: skip
 def client_info(ctx: Context) -> Reply:
     """Describe this connection in a line."""
     return Verbatim(describe(ctx.node, ctx.session) + b"\n")
@@ -51,6 +52,7 @@ def client_info(ctx: Context) -> Reply:
     "CLIENT|LIST", arity=-2, flags=ADMIN, since="2.4.0", group="connection",
     complexity="O(N) where N is the number of client connections",
     usage="[TYPE <NORMAL | MASTER | REPLICA | PUBSUB>] [ID client-id [client-id ...]]",
+    tips=("nondeterministic_output",),
 )  # fmt: skip
 def client_list(ctx: Context, *words: bytes) -> Reply:
     """Describe the open connections, a line each."""
@@ -146,7 +148,9 @@ def _flags(session: Session) -> str:
     "CLIENT|KILL", arity=-3, flags=ADMIN, since="2.4.0", group="connection",
     complexity="O(N) where N is the number of client connections",
     usage="<ip:port | <[ID client-id] | [TYPE <NORMAL | MASTER | SLAVE | REPLICA | PUBSUB>] | [USER username] | "
-    "[ADDR ip:port] | [LADDR ip:port] | [SKIPME yes/no] [[ID client-id] | ...]>>",
+    "[ADDR ip:port] | [LADDR ip:port] | [SKIPME yes/no]> [<[ID client-id] | "
+    "[TYPE <NORMAL | MASTER | SLAVE | REPLICA | PUBSUB>] | [USER username] | [ADDR ip:port] | [LADDR ip:port] | "
+    "[SKIPME yes/no]> ...]>",
 )  # fmt: skip
 def client_kill(ctx: Context, *words: bytes) -> Reply:
     """Close connections."""
@@ -282,7 +286,7 @@ def client_reply(ctx: Context, word: bytes) -> Reply:
 
 
 @command(
-    "CLIENT|PAUSE", arity=-3, flags=ADMIN, since="3.0.0", group="connection", complexity="O(1)",
+    "CLIENT|PAUSE", arity=-3, flags=ADMIN, since="2.9.50", group="connection", complexity="O(1)",
     usage="timeout [WRITE | ALL]",
 )  # fmt: skip
 def client_pause(ctx: Context, timeout: bytes, *words: bytes) -> Reply:

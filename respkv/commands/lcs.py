@@ -56,14 +56,14 @@ class Table:
     def __init__(self, a: bytes, b: bytes) -> None:
         self.is_swapped = len(a) > len(b)  # Then b gives the rows.
         self.down, self.across = (b, a) if self.is_swapped else (a, b)
-        self.full = (1 << len(self.across)) - 1
+        full = (1 << len(self.across)) - 1
         backwards = self.across[::-1]  # So that the first position is the lowest bit.
         self.masks = {byte: _positions(backwards, byte) for byte in set(self.down)}
-        self.rows = [self.full]
-        row = self.full
+        self.rows = [full]
+        row = full
         for byte in self.down:
             both = row & self.masks[byte]
-            row = (row + both | row ^ both) & self.full
+            row = (row + both | row ^ both) & full
             self.rows.append(row)
 
     @property
@@ -92,18 +92,18 @@ class Table:
 
         If the rows are the first string's: where the step across would lose length. If they are
         the second's: where the step up loses none, so that this row and the one above are equal.
+        Bits beyond the row mean nothing.
         """
         row = self.rows[number]
         if not self.is_swapped:
-            return row ^ self.full
-        # The rows differ from each place where only this one grows to the next where only the one
-        # above grows. As bits, a run of ones is the difference of the powers of two at its ends.
+            return ~row
+        # The lengths of the two rows differ from each place where only this one grows to the next
+        # where only the one above grows. As bits, a run of ones is the difference of the powers of
+        # two at its ends. If the last run has no end, the difference is negative; the bits of the
+        # row are right all the same.
         above = self.rows[number - 1]
         begins, ends = above & ~row, row & ~above
-        differ = ends - begins
-        if differ < 0:
-            differ += self.full + 1
-        return differ ^ self.full
+        return ~(ends - begins)
 
 
 def _positions(text: bytes, byte: int) -> int:

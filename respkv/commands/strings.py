@@ -454,7 +454,7 @@ def decrby(ctx: Context, key: Key, decrement: bytes) -> Reply:
 
 @command(
     "INCRBYFLOAT", arity=3, flags=Flag.WRITE | Flag.DENYOOM | Flag.FAST, keys=CHANGE,
-    since="2.6.0", group="string", complexity="O(1)", usage="key increment",
+    since="2.6.0", group="string", complexity="O(1)", usage="key increment:double",
 )  # fmt: skip
 def incrbyfloat(ctx: Context, key: Key, increment: bytes) -> Reply:
     """Add a number to the decimal number stored at a key; an absent key counts as 0."""

@@ -74,9 +74,9 @@ def test_a_reset_is_a_closed_session() -> None:
 
 @pytest.mark.parametrize(
     ("count", "closes", "is_right"),
-    [(ASKED_COUNT, True, False), (ASKED_COUNT, False, False), (3, True, True), (3, False, False)],
+    [(ASKED_COUNT, True, False), (ASKED_COUNT, False, True), (3, True, True), (3, False, False)],
 )
-def test_who_reads_nothing_must_be_closed_before_all_is_sent(
+def test_who_reads_nothing_must_be_closed_before_all_is_sent_or_be_held_back(
     count: int, closes: bool, is_right: bool
 ) -> None:
     with scripted([b"$2\r\nab\r\n"] * count, closes=closes) as address:

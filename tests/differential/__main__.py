@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 
 from tests.servers import ServerDidNotStart, redis_server, respkv_server
 
-from .catalog import BY_NAME, COMMANDS
+from .catalog import BY_NAME, TABLES, chosen
 from .command import Command
 from .coverage import Coverage
 from .runner import FINDINGS_MAX, Round
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0 when all was equal and enough was sent; 1 otherwise; 2 when a server did not start."""
     options = _parser().parse_args(arguments)
     seed = random.SystemRandom().randrange(10**9) if options.seed is None else options.seed
-    commands = [BY_NAME[name] for name in options.only] if options.only else list(COMMANDS)
+    commands = chosen(options.only)
     protocols = (options.resp,) if options.resp else (2, 3)
     print(f"seed {seed}", flush=True)
     try:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         title, Round(left, right, name, commands, options.findings), total
                     )
                     if not is_equal:
-                        flag = "".join(f" --only {name!r}" for name in options.only or ())
+                        flag = "".join(f" --only {name!r}" for name in options.only)
                         print(
                             f"again: python -m tests.differential --seed {name} --rounds 1 --resp {resp}{flag}"
                         )
@@ -131,9 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only",
         action="append",
-        choices=sorted(BY_NAME),
-        metavar="COMMAND",
-        help="this command; repeat for more",
+        default=[],
+        choices=sorted({*BY_NAME, *TABLES}),
+        metavar="NAME",
+        help="this command, or this table of them: " + ", ".join(TABLES) + "; repeat it for more",
     )
     parser.add_argument(
         "--findings",

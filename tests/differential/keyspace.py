@@ -146,6 +146,7 @@ COMMANDS = (
     Command("KEYS", good=("KEYS pattern", "KEYS *", "KEYS *"), bad=("KEYS",)),
     Command(
         "SCAN",
+        varies_arity=False,  # Without its last argument, a call that is refused may become one batch.
         options=("MATCH", "COUNT", "TYPE"),
         good=(
             "SCAN &cursor",
@@ -166,6 +167,7 @@ COMMANDS = (
             "SCAN 0 junk 1",
             "SCAN 0 COUNT 5 junk",
             "SCAN cursor-error MATCH",
+            "SCAN",
         ),
     ),
     Command("RANDOMKEY", good=("RANDOMKEY", "SET @key value ; RANDOMKEY"), bad=("RANDOMKEY key",)),

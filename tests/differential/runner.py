@@ -170,10 +170,11 @@ class Round:
 
     def _guarded(self, scene: Scene, play: Callable[[], None]) -> None:
         """Play; record a difference, and start afresh after it."""
+        first = self.number
         try:
             play()
         except _Differs as difference:
-            self._record(difference, scene)
+            self._record(difference, scene[: self.number - first])
             self._start_afresh()
         else:
             self._history.append(scene)

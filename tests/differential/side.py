@@ -27,9 +27,6 @@ _SETTINGS = (
     (b"LATENCY", b"RESET"),
 )
 
-# How a key of each type is read for a dump. Types that are not here are reported, not passed over.
-_READERS = {b"string": (b"GET",)}
-
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
@@ -43,6 +40,14 @@ class StoredKey:
     def __str__(self) -> str:
         content = self.content if len(self.content) <= 200 else self.content[:200] + b"..."
         return f"{self.type.decode()}/{self.encoding.decode()} expires {self.expires_at_ms} {content!r}"
+
+
+def _stored(replies: list[Reply]) -> StoredKey:
+    """One key from the replies to SELECT, TYPE, OBJECT ENCODING, PEXPIRETIME and GET."""
+    _, kind, encoding, expiry, content = replies[:5]
+    if kind.text not in (b"string", b"none"):
+        raise WireError(f"the dump cannot read a {kind.text.decode()} yet")
+    return StoredKey(kind.text, encoding.text, int(expiry.text or -3), content.text)
 
 
 Dump = dict[tuple[int, bytes], StoredKey]
@@ -111,29 +116,26 @@ class Side:
         return self._connections[0].ask(b"EXISTS", key).text == b"1"
 
     def dump(self) -> Dump:
-        """All databases. Leaves connection 0 at database 0."""
-        connection = self._connections[0]
-        dump: Dump = {}
-        for database in range(DATABASE_COUNT):
-            connection.ask(b"SELECT", b"%d" % database)
-            for item in connection.ask(b"KEYS", b"*").items:
-                dump[database, item.text] = self._stored(item.text)
-        connection.ask(b"SELECT", b"0")
-        return dump
-
-    def _stored(self, key: bytes) -> StoredKey:
-        connection = self._connections[0]
-        first = (
-            (b"TYPE", key),
-            (b"OBJECT", b"ENCODING", key),
-            (b"PEXPIRETIME", key),
-            (b"GET", key),
+        """All databases. Leaves connection 0 at database 0. Two round trips, whatever there is."""
+        selects = [(b"SELECT", b"%d" % database) for database in range(DATABASE_COUNT)]
+        replies = self._ask_all(
+            [command for select in selects for command in (select, (b"KEYS", b"*"))]
         )
-        connection.send(b"".join(encode(command) for command in first))
-        kind, encoding, expiry, content = (connection.receive().reply for _ in first)
-        if kind.text not in _READERS and kind.text != b"none":
-            raise WireError(f"the dump cannot read a {kind.text.decode()} yet")
-        return StoredKey(kind.text, encoding.text, int(expiry.text or -3), content.text)
+        places = [
+            (n, item.text) for n in range(DATABASE_COUNT) for item in replies[2 * n + 1].items
+        ]
+        commands: list[tuple[bytes, ...]] = []
+        for database, key in places:
+            commands += [selects[database], (b"TYPE", key), (b"OBJECT", b"ENCODING", key)]
+            commands += [(b"PEXPIRETIME", key), (b"GET", key)]
+        replies = self._ask_all([*commands, selects[0]])
+        per_key = len(commands) // len(places) if places else 1
+        return {place: _stored(replies[i * per_key :]) for i, place in enumerate(places)}
+
+    def _ask_all(self, commands: list[tuple[bytes, ...]]) -> list[Reply]:
+        connection = self._connections[0]
+        connection.send(b"".join(encode(command) for command in commands))
+        return [connection.receive().reply for _ in commands]
 
     def _resolve(self, argument: Argument) -> bytes:
         if isinstance(argument, bytes):

@@ -63,8 +63,9 @@ class Reply:
 
     @property
     def text(self) -> bytes:
-        """The bytes of a line or blob; empty for anything else."""
-        return self.value if isinstance(self.value, bytes) else b""
+        """The bytes of a line or blob, without the `txt:` of a verbatim string; empty for anything else."""
+        value = self.value if isinstance(self.value, bytes) else b""
+        return value[4:] if self.kind == "=" else value
 
     @property
     def items(self) -> list[Reply]:

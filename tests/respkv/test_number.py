@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import platform
 import random
-import shutil
 from fractions import Fraction
 
 import pytest
@@ -21,13 +20,44 @@ from respkv.number import (
     integer_or_none,
 )
 from respkv.reply import OUT_OF_RANGE, ReplyError
-from tests.differential.wire import Connection, encode
-from tests.servers import redis_server
+from tests.differential.wire import encode
+from tests.respkv.commands.redis import needs_redis, redis
 
-INTEGERS = (b"0", b"1", b"-1", b"10", b"9223372036854775807", b"-9223372036854775808", b"999999999999999999")
+INTEGERS = (
+    b"0",
+    b"1",
+    b"-1",
+    b"10",
+    b"9223372036854775807",
+    b"-9223372036854775808",
+    b"999999999999999999",
+)
 NO_INTEGERS = (
-    *(b"", b"-", b"+1", b"-0", b"00", b"01", b"-01", b" 1", b"1 ", b"1\n", b"1_0", b"1.0", b"1e3", b"0x1", b"a"),
-    *(b"9223372036854775808", b"-9223372036854775809", b"99999999999999999999", b"1" * 5000, b"1\0", b"\xd9\xa1"),
+    *(
+        b"",
+        b"-",
+        b"+1",
+        b"-0",
+        b"00",
+        b"01",
+        b"-01",
+        b" 1",
+        b"1 ",
+        b"1\n",
+        b"1_0",
+        b"1.0",
+        b"1e3",
+        b"0x1",
+        b"a",
+    ),
+    *(
+        b"9223372036854775808",
+        b"-9223372036854775809",
+        b"99999999999999999999",
+        b"1" * 5000,
+        b"1\0",
+        b"\xd9\xa1",
+    ),
 )
 
 
@@ -72,8 +102,34 @@ FLOATS = {
 }
 # Refused as doubles and as extended floats.
 NO_FLOATS = (
-    *(b"", b".", b"-", b"e5", b"1e", b"1e+", b"1.2.3", b" 1", b"1 ", b"1_0", b"1,5", b"nan", b"-nan", b"abc"),
-    *(b"0x", b"0x.", b"0x1p", b"0xg", b"infi", b"1\0", b"1e5000", b"1e-5000", b"1e99999999999999", b"0x1p99999999999"),
+    *(
+        b"",
+        b".",
+        b"-",
+        b"e5",
+        b"1e",
+        b"1e+",
+        b"1.2.3",
+        b" 1",
+        b"1 ",
+        b"1_0",
+        b"1,5",
+        b"nan",
+        b"-nan",
+        b"abc",
+    ),
+    *(
+        b"0x",
+        b"0x.",
+        b"0x1p",
+        b"0xg",
+        b"infi",
+        b"1\0",
+        b"1e5000",
+        b"1e-5000",
+        b"1e99999999999999",
+        b"0x1p99999999999",
+    ),
     *(b"1" * 5000 + b"x", b"0x" + b"1" * 5000),
 )
 
@@ -93,7 +149,13 @@ def test_what_is_no_float_is_refused(text: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.1, b"0.10000000000000001"), (3.0, b"3"), (1e21, b"1e+21"), (-0.0, b"-0"), (float("-inf"), b"-inf")],
+    [
+        (0.1, b"0.10000000000000001"),
+        (3.0, b"3"),
+        (1e21, b"1e+21"),
+        (-0.0, b"-0"),
+        (float("-inf"), b"-inf"),
+    ],
 )
 def test_doubles_are_written_with_17_digits(value: float, text: bytes) -> None:
     assert format_double(value) == text
@@ -102,7 +164,9 @@ def test_doubles_are_written_with_17_digits(value: float, text: bytes) -> None:
 # Extended floats
 
 
-@pytest.mark.parametrize("text", [*NO_FLOATS, b"1e4933", b"1e-4952", b"0x1p16384", b"0x1p-16446", b"0" * 5120])
+@pytest.mark.parametrize(
+    "text", [*NO_FLOATS, b"1e4933", b"1e-4952", b"0x1p16384", b"0x1p-16446", b"0" * 5120]
+)
 def test_what_is_no_extended_float_is_refused(text: bytes) -> None:
     with pytest.raises(ReplyError, match="value is not a valid float"):
         extended(text)
@@ -171,10 +235,17 @@ def draw_text(rng: random.Random) -> bytes:
     if kind < 0.3:
         return b"%.*f" % (rng.randint(0, 18), rng.uniform(-1000, 1000))
     if kind < 0.5:
-        return b"%d.%d" % (rng.randint(-(10 ** rng.randint(0, 20)), 10**9), rng.randint(0, 10 ** rng.randint(1, 25)))
+        return b"%d.%d" % (
+            rng.randint(-(10 ** rng.randint(0, 20)), 10**9),
+            rng.randint(0, 10 ** rng.randint(1, 25)),
+        )
     if kind < 0.8:
         return b"%de%d" % (rng.randint(-99, 99), rng.randint(-4940, 4930))
-    return b"0x%x.%xp%d" % (rng.getrandbits(rng.randint(1, 90)), rng.getrandbits(30), rng.randint(-16400, 16250))
+    return b"0x%x.%xp%d" % (
+        rng.getrandbits(rng.randint(1, 90)),
+        rng.getrandbits(30),
+        rng.randint(-16400, 16250),
+    )
 
 
 def test_sums_are_the_nearest_numbers() -> None:
@@ -182,8 +253,12 @@ def test_sums_are_the_nearest_numbers() -> None:
     rng = random.Random(1)
     for _ in range(500):
         # Near each other, or else the smaller one hardly counts.
-        a = extended(b"%d.%de%d" % (rng.randint(-(10**12), 10**12), rng.getrandbits(60), rng.randint(-9, 9)))
-        b = extended(b"%d.%de%d" % (rng.randint(-(10**12), 10**12), rng.getrandbits(60), rng.randint(-9, 9)))
+        a = extended(
+            b"%d.%de%d" % (rng.randint(-(10**12), 10**12), rng.getrandbits(60), rng.randint(-9, 9))
+        )
+        b = extended(
+            b"%d.%de%d" % (rng.randint(-(10**12), 10**12), rng.getrandbits(60), rng.randint(-9, 9))
+        )
         total = a.plus(b)
         assert total is not None
         exact = value_of(a) + value_of(b)
@@ -209,23 +284,25 @@ def test_texts_are_read_as_c_reads_them() -> None:
         mantissa = int.from_bytes(memory.raw[:8], "little")
         sign_and_exponent = int.from_bytes(memory.raw[8:10], "little")
         exponent = max(sign_and_exponent & 0x7FFF, 1) - 16383 - 63
-        expected = Fraction(-mantissa if sign_and_exponent >> 15 else mantissa) * Fraction(2) ** exponent
+        expected = (
+            Fraction(-mantissa if sign_and_exponent >> 15 else mantissa) * Fraction(2) ** exponent
+        )
         assert value_of(extended(text)) == expected, text
 
 
-@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+@needs_redis
 def test_sums_are_written_as_redis_writes_them() -> None:
     rng = random.Random(3)
-    with redis_server() as server:
-        redis = Connection(server.host, server.port, timeout_s=10)
+    with redis() as connection:
         for _ in range(20):
             pairs = [(draw_text(rng), draw_text(rng)) for _ in range(50)]
-            redis.send(
-                b"".join(encode([b"SET", b"k", a]) + encode([b"INCRBYFLOAT", b"k", b]) for a, b in pairs)
+            connection.send(
+                b"".join(
+                    encode([b"SET", b"k", a]) + encode([b"INCRBYFLOAT", b"k", b]) for a, b in pairs
+                )
             )
             for a, b in pairs:
-                assert redis.receive().reply.kind == "+"
+                assert connection.receive().reply.kind == "+"
                 total = extended(a).plus(extended(b))
                 assert total is not None
-                assert redis.receive().reply.value == total.text(), (a, b)
-        redis.close()
+                assert connection.receive().reply.value == total.text(), (a, b)

@@ -155,7 +155,7 @@ def obvious_quoted(rest: list[int], *, quote: int) -> bytes:
 
 
 def pieces(stream: bytes, cuts: list[int]) -> Iterator[bytes]:
-    edges = [0, *sorted(cuts), len(stream)]
+    edges = [0, *sorted(cut for cut in cuts if cut <= len(stream)), len(stream)]
     for start, end in pairwise(edges):
         yield stream[start:end]
 
@@ -230,6 +230,15 @@ GOOD: dict[bytes, list[list[bytes]]] = {
     b">1\r\n$4\r\nPING\r\n": [[b">1"], [b"$4"], [b"PING"]],
     b"*1\r\n$4\r\nPING\r\nPING\r\n*1\r\n$4\r\nPING\r\n": [[b"PING"]] * 3,
     b"PING\r\n*1\r\n$4\r\nPING\r\nPING\r\n": [[b"PING"]] * 3,
+    encode(b"PING") + b"~1\r\n$4\r\nPING\r\n": [[b"PING"], [b"~1"], [b"$4"], [b"PING"]],
+    encode(b"PING") + b"|1\r\n$1\r\na\r\n$1\r\nb\r\n" + encode(b"PING"): [
+        *[[b"PING"], [b"|1"], [b"$1"], [b"a"], [b"$1"], [b"b"], [b"PING"]],
+    ],
+    encode(b"PING") + b">1\r\n$4\r\nPING\r\n": [[b"PING"], [b">1"], [b"$4"], [b"PING"]],
+    encode(b"PING") + b"%1\r\n$1\r\na\r\n$1\r\nb\r\n": [
+        *[[b"PING"], [b"%1"], [b"$1"], [b"a"], [b"$1"], [b"b"]],
+    ],
+    encode(b"PING") + b"$0\r\n\r\n" + encode(b"PING"): [[b"PING"], [b"$0"], [b"PING"]],
     b"\n*1\r\n$4\r\nPING\r\n\r\n*1\r\n$4\r\nPING\r\n": [[b"PING"]] * 2,
     b" *1\r\n": [[b"*1"]],
     # Redis steps over two bytes, whatever they are.
@@ -325,22 +334,26 @@ BAD_BEFORE_AUTH: dict[bytes, str] = {
     b"*2147483648\r\n": "invalid multibulk length",
     b"*2\r\n$4\r\nAUTH\r\n$16385\r\n": "unauthenticated bulk length",
     b"*2\r\n$4\r\nAUTH\r\n$536870913\r\n": "invalid bulk length",
+    encode(b"PING") + encode(*[b"a"] * 11): "unauthenticated multibulk length",
+    encode(b"AUTH", b"a" * 16385): "unauthenticated bulk length",
 }
 
 
 @pytest.mark.parametrize("stream", BAD)
 def test_bad_streams(stream: bytes) -> None:
+    check(stream, [1, 3, 5, 9, 1000, 65_000], REDIS)
     if len(stream) < 1000:
-        parsed = check_all_cuts(stream, REDIS)
-    else:
-        parsed = check(stream, [1, 3, 5, 9, 1000, 65_000], REDIS)
-    assert parsed.error == BAD[stream]
+        check_all_cuts(stream, REDIS)
+    assert check(stream, [], REDIS).error == BAD[stream]
 
 
 @pytest.mark.parametrize("stream", BAD_BEFORE_AUTH)
 def test_bad_streams_before_auth(stream: bytes) -> None:
     unauthenticated = Limits(arguments_max=2**31 - 1, is_authenticated=False)
-    assert check_all_cuts(stream, unauthenticated).error == BAD_BEFORE_AUTH[stream]
+    check(stream, list(range(0, len(stream), 999)), unauthenticated)
+    if len(stream) < 1000:
+        check_all_cuts(stream, unauthenticated)
+    assert check(stream, [], unauthenticated).error == BAD_BEFORE_AUTH[stream]
 
 
 @pytest.mark.parametrize("stream", [stream for stream in {**GOOD, **BAD} if len(stream) < 1000])
@@ -397,14 +410,15 @@ def test_words_are_the_obvious_ones(text: str) -> None:
 
 
 def test_limits_are_met_exactly() -> None:
-    limits = Limits(arguments_max=3, bulk_bytes_max=5, inline_bytes_max=8)
-    assert check_all_cuts(encode(b"a", b"b", b"12345"), limits).error is None
-    assert check_all_cuts(encode(b"a", b"b", b"c", b"d"), limits).error == (
-        "invalid multibulk length"
-    )
-    assert check_all_cuts(encode(b"a", b"123456"), limits).error == "invalid bulk length"
-    assert check_all_cuts(b"1234567\r\n12345678\n", limits).error is None
-    assert check_all_cuts(b"12345678\r\n", limits).error == "too big inline request"
+    count = Limits(arguments_max=3)
+    assert check_all_cuts(encode(b"a", b"b", b"c"), count).error is None
+    assert check_all_cuts(encode(*[b""] * 4), count).error == "invalid multibulk length"
+    size = Limits(bulk_bytes_max=5)
+    assert check_all_cuts(encode(b"a", b"12345"), size).error is None
+    assert check_all_cuts(encode(b"a", b"123456"), size).error == "invalid bulk length"
+    line = Limits(inline_bytes_max=8)
+    assert check_all_cuts(b"1234567\r\n12345678\n", line).error is None
+    assert check_all_cuts(b"12345678\r\n", line).error == "too big inline request"
 
 
 def test_default_limit_of_arguments_is_one_mebi() -> None:
@@ -501,24 +515,44 @@ def test_canonical_commands_go_the_fast_way(value: bytes, count: int) -> None:
         assert parser.feed(encode(*command) * count) == [command] * count
 
 
-def test_a_cut_command_is_the_only_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        [b"SET", b"key", b"v" * 100],
+        [b"SET", b"k" * 9, b"v" * 10],
+        [b"SET", b"k" * 99, b"v" * 255],
+        [b"SET", b"", b"v" * 256],
+        [b"MGET", *[b"key"] * 8],
+        [b"MGET", *[b"key"] * 9],
+        [b"MGET", *[b"key"] * 98],
+        [b"MGET", *[b"key"] * 99],
+        [b"MGET", *[b"key"] * 300],
+        [b"SET", b"+", b"=v"],
+    ],
+    ids=lambda command: f"{len(command)} of {len(command[-1])}",
+)
+def test_a_cut_command_is_the_only_slow_one(
+    monkeypatch: pytest.MonkeyPatch, command: list[bytes]
+) -> None:
     slow = 0
     next_command = Parser._next_command
 
     def counted(parser: Parser) -> list[bytes] | None:
         nonlocal slow
-        command = next_command(parser)
-        slow += command is not None
-        return command
+        found = next_command(parser)
+        slow += found is not None
+        return found
 
     monkeypatch.setattr(Parser, "_next_command", counted)
-    stream = encode(b"SET", b"key", b"v" * 100) * 1000
+    stream = encode(*command) * 1000
+    cuts = list(range(9_999, len(stream) - 1, 9_999))
     parser = Parser()
     commands = []
-    for piece in pieces(stream, list(range(10_000, len(stream), 10_000))):
+    for piece in pieces(stream, cuts):
         commands += parser.feed(piece)
-    assert len(commands) == 1000
-    assert slow == (len(stream) - 1) // 10_000
+    assert commands == [command] * 1000
+    length = len(encode(*command))
+    assert slow == sum(cut % length != 0 for cut in cuts)
 
 
 # ---- Large arguments.

@@ -234,6 +234,10 @@ class SimDisk:
         self._check("", "measure")
         return self.room()
 
+    def total_bytes(self) -> int:
+        self._check("", "measure")
+        return self.faults.capacity_bytes or 1 << 40
+
     def lock(self, name: str) -> None:
         platter = self._platter
         path = self._check(name, "open")

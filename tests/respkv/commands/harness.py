@@ -93,11 +93,13 @@ class Server:
             return stop.value
 
     def play(self, script: str, *, is_cold: bool = False) -> Any:
-        """Run commands separated by ` ; `, with quotes as in a shell. The last one's reply; an error as `-` and its line.
+        """Run commands separated by ` ; `, with quotes as in a shell. Returns the last one's reply.
 
-        `is_cold`: what the last one reads is in no memory.
+        An error is `-` and its line. `is_cold`: what the last one reads is in no memory.
         """
-        commands = [[word.encode("latin-1") for word in shlex.split(part)] for part in script.split(" ; ")]
+        commands = [
+            [word.encode("latin-1") for word in shlex.split(part)] for part in script.split(" ; ")
+        ]
         for command in commands[:-1]:
             self.run(*command)
         if is_cold:
@@ -110,6 +112,12 @@ class Server:
         reply = self.run(*args)
         assert isinstance(reply, ReplyError), reply
         return reply.line
+
+    def put(self, key: bytes, version: Version) -> None:
+        """Write a value of any type, past all commands."""
+        self.context.bind(self.session, self.now_ms)  # type: ignore[arg-type]
+        self.context.put(key, version)
+        self.context.commit()
 
     def version(self, key: bytes) -> Version | None:
         """What a key holds: payload, expiry, raw mark, dot."""
