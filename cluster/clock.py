@@ -1,10 +1,12 @@
 """Time and causality: dots, slot clocks and the hybrid logical clock.
 
-An event is a *dot* (actor, counter), counted per actor and slot, strictly increasing and never reset. A *slot clock* is what a
-replica has seen of a slot: a version vector, and the dots beyond its gaps. The *hybrid logical clock* gives each version a
-timestamp near real time that never goes backwards: 48 bits of milliseconds, 16 bits of a count.
+An event is a *dot* (actor, counter), counted per actor and slot, strictly increasing and never
+reset. A *slot clock* is what a replica has seen of a slot: a version vector, and the dots beyond
+its gaps. The *hybrid logical clock* gives each version a timestamp near real time that never goes
+backwards: 48 bits of milliseconds, 16 bits of a count.
 
-Core: time is an argument. Sources: Almeida et al., Dotted Version Vectors; Goncalves et al., DottedDB; Kulkarni et al., HLC.
+Core: time is an argument. Sources: Almeida et al., Dotted Version Vectors; Goncalves et al.,
+DottedDB; Kulkarni et al., HLC.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ Hlc = int  # milliseconds << 16 | count
 class SlotClock:
     """The dots that a replica has seen of one slot.
 
-    `base[actor]` says that all counters up to it were seen; `beyond` holds the dots seen after a gap.
+    `base[actor]` says that all counters up to it were seen; `beyond` holds the dots seen after a
+    gap.
     """
 
     base: dict[Actor, Counter] = field(default_factory=dict)

@@ -1,8 +1,9 @@
 """Which rows expire when: so that what has expired gives its memory back without being read.
 
-It decides nothing about what is visible: that is the record's expiry time, compared at each read. Rows are kept by the second in
-which they may expire, each once, at its earliest time; when that has come the row is looked at, and put back if it lives longer
-by now. So a key whose expiry is moved a thousand times costs one entry.
+It decides nothing about what is visible: that is the record's expiry time, compared at each read.
+Rows are kept by the second in which they may expire, each once, at its earliest time; when that has
+come the row is looked at, and put back if it lives longer by now. So a key whose expiry is moved a
+thousand times costs one entry.
 
 Core: time is an argument.
 """

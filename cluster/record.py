@@ -1,10 +1,12 @@
 """Records: the versions of one row, their encoding and the one causal join.
 
-A record is a set of versions, each hanging on its dot. A *string* is a multi-value register: two writes that did not see each
-other stay side by side as siblings, and the *winner* (highest timestamp, ties by dot) is what plain commands answer. A record
-without versions is a deletion: it keeps the deleting dot, so that older entries below it in the store stay hidden.
+A record is a set of versions, each hanging on its dot. A *string* is a multi-value register: two
+writes that did not see each other stay side by side as siblings, and the *winner* (highest
+timestamp, ties by dot) is what plain commands answer. A record without versions is a deletion: it
+keeps the deleting dot, so that older entries below it in the store stay hidden.
 
-An encoded record (all numbers little endian) is the same in the memtable, the commit log and the SSTables:
+An encoded record (all numbers little endian) is the same in the memtable, the commit log and the
+SSTables:
 
     1 byte   kind: bits 0-3 type (0 deletion, 1 string), 4 HAS_EXPIRY, 5 MANY, 6 RAW_ENCODING
     8 bytes  actor, 8 bytes counter   the dot
@@ -18,10 +20,11 @@ With MANY (siblings, or a context that is not "all before my dot"):
     2 bytes  count of context entries, each: 8 bytes actor, 8 bytes counter
     2 bytes  count of versions, each: 4 bytes length, then a version as above
 
-The context of the short form is implied: everything that its actor did before its dot. Nearly every record has that form, and
-it is the hot path: GET looks at one byte and slices (bench/serving.py).
+The context of the short form is implied: everything that its actor did before its dot. Nearly every
+record has that form, and it is the hot path: GET looks at one byte and slices (bench/serving.py).
 
-Core: no I/O, `now_ms` is an argument. Source: Almeida et al., Dotted Version Vectors; Shapiro et al., CRDTs.
+Core: no I/O, `now_ms` is an argument. Source: Almeida et al., Dotted Version Vectors; Shapiro et
+al., CRDTs.
 """
 
 from __future__ import annotations

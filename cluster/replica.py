@@ -1,8 +1,9 @@
 """One node's replica: records in the engine's store, and what it has seen of each slot.
 
-It knows no commands and no sockets. Every write gets a dot of this replica's actor and a hybrid timestamp, is encoded once, and
-the same bytes go to the commit log and the memtable. While this node is the only actor, what it has seen of a slot is one
-counter; a write covers it wholly, so each entry is complete and nothing has to be read before it.
+It knows no commands and no sockets. Every write gets a dot of this replica's actor and a hybrid
+timestamp, is encoded once, and the same bytes go to the commit log and the memtable. While this
+node is the only actor, what it has seen of a slot is one counter; a write covers it wholly, so each
+entry is complete and nothing has to be read before it.
 
 Core: synchronous; time is an argument.
 """
@@ -83,8 +84,9 @@ class Replica:
     def write(self, effects: dict[Row, Effect], now_ms: int) -> None:
         """Give each write a dot and a timestamp, encode it, stage it for the log and put it into the memtable.
 
-        Hot: every SET ends here, so what `Store.apply` and `Memtable.put` do for a complete entry is written out once
-        more; `Store.apply` is the form to read (bench/serving.py measures, tests/cluster/test_replica.py compares).
+        Hot: every SET ends here, so what `Store.apply` and `Memtable.put` do for a complete entry
+        is written out once more; `Store.apply` is the form to read (bench/serving.py measures,
+        tests/cluster/test_replica.py compares).
         """
         store = self.store
         memtable = store.memtable

@@ -1,12 +1,12 @@
 """Where a key lives: its slot, and its row in storage order.
 
-A slot is one of 16384, from the CRC16 of the key or of its `{hash tag}`, as in Redis Cluster. A row orders the keys of a slot:
+A slot is one of 16384, from the CRC16 of the key or of its `{hash tag}`, as in Redis Cluster. A row
+orders the keys of a slot:
 
-    6 bytes  xxh3_64 of the key, the upper 48 bits   (SCAN's cursor and the Merkle bucket are prefixes of it)
-    1 byte   database
-    4 bytes  length of the key, big endian           (so that no key is a prefix of another one's elements)
-    n bytes  key
-    m bytes  element (empty for the header, which is the only row of a string)
+    6 bytes  xxh3_64 of the key, the upper 48 bits   (SCAN's cursor and the Merkle bucket are
+    prefixes of it) 1 byte   database 4 bytes  length of the key, big endian           (so that no
+    key is a prefix of another one's elements) n bytes  key m bytes  element (empty for the header,
+    which is the only row of a string)
 
 Core: no I/O. Source of the slot: the Redis Cluster specification.
 """
@@ -33,7 +33,8 @@ TAG_OFFSET: Final = 6  # Where the database stands in a row.
 KEY_OFFSET: Final = 11
 
 _MIDDLE: Final = Struct(">BI").pack
-# The middle of a row for short keys, by database and length: a table look-up is half the cost of packing.
+# The middle of a row for short keys, by database and length: a table look-up is half the cost of
+# packing.
 MIDDLES: Final = [[_MIDDLE(db, length) for length in range(256)] for db in range(DATABASE_COUNT)]
 
 

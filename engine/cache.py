@@ -76,6 +76,12 @@ class BlockCache:
         while self.bytes_used > self.bytes_max:
             self._remove(next(iter(self._blocks)))
 
+    def resize(self, bytes_max: int) -> None:
+        """Take another limit; the oldest make room if it is lower."""
+        self.bytes_max = bytes_max
+        while self.bytes_used > bytes_max:
+            self._remove(next(iter(self._blocks)))
+
     def drop_table(self, table_id: int) -> None:
         """Forget all blocks of a table."""
         for block_no in list(self._by_table.get(table_id, ())):
@@ -125,6 +131,12 @@ class RowCache:
         self._rows[key] = raw
         self.bytes_used += weight
         while self.bytes_used > self.bytes_max:
+            self._forget(*self._rows.popitem(last=False))
+
+    def resize(self, bytes_max: int) -> None:
+        """Take another limit; the oldest make room if it is lower."""
+        self.bytes_max = bytes_max
+        while self.bytes_used > bytes_max:
             self._forget(*self._rows.popitem(last=False))
 
     def invalidate(self, key: Key) -> None:

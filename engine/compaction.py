@@ -1,7 +1,8 @@
 """Which tables to merge: a pure function of what the tables say of themselves.
 
-Size-tiered: neighbours in age of similar size are merged, so that the number of tables grows with the logarithm of the data.
-A table whose entries have mostly expired, or been dropped, is rewritten alone, so that space comes back without a read.
+Size-tiered: neighbours in age of similar size are merged, so that the number of tables grows with
+the logarithm of the data. A table whose entries have mostly expired, or been dropped, is rewritten
+alone, so that space comes back without a read.
 
 Core.
 """

@@ -1,7 +1,8 @@
 """Background jobs as plain data, and the one function that does them: a log's segments or some tables become a table.
 
-It runs wherever it is called: in the worker process (`engine/worker.py`), or at once in tests and the simulation. A job is
-repeatable: it reads immutable files and writes one new one, whose name the store forgets if the job is lost.
+It runs wherever it is called: in the worker process (`engine/worker.py`), or at once in tests and
+the simulation. A job is repeatable: it reads immutable files and writes one new one, whose name the
+store forgets if the job is lost.
 """
 
 from __future__ import annotations
@@ -55,10 +56,13 @@ def load_codec(path: str) -> RecordCodec:
 def run_job(disk: Disk, job: Job, codec: RecordCodec) -> JobResult:
     """Do a job. Raises EngineError; then nothing is left behind, as far as the disk lets it be removed.
 
-    The table's bytes are durable when it returns, its name is not: that is for `Store.write_manifest`.
+    The table's bytes are durable when it returns, its name is not: that is for
+    `Store.write_manifest`.
     """
     if job.kind == "flush":
-        return _write(disk, job, codec, _flushed(disk, job, codec), job.position_min, job.position_max)
+        return _write(
+            disk, job, codec, _flushed(disk, job, codec), job.position_min, job.position_max
+        )
     tables: list[Table] = []
     try:
         tables += (Table.open(disk, name) for name in job.inputs)

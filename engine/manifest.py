@@ -1,16 +1,17 @@
 """The manifest: which tables are live, where the log starts, and what was dropped.
 
-One file, `manifest`, replaced atomically: written to `manifest.tmp`, synced, renamed, and the folder synced. It is small (a
-line per table and a blob of the owner's), and changes once per flush or compaction, so a log of edits would save nothing.
+One file, `manifest`, replaced atomically: written to `manifest.tmp`, synced, renamed, and the
+folder synced. It is small (a line per table and a blob of the owner's), and changes once per flush
+or compaction, so a log of edits would save nothing.
 
     8 bytes   magic "RKVMANI1"
     8 bytes   length of the body, little endian
     8 bytes   xxh3_64 of the body
     n bytes   body: MessagePack of `Manifest`
 
-Upgrade rule: `format_version` names the layout of the whole data folder. A folder with a higher version than this build knows
-is refused (`UnknownFormatError`); a lower one is converted at opening, or refused with the version that can convert it. Version 1 is
-the first.
+Upgrade rule: `format_version` names the layout of the whole data folder. A folder with a higher
+version than this build knows is refused (`UnknownFormatError`); a lower one is converted at
+opening, or refused with the version that can convert it. Version 1 is the first.
 
 Core, but for `read` and `write`, which take the disk.
 """
@@ -72,7 +73,8 @@ def write(disk: Disk, manifest: Manifest) -> None:
 def read(disk: Disk) -> Manifest | None:
     """The manifest of a data folder, or None for a new one. Raises CorruptionError, UnknownFormatError.
 
-    A new folder gets its manifest before anything else, so that one with data and without a manifest has lost it.
+    A new folder gets its manifest before anything else, so that one with data and without a
+    manifest has lost it.
     """
     names = disk.names()
     path = f"{disk.path}/{NAME}"

@@ -1,11 +1,11 @@
 """The memtable: what was written and is not in a table yet.
 
-It is not ordered: rows live in one dict per slot, so that no dict grows large enough to pause the process when it is resized,
-and sorting happens in the worker at flush, or for one slot when it is scanned. Values are encoded records (`bytes`), which the
-garbage collector does not look at.
+It is not ordered: rows live in one dict per slot, so that no dict grows large enough to pause the
+process when it is resized, and sorting happens in the worker at flush, or for one slot when it is
+scanned. Values are encoded records (`bytes`), which the garbage collector does not look at.
 
-`slots` holds complete entries only, so that a reader who finds a row there needs nothing else. Entries that are deltas over
-older ones stand apart in `deltas`.
+`slots` holds complete entries only, so that a reader who finds a row there needs nothing else.
+Entries that are deltas over older ones stand apart in `deltas`.
 
 Core: no I/O.
 """
@@ -20,7 +20,8 @@ from engine.codec import RecordCodec
 Row = bytes
 Slot = int
 
-# What CPython spends on an entry besides the bytes themselves: two object headers, the dict's slot at its usual load.
+# What CPython spends on an entry besides the bytes themselves: two object headers, the dict's slot
+# at its usual load.
 ENTRY_OVERHEAD_BYTES: Final = 200
 
 

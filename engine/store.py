@@ -1,53 +1,100 @@
 """One node's ordered store: commit log, memtables and tables behind one interface.
 
-It is not concerned with what a row means: that is the codec's. It starts no task and no thread. The shell that owns it
+It is not concerned with what a row means: that is the codec's. It starts no task and no thread. The
+shell that owns it
 
 - calls `write()` once per tick: everything applied since goes to the log in one frame,
 - runs `log.sync()` where its policy says so,
-- asks `next_job()`, has the job done elsewhere (a worker process, a thread, or at once in a simulation), and hands the result
-  to `prepare` (whose manifest it writes, blocking) and `install`,
-- fetches rows whose look-up raised `PageFault`, in a thread.
+- asks `next_job()`, has the job done elsewhere (a worker process, a thread, or at once in a
+  simulation), and hands the result to `prepare`, `write_manifest` (which blocks: in a thread) and
+  `install`; or gives it up with `abandon`,
+- fetches rows whose look-up raised `PageFault`: `fetch` in a thread, then `arrive`,
+- holds back writes while `is_stalled`.
 
     apply -> log.pieces, active memtable            (tick)
     active full -> frozen, log rolls                (write)
     frozen -> flush job -> table                    (next_job .. install)
     many tables -> compaction job -> one table
 
-Reading goes active, frozen (newest first), row cache, tables (newest first) through their Bloom filters, joining deltas down to
-the first complete entry. Pages that the kernel holds are read inline; others raise `PageFault`.
+Reading goes active, frozen (newest first), row cache, tables (newest first) through their Bloom
+filters, joining deltas down to the first complete entry. Pages that the kernel holds are read
+inline; others raise `PageFault`.
 
-Dropping keyspaces (FLUSHALL) is a marker in the log. A table made from earlier positions hides the dropped rows until a
-compaction has removed them; `drops` lists such markers.
+Dropping keyspaces (FLUSHALL) is a marker in the log. A table made from earlier positions hides the
+dropped rows until a compaction has removed them; `drops` lists such markers.
+
+What is durable, and in what order
+    - A table's bytes, then its name, then the manifest that names it, then nothing else is needed of what it replaced: only
+      now log segments and old tables are removed. Before that a crash finds the old manifest, and all that it names.
+    - The manifest never runs ahead of the log. It holds the drops up to its `log_start`; later ones are in the log. If a
+      crash cuts the log before a marker that the manifest already knew, new writes would get positions before it, and the
+      tables made of them would be hidden by it. For the same reason compaction removes only what durable markers dropped.
+    - Table names are never used twice, not even by a worker that outlives its killed server: each start takes numbers that
+      no earlier start can have given out, and writes that into the manifest before it gives out any.
 
 Sources: LevelDB's and Pebble's division of work; Cassandra's delta merging.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from engine import compaction, manifest
-from engine.cache import BlockCache, RowCache
+from engine.cache import BlockCache, BlockId, RowCache
 from engine.codec import Fate, RecordCodec
 from engine.disk import Disk
-from engine.errors import EngineError
+from engine.errors import DiskError, DiskFullError, EngineError, MissingFileError
 from engine.job import Job, JobResult
 from engine.log import COMPLETE, ENVELOPE, MARKER, CommitLog, Recovery, recover
 from engine.manifest import Drop, Manifest
 from engine.memtable import Memtable, Row, Slot
-from engine.sstable import Block, Compression, Table, hash_of
+from engine.sstable import TEMPORARY_SUFFIX, Block, Compression, Table, hash_of
 
 ABSENT = b""  # In the row cache: no table holds this row.
 LOCK_NAME = "lock"
+FROZEN_MAX: Final = 2
+# Far more than jobs that one start can give up without finishing any.
+TABLE_NUMBERS_PER_START: Final = 1_000_000
+
+Pins = dict[BlockId, Block]
+"""Blocks that a command waited for, kept for it until it is done: however small the caches are, it gets on."""
+
+NO_PINS: Final[Mapping[BlockId, Block]] = {}
 
 
 class PageFault(Exception):
-    """A row or a page of a slot is not in memory. The caller has `fetch()` run in a thread, and asks again."""
+    """A row or a page of a slot is not in memory.
 
-    def __init__(self, fetch: Callable[[], None]) -> None:
+    The caller runs `fetch` in a thread, then `arrive` in the serving thread, and asks again.
+    """
+
+    def __init__(self, store: Store, table: Table, number: int) -> None:
         super().__init__()
-        self.fetch = fetch
+        self._store = store
+        self._table = table
+        self._number = number
+        self._block: Block | None = None
+
+    def fetch(self) -> None:
+        """Read the page, waiting for the disk. Raises EngineError. A table that was replaced meanwhile is no error."""
+        self._block = self._table.load_alone(self._store.disk, self._number)
+
+    def arrive(self, pins: Pins | None = None) -> None:
+        """Keep what was fetched, also in the caller's `pins`, which it then shows to the store (`Store.pinned`)."""
+        block, self._block = self._block, None
+        if block is not None and self._table in self._store.tables:
+            block_id = (self._table.id, self._number)
+            self._store.blocks.put(block_id, block)
+            if pins is not None:
+                pins[block_id] = block
+
+    def resolve(self, pins: Pins | None = None) -> None:
+        """Both, for those who may wait."""
+        self.fetch()
+        self.arrive(pins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +119,7 @@ class StoreStats:
     faults: int = 0
     table_reads: int = 0
     expired: int = 0
+    stalls: int = 0
 
 
 @dataclass(slots=True)
@@ -81,7 +129,15 @@ class Frozen:
     memtable: Memtable
     end_position: int
     state: bytes
-    drops: list[Drop] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A manifest on its way to the disk, and the new tables that it names, once they are open."""
+
+    manifest: Manifest
+    made: list[str]
+    tables: list[Table] = field(default_factory=list)
 
 
 class Store:
@@ -105,12 +161,15 @@ class Store:
         self.active = self.memtable.slots  # Hot: read and written directly by slot and row.
         self.rows = RowCache(settings.row_cache_bytes)
         self.blocks = BlockCache(settings.block_cache_bytes)
+        self.pinned: Mapping[BlockId, Block] = NO_PINS  # Of the command that runs now.
         self.log: CommitLog
         self.recovery: Recovery
         self.stats = StoreStats()
         self.capture: Callable[[], bytes] = bytes  # The owner's state, asked for at each freeze.
         self._job: Job | None = None
         self._next_table = current.next_table
+        self._is_freeze_refused = False  # The disk was full.
+        self._garbage: list[str] = []  # Files that may go once the next manifest is durable.
 
     # Life
 
@@ -127,25 +186,35 @@ class Store:
     ) -> Store:
         """Lock the folder, read the manifest, open the tables and replay the log.
 
-        `restore` gets the owner's state as of the log's start, then `observe` each entry that is replayed. Raises
-        LockedError, UnknownFormatError, CorruptionError, DiskError.
+        `restore` gets the owner's state as of the log's start, then `observe` each entry that is
+        replayed. Raises LockedError, UnknownFormatError, CorruptionError, DiskError; nothing that
+        is damaged or of another version has been touched then.
         """
         disk.lock(LOCK_NAME)
         current = manifest.read(disk)
         if current is None:
-            current = Manifest(manifest.FORMAT_VERSION, 0, 1, [], [], initial_state)
+            current = Manifest(manifest.FORMAT_VERSION, 0, 0, [], [], initial_state)
             manifest.write(disk, current)
-        cls._remove_leftovers(disk, current)
         tables = [Table.open(disk, name) for name in current.tables]
         store = cls(disk, codec, settings, current, tables)
         restore(current.state)
         store.recovery = recover(disk, start=current.log_start, apply=store._replayer(observe))
+        cls._remove_leftovers(disk, current)
+        store._take_table_numbers(current)
         store.log = CommitLog.open(disk, store.recovery)
         return store
 
+    def _take_table_numbers(self, current: Manifest) -> None:
+        """Begin a range of numbers that no earlier start used, durably."""
+        self._next_table += TABLE_NUMBERS_PER_START - self._next_table % TABLE_NUMBERS_PER_START
+        # The drops as they were: those found in the log since are in the log.
+        manifest.write(
+            self.disk, self._manifest_with(current.log_start, current.tables, current.state)
+        )
+
     @staticmethod
     def _remove_leftovers(disk: Disk, current: Manifest) -> None:
-        """Tables of jobs that never finished, and log segments that a flush had replaced."""
+        """Tables of jobs that never finished, and files that a finished one had replaced."""
         for name in disk.names():
             if name.endswith(".tmp") or (name.endswith(".sst") and name not in current.tables):
                 disk.remove(name)
@@ -164,6 +233,12 @@ class Store:
                 observe(slot, row, raw)
 
         return apply
+
+    def resize(self, settings: StoreSettings) -> None:
+        """Take other settings. The limits hold from now on; blocks and compression for tables made from now on."""
+        self.settings = settings
+        self.rows.resize(settings.row_cache_bytes)
+        self.blocks.resize(settings.block_cache_bytes)
 
     def close(self) -> None:
         """Close files. What was not synced stays with the kernel."""
@@ -192,12 +267,12 @@ class Store:
             self.rows.invalidate(row)
 
     def drop(self, tags: list[int]) -> None:
-        """Remove all rows of some keyspaces, as of now."""
-        self.write()  # So that the marker's position is above everything applied before it.
+        """Remove all rows of some keyspaces, as of now. Staged like any write: nothing is written to the disk yet."""
         marker = bytes(tags)
         self.log.stage(MARKER, 0, b"", marker)
+        # Above the end of every frozen memtable, and not above the end of the frame that the marker
+        # will be in.
         self._drop(marker, self.log.position + 1)
-        self.write()
 
     def _drop(self, marker: bytes, position: int) -> None:
         tags = frozenset(marker)
@@ -209,18 +284,29 @@ class Store:
             self.manifest.drops += [Drop(position, tag) for tag in sorted(tags)]
 
     def write(self) -> int:
-        """Write what was applied to the log in one frame; freeze the memtable if it is full. Returns the log's end."""
+        """Write what was applied to the log in one frame; freeze the memtable if it is full. Returns the log's end.
+
+        On DiskError what was applied stays staged, and the next call tries again. Raises
+        LogFailedError.
+        """
         position = self.log.write()
         memtable = self.memtable
         if (
             memtable.weight_bytes > self.settings.memtable_bytes
             or position - memtable.base_position > self.settings.log_bytes_max
-        ) and not self.is_stalled:
-            self.freeze()
+        ) and not self._is_freeze_refused:
+            self._freeze_if_possible()
         return position
 
+    def _freeze_if_possible(self) -> None:
+        if len(self.frozen) < FROZEN_MAX:
+            try:
+                self.freeze()
+            except DiskFullError:
+                self._is_freeze_refused = True  # `next_job` tries again: it is called now and then.
+
     def freeze(self) -> None:
-        """Close the memtable and its log segments, and begin new ones."""
+        """Close the memtable and its log segments, and begin new ones. On DiskError everything stays as it was."""
         self.log.write()
         if (
             self.log.segment_bytes
@@ -229,11 +315,17 @@ class Store:
         self.frozen.insert(0, Frozen(self.memtable, self.log.position, self.capture()))
         self.memtable = Memtable(self.settings.slot_count, self.log.position)
         self.active = self.memtable.slots
+        if self.is_stalled:
+            self.stats.stalls += 1
 
     @property
     def is_stalled(self) -> bool:
-        """Two memtables wait for their flush: the owner holds back writes until one is done."""
-        return len(self.frozen) >= 2
+        """Too much waits for a flush: the owner holds back writes until one is done."""
+        return (
+            len(self.frozen) >= FROZEN_MAX
+            # Could not be frozen for want of room.
+            or self.memtable.weight_bytes > 2 * self.settings.memtable_bytes
+        )
 
     def forget(self, slot: Slot, row: Row, now_ms: int) -> bool:
         """Give back the payload of an entry that has expired. It is not logged: whoever reads the log sees it expired."""
@@ -272,23 +364,28 @@ class Store:
 
     def read_now(self, slot: Slot, row: Row) -> bytes | None:
         """As `get`, waiting for the disk: for the start, not for serving."""
-        while True:
-            try:
-                return self.get(slot, row)
-            except PageFault as fault:
-                fault.fetch()
+        pins: Pins = {}
+        self.pinned = pins
+        try:
+            while True:
+                try:
+                    return self.get(slot, row)
+                except PageFault as fault:
+                    fault.resolve(pins)
+        finally:
+            self.pinned = NO_PINS
 
     def _lookup_tables(self, slot: Slot, row: Row) -> bytes | None:
         cached = self.rows.get(row)
         if cached is not None:
             return cached or None
-        raw = self._read_tables(slot.to_bytes(2, "big") + row, cached_only=True)
+        raw = self._read_tables(slot.to_bytes(2, "big") + row)
         if len(row) + len(raw or ABSENT) < self.rows.bytes_max >> 4:
             self.rows.put(row, raw or ABSENT)
         return raw
 
-    def _read_tables(self, key: bytes, *, cached_only: bool) -> bytes | None:
-        """Join the entries of a key from newest to oldest. Raises PageFault if `cached_only` and a block is not there."""
+    def _read_tables(self, key: bytes) -> bytes | None:
+        """Join the entries of a key from newest to oldest. Raises PageFault."""
         hashed = hash_of(key)
         state: bytes | None = None
         for table in self.tables:
@@ -297,7 +394,7 @@ class Store:
             number = table.block_of(key)
             if number is None:
                 continue
-            found = self._block(table, number, cached_only=cached_only).find(key)
+            found = self._block(table, number).find(key)
             if found is None:
                 continue
             flags, raw = found
@@ -306,23 +403,19 @@ class Store:
                 break
         return state
 
-    def _block(self, table: Table, number: int, *, cached_only: bool) -> Block:
-        block = self.blocks.get((table.id, number))
+    def _block(self, table: Table, number: int) -> Block:
+        block_id = (table.id, number)
+        block = self.blocks.get(block_id)
         if block is None:
+            if self.pinned and (block := self.pinned.get(block_id)) is not None:
+                return block
             self.stats.table_reads += 1
-            block = table.load(number, cached_only=cached_only)
+            block = table.load(number, cached_only=True)
             if block is None:
                 self.stats.faults += 1
-                raise PageFault(lambda: self._fetch(table, number))
-            self.blocks.put((table.id, number), block)
+                raise PageFault(self, table, number)
+            self.blocks.put(block_id, block)
         return block
-
-    def _fetch(self, table: Table, number: int) -> None:
-        """In a thread: bring a block into the kernel's cache and ours. A table that was replaced meanwhile is no error."""
-        if table in self.tables:
-            block = table.load(number, cached_only=False)
-            assert block is not None
-            self.blocks.put((table.id, number), block)
 
     def _is_dropped(self, table: Table, row: Row) -> bool:
         drops = self.manifest.drops
@@ -369,7 +462,7 @@ class Store:
         prefix = slot.to_bytes(2, "big")
         number = table.block_of(prefix + start)
         while number is not None and number < table.block_count:
-            block = self._block(table, number, cached_only=True)
+            block = self._block(table, number)
             for key, flags, raw in block.entries(prefix + start):
                 if key[:2] != prefix:
                     return
@@ -386,12 +479,48 @@ class Store:
         low, high = slot.to_bytes(2, "big"), (slot + 1).to_bytes(2, "big")
         return any(table.meta.key_min < high and table.meta.key_max >= low for table in self.tables)
 
+    def next_slot(self, slot: Slot) -> Slot | None:
+        """The first slot from `slot` on that has rows, dead ones among them, or None. Raises PageFault.
+
+        For scans over all slots: a table of few rows is not asked for each slot.
+        """
+        nearest = self.settings.slot_count
+        memtables = [self.memtable, *(frozen.memtable for frozen in self.frozen)]
+        for memtable in memtables:
+            slots = memtable.slots
+            for other in range(slot, nearest):
+                if slots[other]:
+                    nearest = other
+                    break
+            for other, _ in memtable.deltas:
+                if slot <= other < nearest:
+                    nearest = other
+        prefix = slot.to_bytes(2, "big")
+        for table in self.tables:
+            if nearest == slot:
+                break
+            number = table.block_of(prefix)
+            while number is not None and number < table.block_count:
+                entry = next(self._block(table, number).entries(prefix), None)
+                if entry is not None:
+                    nearest = min(nearest, int.from_bytes(entry[0][:2], "big"))
+                    break
+                number += 1
+        return nearest if nearest < self.settings.slot_count else None
+
     # Background work
 
-    def next_job(self, now_ms: int) -> Job | None:
-        """What should be done now, one at a time: the oldest flush first, then a compaction. None if nothing, or busy."""
+    def next_job(self, now_ms: int, room_bytes: int = 1 << 62) -> Job | None:
+        """What should be done now, one at a time: the oldest flush first, then a compaction. None if nothing, or busy.
+
+        A compaction that may need more than `room_bytes` of disk is not begun. A flush is: it is
+        what gives room.
+        """
         if self._job is not None:
             return None
+        if self._is_freeze_refused:
+            self._is_freeze_refused = False
+            self._freeze_if_possible()
         if self.frozen:
             oldest = self.frozen[-1]
             start, end = oldest.memtable.base_position, oldest.end_position
@@ -402,27 +531,27 @@ class Store:
         else:
             chosen = compaction.choose([table.meta for table in self.tables], now_ms)
             if chosen is not None:
-                inputs = [table.name for table in self.tables[chosen]]
-                self._job = self._make_job("compact", inputs, 0, 0)
+                tables = self.tables[chosen]
+                if sum(table.meta.file_bytes for table in tables) <= room_bytes:
+                    self._job = self._make_job("compact", [table.name for table in tables], 0, 0)
         if self._job is not None:
-            self._job.is_bottom = (
-                self._job.kind == "flush"
-                and not self.tables
-                or (self._job.kind == "compact" and self._job.inputs[-1] == self.tables[-1].name)
+            self._job.is_bottom = (self._job.kind == "flush" and not self.tables) or (
+                self._job.kind == "compact" and self._job.inputs[-1] == self.tables[-1].name
             )
             self._job.now_ms = now_ms
         return self._job
 
     def _make_job(self, kind: str, inputs: list[str], start: int, end: int) -> Job:
-        name = f"{self._next_table:010d}.sst"
+        name = f"{self._next_table:016d}.sst"
         self._next_table += 1
+        durable = max(self.log.synced, self.manifest.log_start)
         return Job(
             kind=kind,
             inputs=inputs,
             output=name,
             position_min=start,
             position_max=end,
-            drops=list(self.manifest.drops),
+            drops=[drop for drop in self.manifest.drops if drop.position <= durable],
             block_bytes=self.settings.block_bytes,
             compression=self.settings.compression,
             is_bottom=False,
@@ -430,12 +559,16 @@ class Store:
         )
 
     def abandon(self, job: Job) -> None:
-        """The job was lost with its worker: it will be given again."""
+        """The job failed, or was lost with its worker, who is gone: it will be given again."""
         assert job is self._job
         self._job = None
+        self._remove(job.output + TEMPORARY_SUFFIX)
+        # The manifest may have reached the disk and only its confirmation failed: then this table
+        # is in use.
+        self._garbage.append(job.output)
 
-    def prepare(self, job: Job, result: JobResult) -> Manifest:
-        """The manifest that makes a finished job's output live. The caller writes it (it blocks), then calls `install`."""
+    def prepare(self, job: Job, result: JobResult) -> Prepared:
+        """The manifest that makes a finished job's output live: for `write_manifest`, then `install`."""
         names = [table.name for table in self.tables]
         log_start, state = self.manifest.log_start, self.manifest.state
         if job.kind == "flush":
@@ -444,40 +577,69 @@ class Store:
         else:
             at = names.index(job.inputs[0])
             names[at : at + len(job.inputs)] = result.tables
-        return Manifest(
-            manifest.FORMAT_VERSION,
-            log_start,
-            self._next_table,
-            names,
-            list(self.manifest.drops),
-            state,
-        )
+        return Prepared(self._manifest_with(log_start, names, state), result.tables)
 
-    def write_manifest(self, prepared: Manifest) -> None:
-        """Make a prepared manifest durable. Blocks: for a thread."""
-        self.disk.sync_names()
-        manifest.write(self.disk, prepared)
+    def _manifest_with(self, log_start: int, names: list[str], state: bytes) -> Manifest:
+        drops = [drop for drop in self.manifest.drops if drop.position <= log_start]
+        version = manifest.FORMAT_VERSION
+        return Manifest(version, log_start, self._next_table, names, drops, state)
 
-    def install(self, job: Job, result: JobResult, written: Manifest) -> None:
-        """Serve from the job's output. Raises CorruptionError if it cannot be opened."""
-        made = [Table.open(self.disk, name) for name in result.tables]
-        known = {table.name: table for table in self.tables} | {table.name: table for table in made}
+    def write_manifest(self, prepared: Prepared) -> None:
+        """Open the new tables, and make the manifest that names them durable. Blocks: for a thread.
+
+        Raises EngineError; then the old manifest holds, or the new one does, and both have all that
+        they name: the caller abandons the job.
+        """
+        try:
+            # Opened first: a manifest must not name what cannot be read.
+            for name in prepared.made:
+                prepared.tables.append(Table.open(self.disk, name))
+            self.disk.sync_names()
+            manifest.write(self.disk, prepared.manifest)
+        except EngineError:
+            for table in prepared.tables:
+                table.close()
+            raise
+
+    def install(self, job: Job, result: JobResult, prepared: Prepared) -> None:
+        """Serve from the job's output, and remove what it replaced."""
+        assert job is self._job
+        written = prepared.manifest
+        known = {table.name: table for table in [*self.tables, *prepared.tables]}
         replaced = [table for table in self.tables if table.name not in written.tables]
-        written.drops = self.manifest.drops  # Drops since `prepare` are in the log above its start.
+        written.drops = self.manifest.drops
         self.manifest = written
         self.tables = [known[name] for name in written.tables]
-        self._retire_drops()
+        self._job = None
         if job.kind == "flush":
-            self.frozen.pop()
-            self.log.remove_before(written.log_start)
-            self.stats.flushes += 1
+            self._forget_frozen(written.log_start)
         else:
             self.stats.compactions += 1
+        self._retire_drops()
         for table in replaced:
             self.blocks.drop_table(table.id)
             table.close()
-            self.disk.remove(table.name)
-        self._job = None
+        garbage, self._garbage = self._garbage, []
+        for name in garbage + [table.name for table in replaced]:
+            self._remove(name)
+
+    def _forget_frozen(self, log_start: int) -> None:
+        frozen = self.frozen.pop()
+        # The row cache has the tables' state as it was below these.
+        for _, row in frozen.memtable.deltas:
+            self.rows.invalidate(row)
+        self.stats.flushes += 1
+        with contextlib.suppress(DiskError):  # The next flush tries again.
+            self.log.remove_before(log_start)
+
+    def _remove(self, name: str) -> None:
+        """Remove a file that no durable manifest names, now or at the next install."""
+        try:
+            self.disk.remove(name)
+        except MissingFileError:
+            pass
+        except DiskError:
+            self._garbage.append(name)
 
     def _retire_drops(self) -> None:
         """Forget drops that no table is older than."""
@@ -489,8 +651,27 @@ class Store:
         ]
 
     @property
+    def memtable_bytes(self) -> int:
+        """Memory of the active and the frozen memtables, as estimated."""
+        return self.memtable.weight_bytes + sum(f.memtable.weight_bytes for f in self.frozen)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that data takes: memtables and caches."""
+        return self.memtable_bytes + self.rows.bytes_used + self.blocks.bytes_used
+
+    @property
     def table_bytes(self) -> int:
         return sum(table.meta.file_bytes for table in self.tables)
 
 
-__all__ = ["ABSENT", "EngineError", "PageFault", "Store", "StoreSettings", "StoreStats"]
+__all__ = [
+    "ABSENT",
+    "NO_PINS",
+    "EngineError",
+    "PageFault",
+    "Pins",
+    "Store",
+    "StoreSettings",
+    "StoreStats",
+]

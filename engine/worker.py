@@ -1,23 +1,30 @@
 """The worker process: does background jobs beside the serving process, at low priority.
 
-It decides nothing and keeps nothing: one job a line comes on standard input, its result goes out as a line, and an end of input
-ends it, so that it never outlives its parent by more than a job. It is started by exec, not fork, and holds no lock: its inputs
-never change, and its output becomes live only when the parent has put it into the manifest.
+It decides nothing and keeps nothing: one job a line comes on standard input, its result goes out as
+a line, and an end of input ends it at once, in the middle of a job too: a thread waits for that,
+because a parent that was killed says nothing else. It is started by exec, not fork, and holds no
+lock: its inputs never change, and its output becomes live only when the parent has put it into the
+manifest.
 
     python -m engine.worker DATA_DIR CODEC
     in   MessagePack of Job, as a line of hexadecimal
     out  "ok " or "error " and MessagePack of JobResult, or a text, as a line of hexadecimal
 
-`Worker` is the parent's side: it restarts a worker that was lost, and raises `WorkerLost` so that the job is given again.
+`Worker` is the parent's side: it restarts a worker that was lost, and raises `WorkerLost` so that
+the job is given again.
 
 Shell.
 """
 
 from __future__ import annotations
 
+import gc
 import os
+import queue
 import subprocess
 import sys
+import threading
+from typing import IO, NoReturn
 
 import msgspec
 import trio
@@ -91,15 +98,18 @@ class Worker:
             await process.wait()
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> NoReturn:
     """The child's side."""
     data_dir, codec_path = arguments
     os.nice(NICENESS)
+    gc.disable()  # A job makes millions of small objects and no cycles.
+    jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(sys.stdin.buffer, jobs), daemon=True).start()
     disk = RealDisk(data_dir)
     codec = load_codec(codec_path)
     output = sys.stdout.buffer
-    for line in sys.stdin.buffer:
-        job = msgspec.msgpack.decode(bytes.fromhex(line.decode()), type=Job)
+    while True:
+        job = msgspec.msgpack.decode(bytes.fromhex(jobs.get().decode()), type=Job)
         try:
             result = run_job(disk, job, codec)
         except EngineError as error:
@@ -108,8 +118,13 @@ def main(arguments: list[str]) -> int:
             answer = b"ok " + msgspec.msgpack.encode(result).hex().encode()
         output.write(answer + b"\n")
         output.flush()
-    return 0
+
+
+def _receive(source: IO[bytes], jobs: queue.SimpleQueue[bytes]) -> None:
+    for line in source:
+        jobs.put(line)
+    os._exit(0)  # The parent is gone.
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -8,14 +8,18 @@ It runs nothing. A module of `respkv/commands/` declares a command by decorating
         "Return the string value of a key and delete the key."
 
 - `arity` counts the name, and a negative one means "at least", as Redis does.
-- A handler takes the context and the arguments behind the name (behind both names of a subcommand, `"CLIENT|ID"`).
-- `usage` is the syntax in Redis' notation (`key [NX | XX] [EX seconds | PX milliseconds]`); `respkv/usage.py` makes the
-  argument tree of COMMAND DOCS of it. The docstring's first line is the summary.
-- A *sliced* command is a generator: it yields where the loop may serve others, and returns its reply.
-- `Flag`s named in lower case are what COMMAND INFO shows; ACL categories follow from flags and group.
+- A handler takes the context and the arguments behind the name (behind both names of a subcommand,
+  `"CLIENT|ID"`).
+- `usage` is the syntax in Redis' notation (`key [NX | XX] [EX seconds | PX milliseconds]`);
+  `respkv/usage.py` makes the argument tree of COMMAND DOCS of it. The docstring's first line is the
+  summary.
+- A *sliced* command is a generator: it yields where the loop may serve others, and returns its
+  reply.
+- `Flag`s named in lower case are what COMMAND INFO shows; ACL categories follow from flags and
+  group.
 
-Names are looked up as bytes in any case; the table keeps the spellings that were seen lower and upper, so that a look-up is
-one dict access on the hot path.
+Names are looked up as bytes in any case; the table keeps the spellings that were seen lower and
+upper, so that a look-up is one dict access on the hot path.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
+from respkv.histogram import Histogram
 from respkv.reply import ReplyError, wrong_arity
 
 Handler = Callable[..., Any]
@@ -50,6 +55,7 @@ class Flag(enum.Flag):
     FAST = enum.auto()
     NO_AUTH = enum.auto()
     MAY_REPLICATE = enum.auto()
+    NO_ASYNC_LOADING = enum.auto()
     NO_MULTI = enum.auto()
     MOVABLEKEYS = enum.auto()
     ALLOW_BUSY = enum.auto()
@@ -105,6 +111,12 @@ class Command:
     elapsed_ns: int = 0
     rejected_calls: int = 0
     failed_calls: int = 0
+    histogram: Histogram = field(default_factory=Histogram)  # Of the calls' durations.
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self.calls = self.elapsed_ns = self.rejected_calls = self.failed_calls = 0
+        self.histogram.clear()
 
     def check_arity(self, count: int) -> None:
         """Raises ReplyError if `count` arguments, name included, do not fit."""

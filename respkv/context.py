@@ -1,17 +1,18 @@
 """What a command's handler sees: keys to read, writes to make, the session and the node.
 
-It decides nothing about durability or replication. Reads come from the local replica; a row that is not in memory raises
-`PageFault`, the runner fetches it and runs the handler again from its start. So a handler reads and writes only through its
-context: writes are buffered in `effects` until the handler has returned, and `now_ms` is the same at every run. Dots are minted
-at the commit, in the order of the writes; a handler that raised leaves nothing behind.
+It decides nothing about durability or replication. Reads come from the local replica; a row that is
+not in memory raises `PageFault`, the runner fetches it and runs the handler again from its start.
+So a handler reads and writes only through its context: writes are buffered in `effects` until the
+handler has returned, and `now_ms` is the same at every run. Dots are minted at the commit, in the
+order of the writes; a handler that raised leaves nothing behind.
 
-    value = ctx.string(key)                  # bytes or None; raises WRONGTYPE
-    ctx.put_string(key, value)               # SET: forgets an expiry unless one is given
-    ctx.remove(key)                          # Hides the key; the caller knows that it exists
-    found = ctx.find(key)                    # a Version (type, payload, expire_at_ms, is_raw, dot), or None
+    value = ctx.string(key)                  # bytes or None; raises WRONGTYPE ctx.put_string(key,
+    value)               # SET: forgets an expiry unless one is given ctx.remove(key)
+    # Hides the key; the caller knows that it exists found = ctx.find(key)                    # a
+    Version (type, payload, expire_at_ms, is_raw, dot), or None
 
-Inside EXEC one context serves all commands: each runs in its own layer of effects, which is merged below when the command
-succeeded and dropped when it raised.
+Inside EXEC one context serves all commands: each runs in its own layer of effects, which is merged
+below when the command succeeded and dropped when it raised.
 
 Core: synchronous, no I/O.
 """
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
     from respkv.session import Session
 
 NO_EFFECTS: Final[dict[Row, Effect]] = {}
-# The row that maps the databases that SELECT names to physical ones: SWAPDB changes this and moves nothing.
+# The row that maps the databases that SELECT names to physical ones: SWAPDB changes this and moves
+# nothing.
 DATABASES_ROW: Final = b"databases"
 
 
@@ -176,8 +178,8 @@ class Context:
     def dots(self, key: Key, *, db: int | None = None) -> bytes | None:
         """What identifies the state of a key, for WATCH: it differs if the key was written, or has expired.
 
-        None if there is no trace of the key. Where the traces of a deletion vanish it differs too, though nothing
-        changed: then a transaction fails for no reason, which is safe.
+        None if there is no trace of the key. Where the traces of a deletion vanish it differs too,
+        though nothing changed: then a transaction fails for no reason, which is safe.
         """
         raw = self.store.get(slot_of(key), row_of(self.db if db is None else db, key))
         if raw is None:
@@ -196,7 +198,8 @@ class Context:
     ) -> None:
         """Replace whatever the key held by a string. `expire_at_ms` 0: it never expires; in the past: it is removed.
 
-        `raw` marks a value that was changed in place, whose OBJECT ENCODING is `raw` whatever its length.
+        `raw` marks a value that was changed in place, whose OBJECT ENCODING is `raw` whatever its
+        length.
         """
         length = len(key)
         if length > 255 or b"{" in key:

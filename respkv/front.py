@@ -1,17 +1,21 @@
 """The front: one task that serves every socket that is ready, in one batch per wake-up.
 
-It takes no decision about commands: bytes go to a session's parser, whole commands to the runner, and what sessions were told goes
-out at the end of the tick, after one write to the commit log. It is the shell around `session.py` and `runner.py`.
+It takes no decision about commands: bytes go to a session's parser, whole commands to the runner,
+and what sessions were told goes out at the end of the tick, after one write to the commit log. It
+is the shell around `session.py` and `runner.py`.
 
-A tick: the epoll set says which sockets are ready; each is read once, parsed and executed; the log is written; the replies
-leave. With fsync `always` the replies of a tick wait in `_held` until the log is durable up to the tick's end. Sessions with
-commands left over (a budget was reached, a wait ended) are served again in the next tick.
+A tick: the epoll set says which sockets are ready; each is read once, parsed and executed; the log
+is written; the replies leave. With fsync `always` the replies of a tick wait in `_held` until the
+log is durable up to the tick's end. Sessions with commands left over (a budget was reached, a wait
+ended) are served again in the next tick.
 
-Backpressure, per client: beyond `output_buffer_soft_bytes` of unread replies nothing more is executed for it until it reads; if
-it reads nothing for `output_buffer_soft_s` it is closed, and beyond `output_buffer_bytes_max` at once (one reply may be larger).
-Beyond `QUEUE_BYTES_MAX` of commands that wait to be executed, its socket is not read.
+Backpressure, per client: beyond `output_buffer_soft_bytes` of unread replies nothing more is
+executed for it until it reads; if it reads nothing for `output_buffer_soft_s` it is closed, and
+beyond `output_buffer_bytes_max` at once (one reply may be larger). Beyond `QUEUE_BYTES_MAX` of
+commands that wait to be executed, its socket is not read.
 
-A trio stream per connection costs three times as much per request; the loop below is measured by bench/serving.py.
+A trio stream per connection costs three times as much per request; the loop below is measured by
+bench/serving.py.
 """
 
 from __future__ import annotations
@@ -299,8 +303,8 @@ class Front:
         parser = session.parser
         if parser.is_in_bulk:
             connection.read_bytes = 0  # The next read goes straight into the argument.
-        if parser.one_at_a_time and not session.queue:
-            self._read_on_before_auth(connection)
+        if not session.queue and not parser.is_in_bulk:
+            self._read_on(connection)
         if session.queue:
             if not session.mode & WAITING:
                 self._backlog[connection] = None
@@ -310,11 +314,14 @@ class Front:
             self.node.log.warning("client closed: query buffer limit", client=session.peer)
             self.close(connection)
 
-    def _read_on_before_auth(self, connection: Connection) -> None:
-        """Before AUTH the parser gives one command at a time, since the limits depend on it."""
+    def _read_on(self, connection: Connection) -> None:
+        """Before AUTH the parser gives one command at a time, since the limits depend on it.
+
+        When AUTH has changed them, this gets what came in the same chunk.
+        """
         session = connection.session
         parser = session.parser
-        while not session.mode & (WAITING | CLOSING):
+        while not session.mode & (WAITING | CLOSING) and not session.queue:
             commands = parser.feed(b"")
             if not commands:
                 return
@@ -329,7 +336,8 @@ class Front:
             return  # Found again when the queue is empty.
         self.node.count_error(ReplyError(b"ERR"))
         session.mode &= ~WAITING
-        session.send(ReplyError(f"ERR Protocol error: {error}"))
+        # Latin-1: the text may quote a byte that the client sent.
+        session.send(ReplyError(f"ERR Protocol error: {error}".encode("latin-1")))
         session.close_after_reply("protocol error")
         self._dirty.append(connection)
 

@@ -1,8 +1,9 @@
 """How long a command's calls took, counted in buckets: for LATENCY HISTOGRAM and INFO latencystats.
 
-It keeps no single call. Up to 65 microseconds, where nearly all calls are, buckets are 256 nanoseconds wide and stand in a list,
-so that the runner counts a call with one subtraction-free index (`fine[elapsed_ns >> FINE_SHIFT] += 1`, 0.04 microseconds;
-beyond the list's end it calls `add_slow`). Longer calls fall into sixteen buckets per power of two, kept by their upper bound.
+It keeps no single call. Up to 65 microseconds, where nearly all calls are, buckets are 256 nanoseconds wide and stand
+in a list, so that the runner counts a call with one index, `fine[elapsed_ns >> FINE_SHIFT] += 1` (0.04 microseconds);
+beyond the list's end it calls `add_slow`. Longer calls fall into sixteen buckets per power of two, kept by their upper
+bound.
 
 Core: no I/O.
 

@@ -156,40 +156,40 @@ class View:
         return Page(rows, len(found), next_row, is_split)
 
     def next_slot(self, slot: Slot) -> Slot | None:
-        """The first slot from `slot` on that may hold rows. Quick if all is in memory."""
+        """The first slot from `slot` on that may hold rows. Quick if all is in memory. Raises PageFault."""
+        nearest = min((other for other in self.overlay if other >= slot), default=None)
         if self.is_flushed:
-            return min((other for other in self.overlay if other >= slot), default=None)
-        if is_in_memory(self.store) and not self.overlay:
-            active = self.store.active
-            for other in range(slot, SLOT_COUNT):
-                if active[other]:
-                    return other
-            return None
-        holds = self.store.holds_slot
-        for other in range(slot, SLOT_COUNT):
-            if other in self.overlay or holds(other):
-                return other
-        return None
+            return nearest
+        stored = next_slot(self.store, slot)
+        if stored is None or nearest is None:
+            return nearest if stored is None else stored
+        return min(nearest, stored)
 
     def pages(self) -> Iterator[list[tuple[Row, Raw]] | PageFault]:
         """All rows in no order, also dead ones; empty lists where time has passed; faults."""
-        slot = self.next_slot(0)
+        at = 0
         quiet = 0  # Rows since the last one was handed out.
-        while slot is not None:
-            written = self.overlay.get(slot)
-            if written or self.is_flushed:
+        while True:
+            try:
+                slot = self.next_slot(at)
+            except PageFault as fault:
+                yield fault
+                continue
+            if slot is None:
+                return
+            at = slot + 1
+            if self.is_flushed or slot in self.overlay:
                 yield from self.pages_of(slot)
-            else:
-                for part in slot_pages(self.store, slot):
-                    if isinstance(part, PageFault):
-                        yield part
-                    else:
-                        mine = [item for item in part if item[0][TAG_OFFSET] == self.db]
-                        quiet += len(part)
-                        if mine or quiet > PAGE_ROWS:
-                            quiet = 0
-                            yield mine
-            slot = self.next_slot(slot + 1)
+                continue
+            for part in slot_pages(self.store, slot):
+                if isinstance(part, PageFault):
+                    yield part
+                    continue
+                mine = [item for item in part if item[0][TAG_OFFSET] == self.db]
+                quiet += len(part)
+                if mine or quiet > PAGE_ROWS:
+                    quiet = 0
+                    yield mine
 
     def pages_of(self, slot: Slot) -> Iterator[list[tuple[Row, Raw]] | PageFault]:
         """As `pages`, of one slot and in order."""
@@ -202,6 +202,18 @@ class View:
                 continue
             yield page.rows
             start = page.next_row
+
+
+def next_slot(store: Store, slot: Slot) -> Slot | None:
+    """The first slot from `slot` on that has rows of keys. Raises PageFault."""
+    if is_in_memory(store):
+        active = store.active
+        for other in range(slot, SLOT_COUNT):
+            if active[other]:
+                return other
+        return None
+    found = store.next_slot(slot) if slot < SLOT_COUNT else None
+    return found if found is not None and found < SLOT_COUNT else None
 
 
 def slot_pages(store: Store, slot: Slot) -> Iterator[list[tuple[Row, Raw]] | PageFault]:
@@ -347,35 +359,48 @@ class Counts:
         """Count what changed. Without patience, slots that need a page are left as they are."""
         slots = self.dirty(now_ms)
         slots = [s for s in slots if s >= self._start] + [s for s in slots if s < self._start]
-        store = self._replica.store
+        counters, store = self._replica.counters, self._replica.store
+        empty = range(
+            0
+        )  # Slots found to have no rows. Void after each yield: there may be rows now.
         done = 0
         for slot in slots:
-            if is_in_memory(store) and not store.active[slot]:
-                self._install(slot, self._replica.counters[slot], _NOTHING)
+            while slot not in empty:
+                try:
+                    found = next_slot(store, slot)
+                except PageFault as fault:
+                    if not is_patient:
+                        break
+                    yield fault
+                    continue
+                empty = range(slot, SLOT_COUNT if found is None else found)
+                break
+            if slot in empty:
+                self._install(slot, counters[slot], _NOTHING)
                 done += 1
             else:
                 for step in self._count(slot, now_ms):
                     if step is not None and not is_patient:
                         break
                     yield step
+                    empty = range(0)
                 done += 10 + len(store.active[slot])
             if done >= PAGE_ROWS:
-                done = 0
                 self._start = slot + 1
                 yield None
+                done, empty = 0, range(0)
 
     def _count(self, slot: Slot, now_ms: int) -> Iterator[Step]:
         """Count a slot. Writes meanwhile make it dirty again; a flush voids the count."""
         counter, flushes = self._replica.counters[slot], self._flushes
         counted = SlotTally(_NEVER, {})
-        if self._replica.store.holds_slot(slot):
-            for count, rows in enumerate(slot_pages(self._replica.store, slot)):
-                if isinstance(rows, PageFault):
-                    yield rows
-                    continue
-                if count:
-                    yield None
-                counted.add(rows, now_ms)
+        for count, rows in enumerate(slot_pages(self._replica.store, slot)):
+            if isinstance(rows, PageFault):
+                yield rows
+                continue
+            if count:
+                yield None
+            counted.add(rows, now_ms)
         if flushes == self._flushes:
             self._install(slot, counter, counted)
 

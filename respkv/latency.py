@@ -1,4 +1,4 @@
-"""The latency monitor that LATENCY shows: events that took longer than `latency.threshold_ms`, the last ones of each kind.
+"""The latency monitor that LATENCY shows: the last events of each kind that took at least `latency.threshold_ms`.
 
 It measures nothing itself: who did something that may hold up others tells it how long that took.
 

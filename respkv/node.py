@@ -1,7 +1,7 @@
 """A node, composed: the only place where the real clock, disk, randomness and sockets are put together.
 
-It serves nothing itself: the front reads and writes sockets, the runner executes, the replica keeps. The node holds what these
-share, and runs the background tasks:
+It serves nothing itself: the front reads and writes sockets, the runner executes, the replica
+keeps. The node holds what these share, and runs the background tasks:
 
     run()
       front.run      the tick
@@ -10,9 +10,10 @@ share, and runs the background tasks:
       _ticker        time-outs, expiry, idle clients, free disk
       _signals       SIGTERM and SIGINT ask for a stop
 
-A stop has two steps: listeners close, what is under way is finished and sent within `shutdown_grace_s`, then everything is
-cancelled, the log is synced and the folder is left. After a failed fsync the node leaves service with exit status 1: what the
-kernel then says of the data cannot be trusted.
+A stop has two steps: listeners close, what is under way is finished and sent within
+`shutdown_grace_s`, then everything is cancelled, the log is synced and the folder is left. After a
+failed fsync the node leaves service with exit status 1: what the kernel then says of the data
+cannot be trusted.
 """
 
 from __future__ import annotations
@@ -36,15 +37,20 @@ from engine.errors import DiskError, EngineError, LogFailedError, SyncError
 from engine.store import PageFault, StoreSettings
 from engine.worker import JobFailed, Worker, WorkerLost
 from respkv import logs
+from respkv.command import TABLE
 from respkv.commands import load as load_commands
 from respkv.config import Config
 from respkv.context import DATABASES_ROW, Context
 from respkv.front import Front
+from respkv.latency import LatencyMonitor
 from respkv.parser import Limits
-from respkv.reply import ReplyError
+from respkv.process import Process, RealProcess
+from respkv.reply import Reply, ReplyError
 from respkv.runner import Runner
+from respkv.saves import Kind, Saves
 from respkv.session import UNAUTHENTICATED, Session
 from respkv.slowlog import Slowlog
+from respkv.stats import Stats
 from respkv.tracking import Tracking
 
 CODEC_PATH: Final = "cluster.record:CODEC"
@@ -71,6 +77,7 @@ class Node:
         rng: random.Random,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         wall_ns: Callable[[], int] = time.time_ns,
+        process: Process | None = None,
     ) -> None:
         self.config = config
         self.replica = replica
@@ -79,13 +86,19 @@ class Node:
         self.data_dir = data_dir
         self.rng = rng
         self.run_id = f"{rng.getrandbits(160):040x}"
+        self.replication_id = f"{rng.getrandbits(160):040x}"
+        self.process = RealProcess() if process is None else process
         self.clock_ns = clock_ns
         self.wall_ns = wall_ns
         self.log = structlog.get_logger("respkv.node")
         self.limits = Limits()
         self.databases = self._load_databases()
+        self.latency = LatencyMonitor(lambda: wall_ns() / 1e9)
         self.slowlog = Slowlog(
-            config.slowlog.threshold_us, config.slowlog.entries_max, lambda: wall_ns() / 1e9
+            config.slowlog.threshold_us,
+            config.slowlog.entries_max,
+            lambda: wall_ns() / 1e9,
+            self.latency,
         )
         self.tracking = Tracking(self)
         self.monitors: dict[Session, None] = {}
@@ -98,7 +111,8 @@ class Node:
         self.now_s = clock_ns() / 1e9
         self.started_s = self.now_s
         self.started_wall_s = wall_ns() / 1e9
-        self.last_save_s = int(self.started_wall_s)
+        self.saves = Saves(int(self.started_wall_s), self.changes)
+        self.stats = Stats(max(0, self.process.rss_bytes() - self.store.memory_bytes))
         self.expired_total = 0
         self.exit_status = 0
         self.ready_port = 0
@@ -108,6 +122,9 @@ class Node:
         self._sync_wake = trio.Event()
         self._work_wake = trio.Event()
         self._stop_wake = trio.Event()
+        self._sync_waits: list[tuple[Session, Reply, Callable[[], Reply]]] = []
+        self._next_expiry_s = 0.0
+        self._is_hurried = False
         self.is_sync_wanted = config.log.fsync == "always"
         self.worker = Worker(data_dir, CODEC_PATH)
         self.apply_limits()
@@ -193,8 +210,55 @@ class Node:
         for session in self.front.by_session:
             if not session.mode & UNAUTHENTICATED:
                 session.parser.limits = self.limits
+        self.latency.configure(self.config.latency.threshold_ms)
         self.slowlog.configure(self.config.slowlog.threshold_us, self.config.slowlog.entries_max)
-        self.is_sync_wanted = self.config.log.fsync == "always"
+        self.front.commands_per_tick_max = client.commands_per_tick_max
+        self.store.resize(_store_settings(self.config))
+        is_sync_wanted = self.config.log.fsync == "always"
+        if is_sync_wanted != self.is_sync_wanted:
+            self.is_sync_wanted = is_sync_wanted
+            self.want_sync()  # So that `_sync` looks again at what it waits for.
+
+    # What INFO tells, and the clients that wait for the disk
+
+    @property
+    def changes(self) -> int:
+        """How many writes this node ever made: the dots that it minted."""
+        return sum(self.replica.counters)
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory of the process before there was data, and of data: memtables and caches."""
+        return self.stats.startup_bytes + self.store.memory_bytes
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop_wake.is_set()
+
+    def reset_stats(self) -> None:
+        """CONFIG RESETSTAT."""
+        for command in TABLE.everything():
+            command.reset()
+        self.errors.clear()
+        self.expired_total = 0
+        self.runner.commands_total = 0
+        self.context.hits = self.context.misses = 0
+        front = self.front
+        front.connections_total = front.rejected_total = front.bytes_in = front.bytes_out = 0
+
+    def ask_save(self, kind: Kind) -> None:
+        """BGSAVE, BGREWRITEAOF: have the memtable flushed."""
+        self.saves.ask(kind, self.wall_ns() // 1_000_000_000)
+        self._work_wake.set()
+
+    def when_synced(self, session: Session, pending: Reply, done: Callable[[], Reply]) -> None:
+        """Once all that was written by now is durable, end the wait of a session that a handler blocked with `pending`.
+
+        `pending` is known by its identity, so it must be an object of its own. `done` gives the
+        answer; None keeps the session waiting.
+        """
+        self._sync_waits.append((session, pending, done))
+        self.want_sync()
 
     def fetch(self, session: Session, fault: PageFault) -> None:
         """Have a page read in a thread; then the session goes on."""
@@ -217,6 +281,7 @@ class Node:
     def write_log(self) -> int:
         """Write what this tick applied. A full disk keeps it staged, with the replies held back, and refuses writes."""
         store = self.store
+        started_ns = self.clock_ns() if self.latency.is_on else 0
         try:
             position = store.write()
         except LogFailedError as error:
@@ -229,6 +294,10 @@ class Node:
             return store.log.position
         if store.frozen:
             self._work_wake.set()
+        if started_ns:
+            now_ns = self.clock_ns()
+            self.latency.add("aof-write", now_ns - started_ns)
+            self.latency.add("loop", now_ns - int(self.now_s * 1e9))
         return position
 
     def want_sync(self) -> None:
@@ -250,18 +319,32 @@ class Node:
                 with trio.move_on_after(1):
                     await self._sync_wake.wait()
                 self._sync_wake = trio.Event() if self._sync_wake.is_set() else self._sync_wake
-                if self.config.log.fsync == "no":
+                if self.config.log.fsync == "no" and not self._sync_waits:
                     continue
             log = self.store.log
-            if log.synced == log.position:
-                self.front.release(log.synced)
-                continue
-            try:
-                await trio.to_thread.run_sync(log.sync)
-            except (SyncError, LogFailedError) as error:
-                self.fail(error)
-                return
+            waits, self._sync_waits = self._sync_waits, []
+            if log.synced != log.position:
+                name = "aof-fsync-always" if self.is_sync_wanted else "aof-fsync"
+                started_ns = self.clock_ns()
+                try:
+                    await trio.to_thread.run_sync(log.sync)
+                except (SyncError, LogFailedError) as error:
+                    self.fail(error)
+                    return
+                self.latency.add(name, self.clock_ns() - started_ns)
             self.front.release(log.synced if self.is_sync_wanted else 1 << 62)
+            if waits:
+                self._end_waits(waits)
+
+    def _end_waits(self, waits: list[tuple[Session, Reply, Callable[[], Reply]]]) -> None:
+        """Their writes are durable."""
+        now_ms = self.begin_tick()
+        for session, pending, done in waits:
+            if session.wait is not None and session.wait.reply is pending:
+                reply = done()
+                if reply is not None:
+                    self.runner.unblock(session, reply, now_ms)
+        self.front.finish(now_ms)
 
     # Background
 
@@ -293,12 +376,15 @@ class Node:
         """Flushes and compactions, one at a time, in the worker process."""
         try:
             while True:
+                self._freeze_for_save()
                 job = self.store.next_job(self.now_ms())
                 if job is None:
                     with trio.move_on_after(5):
                         await self._work_wake.wait()
                     self._work_wake = trio.Event()
                     continue
+                if job.kind == "flush":
+                    self.saves.flush_begins(self.changes)
                 try:
                     result = await self.worker.run(job)
                     prepared = self.store.prepare(job, result)
@@ -307,21 +393,46 @@ class Node:
                 except (WorkerLost, JobFailed, DiskError) as error:
                     self.log.warning("a job will be repeated", kind=job.kind, reason=str(error))
                     self.store.abandon(job)
+                    self.saves.failed()
                     await trio.sleep(1)
                 else:
-                    self.last_save_s = self.wall_ns() // 1_000_000_000
+                    if job.kind == "flush":
+                        self._note_flushed()
         finally:
             with trio.CancelScope(shield=True):
                 await self.worker.stop()
+
+    def _freeze_for_save(self) -> None:
+        """A save was asked for: freeze the memtable. Not while another one waits: two would stall the node."""
+        store = self.store
+        if not self.saves.wants_freeze or store.frozen:
+            return
+        try:
+            if store.log.position > store.memtable.base_position:
+                store.freeze()
+        except EngineError as error:
+            self.log.error("the memtable cannot be frozen", reason=str(error))
+            self.saves.failed()
+            return
+        self.saves.frozen(store.log.position)
+        if not store.frozen:  # All of the log is in tables already.
+            self._note_flushed()
+
+    def _note_flushed(self) -> None:
+        self.saves.flushed(self.store.manifest.log_start, self.wall_ns() // 1_000_000_000)
 
     async def _ticker(self) -> None:
         seconds = 0.0
         while True:
             is_waited = self.runner.waiting or self.runner.is_paused
-            await trio.sleep(TICKER_WAITING_S if is_waited else TICKER_S)
+            interval_s = min(TICKER_S, self.config.expiry.interval_ms / 1000)
+            await trio.sleep(TICKER_WAITING_S if is_waited else interval_s)
             now_ms = self.begin_tick()
             self.runner.expire_waits(self.now_s, now_ms)
-            self._expire(now_ms)
+            if self.now_s >= self._next_expiry_s:
+                self._next_expiry_s = self.now_s + self.config.expiry.interval_ms / 1000
+                self._expire(now_ms)
+            self._sample()
             if self.now_s - seconds >= 1:
                 seconds = self.now_s
                 self.front.check_clients()
@@ -329,9 +440,19 @@ class Node:
             self.front.finish(now_ms)
 
     def _expire(self, now_ms: int) -> None:
-        budget_ns = self.config.expiry.budget_ms * 1_000_000
-        until_ns = self.clock_ns() + budget_ns
+        started_ns = self.clock_ns()
+        until_ns = started_ns + self.config.expiry.budget_ms * 1_000_000
         self.expired_total += self.replica.expire(now_ms, lambda: self.clock_ns() >= until_ns)
+        self.latency.add("expire-cycle", self.clock_ns() - started_ns)
+
+    def _sample(self) -> None:
+        """For the rates in INFO."""
+        front = self.front
+        if self.stats.is_due(self.now_s):
+            self.stats.sample(
+                self.now_s, self.runner.commands_total, front.bytes_in, front.bytes_out
+            )
+            self.stats.see_memory(self.used_bytes)
 
     def _check_disk(self) -> None:
         """Refuse writes before the disk is full, and take them again when there is room."""
@@ -349,8 +470,9 @@ class Node:
 
     # Life
 
-    def stop(self) -> None:
-        """Ask for a stop, from a signal or SHUTDOWN."""
+    def stop(self, *, is_hurried: bool = False) -> None:
+        """Ask for a stop, from a signal or SHUTDOWN. `is_hurried`: without the grace period."""
+        self._is_hurried = is_hurried
         self._stop_wake.set()
 
     async def run(self) -> int:
@@ -385,7 +507,7 @@ class Node:
 
     async def _drain(self) -> None:
         """Within the grace period, let what is under way finish and replies leave."""
-        if self.exit_status:
+        if self.exit_status or self._is_hurried:
             return
         with trio.move_on_after(self.config.client.shutdown_grace_s):
             while self.front.has_unsent:
@@ -453,5 +575,5 @@ def _store_settings(config: Config) -> StoreSettings:
         block_cache_bytes=int(memory.bytes_max * memory.block_cache_share),
         log_bytes_max=memtable * LOG_BYTES_PER_MEMTABLE_BYTE,
         block_bytes=config.storage.block_bytes,
-        compression=config.storage.compression,
+        compression="none" if config.storage.compression == "none" else "lz4",
     )

@@ -1,7 +1,7 @@
 """What a command answers, and its encoding in RESP2 and RESP3.
 
-It is not a parser, and it knows no command. A handler returns plain Python values; `encode` turns them into the bytes of
-the protocol version that the session speaks:
+It is not a parser, and it knows no command. A handler returns plain Python values; `encode` turns
+them into the bytes of the protocol version that the session speaks:
 
     bytes           bulk string              int     integer
     None            null                     float   double (RESP2: bulk string)
@@ -12,8 +12,8 @@ the protocol version that the session speaks:
     Push            push message             NO_REPLY  nothing at all
     Encoded         bytes that are encoded already
 
-Errors are `ReplyError`s: raised by a handler or nested in an array (EXEC). The texts that several commands share stand here,
-once, since clients compare them letter by letter.
+Errors are `ReplyError`s: raised by a handler or nested in an array (EXEC). The texts that several
+commands share stand here, once, since clients compare them letter by letter.
 
 Source: the RESP3 specification.
 """
@@ -98,7 +98,8 @@ _INTEGERS: Final = [b":%d\r\n" % n for n in range(1024)]
 
 def encode(reply: Reply, *, resp3: bool) -> bytes:
     """The reply's bytes on the wire. The frequent kinds come first: this is a hot path (bench/serving.py)."""
-    # Any: mypy cannot narrow a union by the type that is looked up, and isinstance costs twice as much.
+    # Any: mypy cannot narrow a union by the type that is looked up, and isinstance costs twice as
+    # much.
     plain: Any = reply
     kind = type(plain)
     if kind is bytes:

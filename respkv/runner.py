@@ -1,15 +1,17 @@
 """Runs commands: from what a session asked to replies in its `out`, over one shared context.
 
-It reads no socket and awaits nothing. A plain session's commands take the short way in `serve`: look up, call, commit, encode.
-Whatever else there is (AUTH missing, MULTI, MONITOR, pauses, tracking, sliced commands, rows to fetch) takes the long way,
-which handles one command at a time and can leave the session waiting; what follows then stays in the session's queue.
+It reads no socket and awaits nothing. A plain session's commands take the short way in `serve`:
+look up, call, commit, encode. Whatever else there is (AUTH missing, MULTI, MONITOR, pauses,
+tracking, sliced commands, rows to fetch) takes the long way, which handles one command at a time
+and can leave the session waiting; what follows then stays in the session's queue.
 
     serve(session, commands)      the front gives what it parsed
     resume(session)               the row that the session waited for is there
     advance(budget)               another slice for each sliced command
     expire_waits(now_s)           time-outs of blocked sessions
 
-Handlers are atomic: they run to completion, and their effects are committed only when they returned.
+Handlers are atomic: they run to completion, and their effects are committed only when they
+returned.
 
 Core: synchronous; time comes from the clock that it was given.
 """
@@ -426,7 +428,8 @@ class Runner:
     def execute_transaction(self, context: Context) -> Reply:
         """EXEC's middle: check the watched keys, then run each command in a layer of its own. Raises PageFault.
 
-        Nothing of the session changes before the last command has run, so that a fault can run it all again.
+        Nothing of the session changes before the last command has run, so that a fault can run it
+        all again.
         """
         session = context.session
         transaction = session.transaction

@@ -1,13 +1,14 @@
 """SAVE, BGSAVE and BGREWRITEAOF: what was asked, what came of it, and when data was last saved.
 
-Every write is in the commit log before its reply leaves, so nothing depends on these. They exist for clients and tools that
-know Redis: a *save* and a *rewrite* both mean that all of the log so far becomes tables, and SAVE that the log is durable.
+Every write is in the commit log before its reply leaves, so nothing depends on these. They exist for clients and tools
+that know Redis: a *save* and a *rewrite* both mean that all of the log so far becomes tables, and SAVE that the log is
+durable.
 
-It flushes nothing itself. The node asks `wants_freeze`, freezes the memtable, tells `frozen` up to which log position that
-was, and tells of every flush, asked for or not, when it begins and what it has brought into tables.
+It flushes nothing itself. The node asks `wants_freeze`, freezes the memtable, tells `frozen` up to which log position
+that was, and tells of every flush, asked for or not, when it begins and what it has brought into tables.
 
     asked -> (freeze) -> waits for its log position -> done
-                     \\-> failed once: asked still, the job is repeated
+                     failed: it stays asked for, and the job is repeated
 
 Core: times are arguments.
 """
@@ -23,7 +24,7 @@ KINDS: Final[tuple[Kind, Kind]] = ("save", "rewrite")
 
 @dataclass(slots=True)
 class Course:
-    """How one of the two stands. `started_s` is None while none runs; `position` while the memtable is not frozen yet."""
+    """How one of the two stands. `started_s` is None while none runs, `position` until the memtable is frozen."""
 
     started_s: int | None = None
     position: int | None = None

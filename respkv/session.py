@@ -1,8 +1,8 @@
 """One client's connection as a state machine: what it has asked, what it is owed, and what it has set.
 
-It owns no socket and runs no command: the front feeds it bytes, the runner executes what it parsed, and replies gather in `out`
-until the end of the tick. `mode` is zero for a plain session, which takes the runner's short way; each bit is a reason for the
-long one.
+It owns no socket and runs no command: the front feeds it bytes, the runner executes what it parsed,
+and replies gather in `out` until the end of the tick. `mode` is zero for a plain session, which
+takes the runner's short way; each bit is a reason for the long one.
 
 Core: no I/O, time is an argument.
 """

@@ -1,9 +1,10 @@
 """CLIENT TRACKING: which client may have cached which key, and telling it when the key has changed.
 
-It caches nothing itself. In the default mode every key that a tracking client reads is remembered with the client, until one
-message has told it that the key changed. In broadcasting mode nothing is remembered: a client hears of every changed key under
-its prefixes. Messages are pushes, which RESP2 has not: a RESP2 client names a RESP3 connection with REDIRECT, and without that
-hears nothing, as in Redis.
+It caches nothing itself. In the default mode every key that a tracking client reads is remembered
+with the client, until one message has told it that the key changed. In broadcasting mode nothing is
+remembered: a client hears of every changed key under its prefixes. Messages are pushes, which RESP2
+has not: a RESP2 client names a RESP3 connection with REDIRECT, and without that hears nothing, as
+in Redis.
 
 The table is bounded: beyond `KEYS_MAX` the oldest key is invalidated and forgotten.
 
@@ -126,9 +127,7 @@ class Tracking:
                 ):
                     self._send(session, [key])
 
-    def _tell(
-        self, sessions: Iterable[Session], keys: list[Reply], writer: Session | None
-    ) -> None:
+    def _tell(self, sessions: Iterable[Session], keys: list[Reply], writer: Session | None) -> None:
         for session in sessions:
             mode = self._sessions.get(session)
             if mode is None or mode.is_broadcast or (mode.is_noloop and session is writer):

@@ -63,7 +63,7 @@ class RunningServer:
 def redis_server(*args: str, binary: str = "redis-server") -> Iterator[RunningServer]:
     """A Redis without persistence. `args` are further settings, such as `"--databases", "4"`.
 
-    DEBUG is allowed, and the internal clock runs fast so that a finished background save is noticed within milliseconds.
+    DEBUG is allowed, and the internal clock runs fast, so that a finished background save is noticed in milliseconds.
     """
 
     def command(port: int, directory: Path) -> list[str]:

@@ -31,9 +31,7 @@ PAUSE_MS_MAX: Final = 2**62
 container("CLIENT", since="2.4.0", group="connection", summary="Commands about client connections")
 
 
-@command(
-    "CLIENT|ID", arity=2, flags=FLAGS, since="5.0.0", group="connection", complexity="O(1)"
-)
+@command("CLIENT|ID", arity=2, flags=FLAGS, since="5.0.0", group="connection", complexity="O(1)")
 def client_id(ctx: Context) -> Reply:
     """Answer the number of this connection."""
     return ctx.session.id
@@ -294,8 +292,10 @@ def client_pause(ctx: Context, timeout: bytes, *words: bytes) -> Reply:
     only_writes = False
     if words:
         if len(words) > 1 or words[0].upper() not in (b"WRITE", b"ALL"):
-            raise SYNTAX_ERROR if len(words) > 1 else ReplyError(
-                "ERR CLIENT PAUSE mode must be WRITE or ALL"
+            raise (
+                SYNTAX_ERROR
+                if len(words) > 1
+                else ReplyError("ERR CLIENT PAUSE mode must be WRITE or ALL")
             )
         only_writes = words[0].upper() == b"WRITE"
     milliseconds = integer(timeout, ReplyError("ERR timeout is not an integer or out of range"))
@@ -408,9 +408,7 @@ def _check_tracking(session: Session, mode: TrackingMode) -> None:
         raise ReplyError("ERR OPTIN and OPTOUT are not compatible with BCAST")
     if mode.is_optin and mode.is_optout:
         raise ReplyError("ERR You can't use both OPTIN and OPTOUT options")
-    if old is not None and (
-        (mode.is_optin and old.is_optout) or (mode.is_optout and old.is_optin)
-    ):
+    if old is not None and ((mode.is_optin and old.is_optout) or (mode.is_optout and old.is_optin)):
         raise ReplyError(
             "ERR You can't switch OPTIN/OPTOUT mode before disabling tracking for this client, "
             "and then re-enabling it with a different mode."
@@ -543,7 +541,12 @@ HELP
 
 
 @command(
-    "CLIENT|HELP", arity=2, flags=Flag.LOADING | Flag.STALE, since="5.0.0", group="connection", complexity="O(1)"
+    "CLIENT|HELP",
+    arity=2,
+    flags=Flag.LOADING | Flag.STALE,
+    since="5.0.0",
+    group="connection",
+    complexity="O(1)",
 )
 def client_help(ctx: Context) -> Reply:
     """Show the subcommands of CLIENT."""

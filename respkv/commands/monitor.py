@@ -11,7 +11,7 @@ from respkv.reply import OK, Reply
 from respkv.session import MONITORING, Session
 
 _ESCAPES: Final = {7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 13: "\\r", 34: '\\"', 92: "\\\\"}
-_UNPRINTABLE: Final = re.compile(rb'[^ !#-\[\]-~]')
+_UNPRINTABLE: Final = re.compile(rb"[^ !#-\[\]-~]")
 
 
 @command(

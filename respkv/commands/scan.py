@@ -15,14 +15,25 @@ from __future__ import annotations
 import re
 from collections.abc import Generator
 from dataclasses import dataclass
+from random import Random
 from typing import Final
 
-from cluster.slot import HASH_BYTES, KEY_OFFSET, SLOT_COUNT, Key, Row, Slot, hash_of, slot_of
+from cluster.slot import HASH_BYTES, KEY_OFFSET, SLOT_COUNT, Key, Row, Slot, slot_of
 from engine.store import PageFault
 from respkv import glob
 from respkv.command import Flag, command
 from respkv.context import Context
-from respkv.keyspace import PAGE_ROWS, PLAIN_KINDS, TYPE_NAMES, Raw, Step, View, is_live, type_of
+from respkv.keyspace import (
+    PAGE_ROWS,
+    PLAIN_KINDS,
+    TYPE_NAMES,
+    Page,
+    Raw,
+    Step,
+    View,
+    is_live,
+    type_of,
+)
 from respkv.number import integer
 from respkv.reply import OK, SYNTAX_ERROR, Reply, ReplyError
 
@@ -179,33 +190,60 @@ def _scan(
 ) -> Generator[Step, None, tuple[int, list[Reply]]]:
     """Look at about `search.count` rows from a cursor on: the next cursor, and the keys found."""
     found: list[Reply] = []
-    slot: Slot | None = position >> _HASH_BITS
+    slot = position >> _HASH_BITS
     start = (position & ((1 << _HASH_BITS) - 1)).to_bytes(HASH_BYTES, "big")
     if search.slot is not None and slot != search.slot:
-        slot, start = (search.slot if position >> _HASH_BITS < search.slot else SLOT_COUNT), b""
+        if slot > search.slot:
+            return 0, found
+        slot, start = search.slot, b""
     rows = looks = 0
     looks_max = search.count * LOOKS_PER_ROW + LOOKS_AT_LEAST
-    while slot is not None and slot < SLOT_COUNT:
-        try:
-            page = view.page(slot, start, min(PAGE_ROWS, max(search.count - rows, 1)))
-        except PageFault as fault:
-            yield fault
-            continue
+    while rows < search.count and looks < looks_max:
+        if search.slot is None:
+            occupied = yield from _seek(view, slot)
+            if occupied is None:
+                return 0, found
+            if occupied > slot:
+                slot, start = occupied, b""
+        page = yield from _page(view, slot, start, search.count - rows)
+        while page.is_split and page.next_row is not None:
+            found += search.select(page.rows, view.now_ms)
+            page = yield from _page(view, slot, page.next_row, 1)
         found += search.select(page.rows, view.now_ms)
         rows += len(page.rows)
         looks += page.looked_at + 1
-        is_enough = rows >= search.count or looks >= looks_max
         if page.next_row is not None:
-            if is_enough and not page.is_split:
-                return slot << _HASH_BITS | hash_of(page.next_row), found
-            start = page.next_row
+            start = page.next_row[:HASH_BYTES]
+        elif search.slot is not None:
+            return 0, found
         else:
-            slot = view.next_slot(slot + 1) if search.slot is None else None
-            start = b""
-            if is_enough and slot is not None:
-                return slot << _HASH_BITS, found
+            slot, start = slot + 1, b""
         yield None
-    return 0, found
+    if not start:
+        occupied = yield from _seek(view, slot)
+        if occupied is None:
+            return 0, found
+        slot = occupied
+    return slot << _HASH_BITS | int.from_bytes(start, "big"), found
+
+
+def _seek(view: View, slot: Slot) -> Generator[Step, None, Slot | None]:
+    """The first slot from `slot` on that may hold rows, waiting for pages."""
+    while slot < SLOT_COUNT:
+        try:
+            return view.next_slot(slot)
+        except PageFault as fault:
+            yield fault
+    return None
+
+
+def _page(view: View, slot: Slot, start: bytes, limit: int) -> Generator[Step, None, Page]:
+    """A page of the view, waiting for what it needs."""
+    while True:
+        try:
+            return view.page(slot, start, min(limit, PAGE_ROWS))
+        except PageFault as fault:
+            yield fault
 
 
 @command(
@@ -224,43 +262,39 @@ def randomkey(ctx: Context) -> Sliced:
     tried: set[Slot] = set()
     for _ in range(RANDOM_TRIES):
         slot = rng.randrange(SLOT_COUNT)
-        if view.next_slot(slot) == slot and slot not in tried:
+        if slot not in tried and (yield from _seek(view, slot)) == slot:
             tried.add(slot)
-            key = yield from _random_key(view, slot, rng.getrandbits(_HASH_BITS))
+            key = yield from _random_key(view, slot, rng)
             if key is not None:
                 return key
     # Few slots hold keys. Each of these is as likely as any other.
     rest: list[Slot] = []
-    occupied = view.next_slot(0)
+    occupied = yield from _seek(view, 0)
     while occupied is not None:
-        rest.append(occupied)
-        occupied = view.next_slot(occupied + 1)
+        if occupied not in tried:
+            rest.append(occupied)
+        occupied = yield from _seek(view, occupied + 1)
     rng.shuffle(rest)
     for slot in rest:
-        if slot not in tried:
-            key = yield from _random_key(view, slot, rng.getrandbits(_HASH_BITS))
-            if key is not None:
-                return key
+        key = yield from _random_key(view, slot, rng)
+        if key is not None:
+            return key
     return None
 
 
-def _random_key(view: View, slot: Slot, position: int) -> Generator[Step, None, Key | None]:
-    """The first live key of a slot from a hash on, or else from the slot's beginning."""
-    first = position.to_bytes(HASH_BYTES, "big")
-    for start, end in ((first, None), (b"", first)):
+def _random_key(view: View, slot: Slot, rng: Random) -> Generator[Step, None, Key | None]:
+    """The first live key of a slot from a random hash on, or else from the slot's beginning."""
+    middle = rng.getrandbits(_HASH_BITS).to_bytes(HASH_BYTES, "big")
+    for start, end in ((middle, None), (b"", middle)):
         at: bytes | None = start
         limit = 1
         while at is not None and (end is None or at < end):
-            try:
-                page = view.page(slot, at, limit)
-            except PageFault as fault:
-                yield fault
-                continue
+            page = yield from _page(view, slot, at, limit)
             for row, raw in page.rows:
                 if is_live(raw, view.now_ms):
                     return row[KEY_OFFSET:]
             at = page.next_row
-            limit = min(4 * limit, PAGE_ROWS)
+            limit *= 4
             yield None
     return None
 

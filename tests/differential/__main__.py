@@ -1,7 +1,8 @@
 """The long form: `python -m tests.differential --seed N --rounds N`.
 
-Each round sends every command of the tables at least 200 times, in RESP2 and in RESP3, and prints a table of what was sent.
-Without `--server` it starts a respkv of its own. Several servers are taken for nodes of one cluster: rounds take turns.
+Each round sends every command of the tables at least 200 times, in RESP2 and in RESP3, and prints a table of what was
+sent. Without `--server` it starts a respkv of its own. Several servers are taken for nodes of one cluster: rounds
+take turns.
 
 It EMPTIES all databases of the servers that it is given.
 """
@@ -18,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from tests.servers import ServerDidNotStart, redis_server, respkv_server
 
 from .catalog import BY_NAME, TABLES, chosen
-from .command import Command
 from .coverage import Coverage
 from .runner import FINDINGS_MAX, Round
 from .side import Side

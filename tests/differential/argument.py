@@ -1,11 +1,11 @@
 """Kinds of arguments: what a lower-case word of a template stands for.
 
-Not the templates themselves (`command`), and no knowledge of any one command. A kind is a function from a seeded generator
-to one argument or several. Valid kinds give valid arguments nearly always, edge values among them; kinds that are meant to
-be refused say so in their name (`non-integer`, `past-s`).
+Not the templates themselves (`command`), and no knowledge of any one command. A kind is a function from a seeded
+generator to one argument or several. Valid kinds give valid arguments nearly always, edge values among them; kinds
+that are meant to be refused say so in their name (`non-integer`, `past-s`).
 
-Twenty keys, named by what they mostly hold. Commands move values between them, so any of them may hold anything, have an
-expiry, or be absent. Near expiries are never drawn: the two servers' clocks would decide the reply.
+Twenty keys, named by what they mostly hold. Commands move values between them, so any of them may hold anything, have
+an expiry, or be absent. Near expiries are never drawn: the two servers' clocks would decide the reply.
 """
 
 from __future__ import annotations
@@ -275,9 +275,9 @@ KINDS: Final[dict[str, Kind]] = {
     "too-far": _one_of(INT64_MAX, INT64_MAX // 1000 + 1, INT64_MAX // 1000, INT64_MAX - 1),
     # Places in a string, and in its bits.
     "index": _one_of(*range(-12, 13), 40, 44, 45, 100, -100, 10_000, -10_000, INT64_MAX, INT64_MIN),
-    "offset": _one_of(*range(0, 60), 100, 600, 3000),
+    "offset": _one_of(*range(60), 100, 600, 3000),
     "far-offset": _one_of(512 * 1024 * 1024, INT64_MAX, INT64_MAX - 1, 2**32),
-    "bit-offset": _one_of(*range(0, 80), 255, 256, 1000, 2047),
+    "bit-offset": _one_of(*range(80), 255, 256, 1000, 2047),
     "far-bit-offset": _one_of(2**32, 2**32 + 1, INT64_MAX, -1, -8, INT64_MIN),
     "bit": _one_of(0, 1),
     "bit-type": _bit_type,

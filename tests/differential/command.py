@@ -39,7 +39,9 @@ _KNOWN_KEYS = frozenset(KEYS + MISSING_KEYS)
 
 _SAVING = ("SAVE", "BGSAVE", "BGREWRITEAOF")
 
-CONTAINERS = frozenset("CLIENT COMMAND CONFIG OBJECT MEMORY SLOWLOG LATENCY DEBUG ACL".split())
+CONTAINERS = frozenset(
+    ("CLIENT", "COMMAND", "CONFIG", "OBJECT", "MEMORY", "SLOWLOG", "LATENCY", "DEBUG", "ACL")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,8 +254,8 @@ def _sources(command: Command) -> Iterator[str | SceneMaker]:
         users = [s for s in command.good if option in s.split()]
         assert users or command.scenes, f"no template of {command.name} uses {option}"
         while users and sum(times[s] for s in users) < OPTION_TIMES_MIN * _MARGIN + 3:
-            for source in users:
-                times[source] += 1
+            for user in users:
+                times[user] += 1
     for source in good:
         yield from [source] * times[source]
     for i in range(bad_times):

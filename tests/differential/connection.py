@@ -3,6 +3,8 @@
 Connection 2 is the one that is killed, quits and tracks; the runner opens a new one where a call says that it `drops`.
 """
 
+# ruff: noqa: E501  A template is one line.
+
 from __future__ import annotations
 
 from dataclasses import replace

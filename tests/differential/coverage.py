@@ -1,7 +1,7 @@
 """How often each command and option was sent, and whether that is what the contract asks.
 
-The contract: each command 200 times, each of its options 50 times, half of the replies neither an error nor nil. A run that
-sent less proves less than it claims, and so fails.
+The contract: each command 200 times, each of its options 50 times, half of the replies neither an error nor nil. A
+run that sent less proves less than it claims, and so fails.
 """
 
 from __future__ import annotations

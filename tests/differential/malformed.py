@@ -29,8 +29,32 @@ _UNKNOWN = (
 _ARGUMENTS = (b"a", b"", b"\r\n\x00", b"it's", b"y" * 60, b"z" * 200, b"\xff", b"1")
 # Commands that do something when called alone. They get arguments that they cannot take instead.
 _COMPLETE_ALONE = frozenset(
-    "PING UNWATCH MULTI EXEC DISCARD DBSIZE RANDOMKEY FLUSHDB FLUSHALL RESET HELLO COMMAND INFO TIME ROLE LOLWUT SAVE BGSAVE"
-    " LASTSAVE BGREWRITEAOF".split()
+    (
+        *(
+            "PING",
+            "UNWATCH",
+            "MULTI",
+            "EXEC",
+            "DISCARD",
+            "DBSIZE",
+            "RANDOMKEY",
+            "FLUSHDB",
+            "FLUSHALL",
+        ),
+        *(
+            "RESET",
+            "HELLO",
+            "COMMAND",
+            "INFO",
+            "TIME",
+            "ROLE",
+            "LOLWUT",
+            "SAVE",
+            "BGSAVE",
+            "LASTSAVE",
+        ),
+        "BGREWRITEAOF",
+    )
 )
 _CLOSES_ANYHOW = "QUIT"
 

@@ -5,6 +5,8 @@ says what may differ. Scopes `value`, `type` and `error` are for commands about 
 line gives them to a command on data.
 """
 
+# ruff: noqa: E501  A difference is one line.
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,11 +1,12 @@
 """One round: every command of the tables, in lock-step on two servers, compared.
 
-Not the judge (`natural`) nor the author (`command`, the tables). Each call is sent to both servers and both are awaited, so
-that their states stay equal; every 500 commands both are dumped and the dumps compared. A difference is recorded with what
-led to it and with a shrunk reproduction; then both servers are emptied and the round goes on, so that one run shows many.
+Not the judge (`natural`) nor the author (`command`, the tables). Each call is sent to both servers and both are
+awaited, so that their states stay equal; every 500 commands both are dumped and the dumps compared. A difference is
+recorded with what led to it and with a shrunk reproduction; then both servers are emptied and the round goes on, so
+that one run shows many.
 
-The order and arguments of commands come from the seed alone, never from a reply: number n of a seed is always the same
-command, whatever the servers answered before.
+The order and arguments of commands come from the seed alone, never from a reply: number n of a seed is always the
+same command, whatever the servers answered before.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class Round:
                 return
 
     def _start_afresh(self) -> None:
-        """Empty servers, then values for most keys: by a seed of their own, so that the round's commands stay the same."""
+        """Empty servers, then values for most keys, from a seed of their own: the round's commands stay as they are."""
         self._reset()
         draw = Draw(
             random.Random(f"{self.seed}/planted"),

@@ -4,6 +4,8 @@ Their replies tell of the process and so differ by nature more often than others
 Every setting that a template changes it puts back.
 """
 
+# ruff: noqa: E501  A template is one line.
+
 from __future__ import annotations
 
 from .command import Command

@@ -1,8 +1,8 @@
 """Rules for replies that differ by nature: what must be alike all the same.
 
-Not the list of such replies: that is `natural`. A rule gets Redis' reply and respkv's. They differ in some byte, and neither
-is an error or nil (those are always compared by their bytes). `lag_s` is how far apart the two may have been answered,
-beyond the usual. A rule returns None, or what is wrong in a few words.
+Not the list of such replies: that is `natural`. A rule gets Redis' reply and respkv's. They differ in some byte, and
+neither is an error or nil (those are always compared by their bytes). `lag_s` is how far apart the two may have been
+answered, beyond the usual. A rule returns None, or what is wrong in a few words.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """The string and bitmap commands, as templates (see `command`). All replies are compared byte for byte."""
 
+# ruff: noqa: E501  A template is one line.
+
 from __future__ import annotations
 
 from dataclasses import replace

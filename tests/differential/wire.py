@@ -1,10 +1,10 @@
 """RESP2 and RESP3 as the tester needs them: the exact bytes of each reply, beside what they mean.
 
-Not a client: nothing is converted, no command is known, and nothing is retried. The reader is the tester's own, so that an
-error in the server's parser cannot hide here.
+Not a client: nothing is converted, no command is known, and nothing is retried. The reader is the tester's own, so
+that an error in the server's parser cannot hide here.
 
-`ReplyReader` is a sink: bytes in, whole `Reply` values out. Push messages are replies of kind `>` and are told apart by
-`Connection`, which keeps those that came before a reply with it.
+`ReplyReader` is a sink: bytes in, whole `Reply` values out. Push messages are replies of kind `>` and are told apart
+by `Connection`, which keeps those that came before a reply with it.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Closed(Exception):
 class Reply:
     """One reply. `kind` is its type byte, `raw` its bytes as they came.
 
-    `value` is bytes for lines and blobs, None for the nulls of RESP2 and RESP3, a list of replies for arrays, sets, pushes
-    and maps (a map as keys and values in turn, as on the wire).
+    `value` is bytes for lines and blobs, None for the nulls of RESP2 and RESP3, a list of replies for arrays, sets,
+    pushes and maps (a map as keys and values in turn, as on the wire).
     """
 
     kind: str
-    value: bytes | None | list[Reply]
+    value: bytes | list[Reply] | None
     raw: bytes
 
     @property

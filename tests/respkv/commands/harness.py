@@ -72,7 +72,7 @@ class Server:
             except PageFault as fault:
                 context.drop()
                 self.faults += 1
-                fault.fetch()
+                fault.resolve()
                 continue
             except ReplyError as error:
                 context.drop()
@@ -88,7 +88,7 @@ class Server:
                 step = next(slices)
                 if isinstance(step, PageFault):
                     self.faults += 1
-                    step.fetch()
+                    step.resolve()
         except StopIteration as stop:
             return stop.value
 
