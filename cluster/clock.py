@@ -51,16 +51,10 @@ class SlotClock:
         for actor, counter in other.base.items():
             if counter > self.base.get(actor, 0):
                 self.base[actor] = counter
-        for dot in other.beyond:
+        dots = self.beyond | other.beyond
+        self.beyond = set()  # Each is added again: the base may have reached it, or what is before it.
+        for dot in dots:
             self.add(dot)
-        self.beyond = {dot for dot in self.beyond if dot[1] > self.base.get(dot[0], 0)}
-        for actor in {dot[0] for dot in self.beyond}:
-            upto = self.base.get(actor, 0)
-            while (actor, upto + 1) in self.beyond:
-                upto += 1
-                self.beyond.discard((actor, upto))
-            if upto:
-                self.base[actor] = upto
 
 
 @dataclass(slots=True)

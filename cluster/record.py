@@ -2,8 +2,10 @@
 
 A record is a set of versions, each hanging on its dot. A *string* is a multi-value register: two
 writes that did not see each other stay side by side as siblings, and the *winner* (highest
-timestamp, ties by dot) is what plain commands answer. A record without versions is a deletion: it
-keeps the deleting dot, so that older entries below it in the store stay hidden.
+timestamp among the live ones, ties by dot) is what plain commands answer. A deletion is a version
+too: its dot keeps older entries below it in the store hidden. It hides no sibling, for it has not
+seen any; neither does a version that has expired, so that nothing comes back or goes away when
+compaction replaces it by its stub.
 
 An encoded record (all numbers little endian) is the same in the memtable, the commit log and the
 SSTables:
@@ -83,11 +85,8 @@ class Record:
     context: tuple[tuple[Actor, Counter], ...] = ()  # Sorted by actor.
 
     def winner(self, now_ms: int) -> Version | None:
-        """The version that plain commands see, or None if there is none or it is deleted or expired."""
-        for version in self.versions:
-            if version.type != DELETION:
-                return version if version.is_live(now_ms) else None
-        return None
+        """The version that plain commands see, or None if all are deleted or expired."""
+        return next((version for version in self.versions if version.is_live(now_ms)), None)
 
     @property
     def dots(self) -> frozenset[Dot]:
@@ -99,10 +98,18 @@ def covers(context: tuple[tuple[Actor, Counter], ...], dot: Dot) -> bool:
 
 
 def join_records(a: Record, b: Record) -> Record:
-    """What has seen both: a version stays if both hold it, or if the side that lacks it has not seen it."""
+    """What has seen both: a version stays if both hold it, or if the side that lacks it has not seen it.
+
+    Where one side has only the stub of a version, the stub stays.
+    """
     a_dots, b_dots = a.dots, b.dots
     kept = {v.dot: v for v in a.versions if v.dot in b_dots or not covers(b.context, v.dot)}
-    kept |= {v.dot: v for v in b.versions if v.dot in a_dots or not covers(a.context, v.dot)}
+    for v in b.versions:
+        if v.dot in a_dots:
+            if v.type == DELETION:
+                kept[v.dot] = v
+        elif not covers(a.context, v.dot):
+            kept[v.dot] = v
     seen: Context = dict(a.context)
     for actor, counter in b.context:
         if counter > seen.get(actor, 0):
@@ -183,6 +190,9 @@ class Codec:
         return Fate.DEAD if 0 < self.expires_at_ms(raw) <= now_ms else Fate.LIVE
 
     def expires_at_ms(self, raw: bytes) -> int:
+        if raw[0] & MANY:
+            expiries = [v.expire_at_ms for v in decode(raw).versions if v.type != DELETION]
+            return max(expiries) if expiries and all(expiries) else 0
         if raw[0] & HAS_EXPIRY:
             return int.from_bytes(raw[HEADER_BYTES:EXPIRY_HEADER_BYTES], "little")
         return 0

@@ -152,6 +152,3 @@ class Replica:
             self.clock.observe(hlc)
         if at_ms := CODEC.expires_at_ms(raw):
             self.expiry.add(slot, row, at_ms)
-
-
-__all__ = ["CODEC", "Replica"]

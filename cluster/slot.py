@@ -3,10 +3,12 @@
 A slot is one of 16384, from the CRC16 of the key or of its `{hash tag}`, as in Redis Cluster. A row
 orders the keys of a slot:
 
-    6 bytes  xxh3_64 of the key, the upper 48 bits   (SCAN's cursor and the Merkle bucket are
-    prefixes of it) 1 byte   database 4 bytes  length of the key, big endian           (so that no
-    key is a prefix of another one's elements) n bytes  key m bytes  element (empty for the header,
-    which is the only row of a string)
+    6 bytes  xxh3_64 of the key, the upper 48 bits (SCAN's cursor and the Merkle bucket are
+             prefixes of it)
+    1 byte   database
+    4 bytes  length of the key, big endian (so that no key is a prefix of another one's elements)
+    n bytes  key
+    m bytes  element (empty for the header, which is the only row of a string)
 
 Core: no I/O. Source of the slot: the Redis Cluster specification.
 """

@@ -45,7 +45,15 @@ class Memtable:
             self.weight_bytes += len(raw) - len(old)
             return False
         self.weight_bytes += len(row) + len(raw) + ENTRY_OVERHEAD_BYTES
+        if self.deltas:
+            self.forget_delta(slot, row)
         return True
+
+    def forget_delta(self, slot: Slot, row: Row) -> None:
+        """A complete entry has come, which has seen the delta that may be here."""
+        raw = self.deltas.pop((slot, row), None)
+        if raw is not None:
+            self.weight_bytes -= len(row) + len(raw) + ENTRY_OVERHEAD_BYTES
 
     def join(self, slot: Slot, row: Row, raw: bytes, codec: RecordCodec) -> None:
         """Join a delta, which may not have seen what is here or below."""

@@ -76,7 +76,7 @@ from engine.block import Block, encode_block, little_endian
 from engine.bloom import BloomBuilder, BloomFilter, KeyHash, hash_of
 from engine.codec import SLOT_BYTES, SLOT_MAX, Entry, Fate, Key, RecordCodec, Row
 from engine.disk import Disk, File
-from engine.errors import CorruptionError, EngineError, MissingFileError, UnknownFormatError
+from engine.errors import CorruptionError, EngineError, UnknownFormatError
 from engine.table_meta import TableMeta, TagCount, decode_meta, encode_meta, quantiles_of
 
 __all__ = [
@@ -390,16 +390,13 @@ class Table:
             stored = self._file.read(offset, length)
         return self._decoded(block_no, stored)
 
-    def load_alone(self, disk: Disk, block_no: int) -> Block | None:
-        """Read a block through a handle of its own, waiting for the disk; None if the file is gone.
+    def load_alone(self, disk: Disk, block_no: int) -> Block:
+        """Read a block through a handle of its own, waiting for the disk.
 
         For threads: compaction may close the table's own handle meanwhile, and the number of a closed
         descriptor is soon another file's. Raises as `load` does.
         """
-        try:
-            file = disk.open(self.name)
-        except MissingFileError:
-            return None
+        file = disk.open(self.name)
         try:
             offset = self._offsets[block_no]
             return self._decoded(block_no, file.read(offset, self._stored_lengths[block_no]))

@@ -77,19 +77,31 @@ class PageFault(Exception):
         self._table = table
         self._number = number
         self._block: Block | None = None
+        self._missing: MissingFileError | None = None
 
     def fetch(self) -> None:
-        """Read the page, waiting for the disk. Raises EngineError. A table that was replaced meanwhile is no error."""
-        self._block = self._table.load_alone(self._store.disk, self._number)
+        """Read the page, waiting for the disk. Raises EngineError."""
+        try:
+            self._block = self._table.load_alone(self._store.disk, self._number)
+        except MissingFileError as error:
+            self._missing = error
 
     def arrive(self, pins: Pins | None = None) -> None:
-        """Keep what was fetched, also in the caller's `pins`, which it then shows to the store (`Store.pinned`)."""
+        """Keep what was fetched, also in the caller's `pins`, which it shows to the store (`Store.pinned`).
+
+        That the table was replaced meanwhile is no error. Raises MissingFileError if it was not,
+        and its file is gone.
+        """
+        if self._table not in self._store.tables:
+            return
+        if self._missing is not None:
+            raise self._missing
         block, self._block = self._block, None
-        if block is not None and self._table in self._store.tables:
-            block_id = (self._table.id, self._number)
-            self._store.blocks.put(block_id, block)
-            if pins is not None:
-                pins[block_id] = block
+        assert block is not None, "fetch() comes first"
+        block_id = (self._table.id, self._number)
+        self._store.blocks.put(block_id, block)
+        if pins is not None:
+            pins[block_id] = block
 
     def resolve(self, pins: Pins | None = None) -> None:
         """Both, for those who may wait."""
@@ -262,7 +274,7 @@ class Store:
     def forget_below(self, slot: Slot, row: Row) -> None:
         """A row is complete in the memtable, and was not there before: what was joined or cached of it is void."""
         if self.memtable.deltas:
-            self.memtable.deltas.pop((slot, row), None)
+            self.memtable.forget_delta(slot, row)
         if self.tables:
             self.rows.invalidate(row)
 

@@ -58,7 +58,7 @@ class Worker:
         return self._process.pid if self._process is not None else None
 
     async def run(self, job: Job) -> JobResult:
-        """Have a job done. Raises WorkerLost, JobFailed."""
+        """Have a job done. Raises WorkerLost, JobFailed. Who is cancelled here loses the worker."""
         process = self._process
         if process is None or process.poll() is not None:
             process = self._process = await self._start()
@@ -74,11 +74,11 @@ class Worker:
                 line += chunk
         except (trio.BrokenResourceError, trio.ClosedResourceError, WorkerLost) as error:
             self.restarts += 1
-            self._process = None
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+            await self.stop()
             raise WorkerLost("the worker ended during a job") from error
+        except trio.Cancelled:
+            await self.stop()  # Its answer would be taken for the next job's.
+            raise
         kind, _, body = bytes(line).partition(b" ")
         data = bytes.fromhex(body.decode())
         if kind != b"ok":
@@ -95,7 +95,8 @@ class Worker:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            await process.wait()
+            with trio.CancelScope(shield=True):
+                await process.wait()
 
 
 def main(arguments: list[str]) -> NoReturn:

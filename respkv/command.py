@@ -28,12 +28,16 @@ import enum
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from respkv.histogram import Histogram
 from respkv.reply import ReplyError, wrong_arity
 
+if TYPE_CHECKING:
+    from respkv.context import Context
+
 Handler = Callable[..., Any]
+Lane = Callable[["Context", list[list[bytes]], int, list[bytes]], int]
 _H = TypeVar("_H", bound=Handler)
 
 
@@ -107,6 +111,7 @@ class Command:
         True  # Runs through the short way: no subcommands, not sliced, not a control command.
     )
     is_write: bool = False
+    lane: Lane | None = None  # Does a run of plain calls at once (`respkv/lane.py`).
     calls: int = 0
     elapsed_ns: int = 0
     rejected_calls: int = 0
@@ -194,6 +199,7 @@ def command(
     keys: Keys | tuple[Keys, ...] = (),
     tips: tuple[str, ...] = (),
     acl: tuple[str, ...] = (),
+    lane: Lane | None = None,
 ) -> Callable[[_H], _H]:
     """Declare a handler as a command; see the module's docstring. `acl` adds categories that do not follow from the flags."""
 
@@ -217,6 +223,7 @@ def command(
                 and (group not in SESSION_GROUPS or name in ("PING", "ECHO"))
                 and "|" not in name,
                 is_write=Flag.WRITE in flags,
+                lane=lane,
             )
         )
         return handler

@@ -30,8 +30,10 @@ from cluster.record import (
     EXPIRY_HEADER_BYTES,
     HAS_EXPIRY,
     HEADER_BYTES,
+    MANY,
     RAW_ENCODING,
     STRING,
+    TYPE_MASK,
     Version,
     decode,
     encode_version,
@@ -55,8 +57,8 @@ class Context:
     """One per runner; bound to a session and a time before each batch of commands."""
 
     __slots__ = (
-        "below", "counts", "db", "effects", "flushed", "hits", "is_atomic", "misses", "node", "now_ms", "replica", "rng",
-        "session", "store",
+        "below", "counts", "db", "effects", "flushed", "hits", "is_atomic", "misses", "node", "now_ms",
+        "replica", "rng", "session", "store",
     )  # fmt: skip
 
     def __init__(self, node: Node, replica: Replica, rng: Random) -> None:
@@ -101,12 +103,15 @@ class Context:
         return self._string_slow(key)
 
     def _string_slow(self, key: Key) -> bytes | None:
-        version = self.find(key)
-        if version is None:
+        raw = self.locate(key)[2]
+        if raw is None:
+            self.misses += 1
             return None
-        if version.type != STRING:
+        self.hits += 1
+        kind = raw[0]
+        if kind & TYPE_MASK != STRING:
             raise WRONG_TYPE
-        return version.payload
+        return raw[EXPIRY_HEADER_BYTES if kind & HAS_EXPIRY else HEADER_BYTES :]
 
     def find(self, key: Key, *, db: int | None = None) -> Version | None:
         """The winning live version of a key, or None. `db` is physical. Counts a hit or a miss. Raises PageFault."""
@@ -148,9 +153,10 @@ class Context:
         return decode(raw).winner(self.now_ms) is not None
 
     def locate(self, key: Key) -> tuple[Slot, Row, bytes | None]:
-        """Where a key is, and its live state as one encoded version (never MANY), or None. Counts nothing. Raises PageFault.
+        """Where a key is, and its live state as one encoded version (never MANY), or None.
 
-        Hot: DEL, EXISTS, EXPIRE and TTL look at a byte of it and need no `Version`.
+        It counts no hit or miss. Raises PageFault. Hot: DEL, EXISTS, EXPIRE and TTL look at a byte
+        of it and need no `Version`.
         """
         length = len(key)
         if length > 255 or b"{" in key:
@@ -172,8 +178,14 @@ class Context:
         return slot, row, raw if raw[0] in PLAIN_KINDS else self._visible(raw)
 
     def _visible(self, raw: bytes) -> bytes | None:
-        version = decode(raw).winner(self.now_ms)
-        return None if version is None else encode_version(version)
+        kind = raw[0]
+        if kind & MANY:
+            version = decode(raw).winner(self.now_ms)
+            return None if version is None else encode_version(version)
+        if kind & HAS_EXPIRY:
+            at_ms = int.from_bytes(raw[HEADER_BYTES:EXPIRY_HEADER_BYTES], "little")
+            return raw if at_ms > self.now_ms else None
+        return None if kind == DELETION else raw
 
     def dots(self, key: Key, *, db: int | None = None) -> bytes | None:
         """What identifies the state of a key, for WATCH: it differs if the key was written, or has expired.

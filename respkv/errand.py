@@ -1,8 +1,8 @@
 """Work for a thread, in the shape of a page fault: how a sliced command waits for something that blocks.
 
-A sliced command that yields an `Errand` is suspended like one that yields a fault: the node runs `fetch` in a thread, serves
-others meanwhile, and then lets the command go on behind its `yield`. What the work found out it leaves in variables of the
-command. It must raise nothing, and touch nothing that the serving thread may change.
+A sliced command that yields an `Errand` is suspended like one that yields a fault: the node runs `fetch` in a thread,
+serves others meanwhile, and then lets the command go on behind its `yield`. What the work found out it leaves in
+variables of the command. It must raise nothing, and touch nothing that the serving thread may change.
 
     failures: list[ConfigError] = []
     yield Errand(lambda: write_file(path, failures))

@@ -111,10 +111,11 @@ class Page:
 class View:
     """One database as the command sees it that made this view."""
 
-    __slots__ = ("db", "is_flushed", "now_ms", "overlay", "store")
+    __slots__ = ("counts", "db", "is_flushed", "now_ms", "overlay", "store")
 
     def __init__(self, ctx: Context) -> None:
         self.store = ctx.store
+        self.counts = ctx.counts
         self.db = ctx.db
         self.now_ms = ctx.now_ms
         self.is_flushed = ctx.db in ctx.flushed  # By an earlier command of this EXEC.
@@ -155,20 +156,29 @@ class View:
             rows = sorted(merged.items())
         return Page(rows, len(found), next_row, is_split)
 
+    def may_hold(self, slot: Slot) -> bool:
+        """Whether a slot may hold rows of this database."""
+        if slot in self.overlay:
+            return True
+        return not self.is_flushed and (
+            self.store.holds_slot(slot) and not self.counts.lacks(slot, self.db)
+        )
+
     def next_slot(self, slot: Slot) -> Slot | None:
         """The first slot from `slot` on that may hold rows. Quick if all is in memory. Raises PageFault."""
-        nearest = min((other for other in self.overlay if other >= slot), default=None)
+        written = min((other for other in self.overlay if other >= slot), default=None)
         if self.is_flushed:
-            return nearest
+            return written
         stored = next_slot(self.store, slot)
-        if stored is None or nearest is None:
-            return nearest if stored is None else stored
-        return min(nearest, stored)
+        while stored is not None and self.counts.lacks(stored, self.db):
+            stored = next_slot(self.store, stored + 1)
+        if stored is None or written is None:
+            return written if stored is None else stored
+        return min(written, stored)
 
     def pages(self) -> Iterator[list[tuple[Row, Raw]] | PageFault]:
-        """All rows in no order, also dead ones; empty lists where time has passed; faults."""
+        """All rows in no order, also dead ones and, to save a list, those of other databases; and faults."""
         at = 0
-        quiet = 0  # Rows since the last one was handed out.
         while True:
             try:
                 slot = self.next_slot(at)
@@ -180,16 +190,8 @@ class View:
             at = slot + 1
             if self.is_flushed or slot in self.overlay:
                 yield from self.pages_of(slot)
-                continue
-            for part in slot_pages(self.store, slot):
-                if isinstance(part, PageFault):
-                    yield part
-                    continue
-                mine = [item for item in part if item[0][TAG_OFFSET] == self.db]
-                quiet += len(part)
-                if mine or quiet > PAGE_ROWS:
-                    quiet = 0
-                    yield mine
+            else:
+                yield from slot_pages(self.store, slot)
 
     def pages_of(self, slot: Slot) -> Iterator[list[tuple[Row, Raw]] | PageFault]:
         """As `pages`, of one slot and in order."""
@@ -319,6 +321,21 @@ class Counts:
         """The last known numbers of a database."""
         return self._totals[db]
 
+    def lacks(self, slot: Slot, db: int) -> bool:
+        """Whether it is known that a slot holds no key of a database."""
+        if self._seen[slot] != self._replica.counters[slot]:
+            return False
+        counted = self._slots.get(slot)
+        return counted is None or db not in counted.databases
+
+    def slots_of(self, db: int) -> dict[Slot, int]:
+        """How many keys of a database each slot held when it was counted last."""
+        return {
+            slot: counted.databases[db].keys
+            for slot, counted in self._slots.items()
+            if db in counted.databases
+        }
+
     def estimate(self, db: int) -> Tally:
         """As `[db]`, with the tables' own numbers where slots were never counted."""
         tally = self._totals[db]
@@ -342,12 +359,12 @@ class Counts:
 
     def dirty(self, now_ms: int) -> list[Slot]:
         """Slots that changed since they were counted."""
-        seen, counters = self._seen, self._replica.counters
-        slots = [
-            slot
-            for slot, (old, new) in enumerate(zip(seen, counters[:SLOT_COUNT], strict=True))
-            if old != new
-        ]
+        seen, counters = self._seen, self._replica.counters[:SLOT_COUNT]
+        slots = []
+        if seen != counters:
+            slots = [
+                s for s, (old, new) in enumerate(zip(seen, counters, strict=True)) if old != new
+            ]
         slots += [
             slot
             for slot, counted in self._slots.items()
@@ -376,7 +393,9 @@ class Counts:
                 empty = range(slot, SLOT_COUNT if found is None else found)
                 break
             if slot in empty:
-                self._install(slot, counters[slot], _NOTHING)
+                if slot in self._slots:
+                    self._install(slot, counters[slot], _NOTHING)
+                self._seen[slot] = counters[slot]
                 done += 1
             else:
                 for step in self._count(slot, now_ms):

@@ -164,7 +164,7 @@ class Node:
         if code in self.errors or len(self.errors) < 128:
             self.errors[code] = self.errors.get(code, 0) + 1
 
-    def feed_monitors(self, session: Session, args: list[bytes], now_ms: int) -> None:
+    def feed_monitors(self, session: Session, args: list[bytes]) -> None:
         """Show a command to the clients that asked for MONITOR."""
         from respkv.commands.monitor import monitor_line
 
@@ -344,7 +344,7 @@ class Node:
                 reply = done()
                 if reply is not None:
                     self.runner.unblock(session, reply, now_ms)
-        self.front.finish(now_ms)
+        self.front.tick([])
 
     # Background
 
@@ -370,7 +370,7 @@ class Node:
             failure = ReplyError(f"ERR the data cannot be read: {error}")
         self.runner.resume(session, self.begin_tick(), failure)
         self.touch(session)
-        self.front.finish(self.now_ms())
+        self.front.tick([])  # A sliced command goes on now: the front may be asleep.
 
     async def _work(self) -> None:
         """Flushes and compactions, one at a time, in the worker process."""
@@ -437,12 +437,13 @@ class Node:
                 seconds = self.now_s
                 self.front.check_clients()
                 self._check_disk()
-            self.front.finish(now_ms)
+            self.front.tick([])
 
     def _expire(self, now_ms: int) -> None:
         started_ns = self.clock_ns()
         until_ns = started_ns + self.config.expiry.budget_ms * 1_000_000
         self.expired_total += self.replica.expire(now_ms, lambda: self.clock_ns() >= until_ns)
+        self.tracking.expire(now_ms)
         self.latency.add("expire-cycle", self.clock_ns() - started_ns)
 
     def _sample(self) -> None:

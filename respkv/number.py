@@ -82,11 +82,6 @@ def floating(arg: bytes, error: ReplyError = NOT_A_FLOAT) -> float:
     return value
 
 
-def format_double(value: float) -> bytes:
-    """A double in a reply, as Redis 7.0 spells it: up to 17 significant digits; `inf`, `nan`."""
-    return b"%.17g" % value
-
-
 # Extended floats
 
 MANTISSA_BITS: Final = 64

@@ -161,7 +161,5 @@ def _sequence(sign: bytes, items: list[Reply], *, resp3: bool) -> bytes:
 
 
 def format_double(value: float) -> bytes:
-    """The shortest text that reads back as the same number, with `inf`, `-inf` and `nan` as RESP3 spells them."""
-    if value == int(value) if abs(value) < 1e17 else False:
-        return b"%d" % int(value)
-    return repr(value).encode()
+    """A double as Redis 7.0 spells it: up to 17 significant digits; `inf`, `-inf`, `nan`."""
+    return b"%.17g" % value

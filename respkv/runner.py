@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Any, Final
 from engine.store import PageFault
 from respkv.command import TABLE, Command, Flag
 from respkv.context import NO_EFFECTS, Context
+from respkv.lane import BULK_HEADS, CRLF, LENGTHS, OK_BYTES
 from respkv.reply import NO_REPLY, NULL_ARRAY, OK, QUEUED, Reply, ReplyError, Simple, encode
 from respkv.session import (
     CLOSING,
     IN_MULTI,
+    MONITORING,
     REPLY_OFF,
     REPLY_SKIP,
     TRACKING,
@@ -45,9 +47,8 @@ if TYPE_CHECKING:
 NOAUTH: Final = ReplyError("NOAUTH Authentication required.")
 EXECABORT: Final = ReplyError("EXECABORT Transaction discarded because of previous errors.")
 FIND: Final = TABLE.by_spelling.get
-OK_BYTES: Final = b"+OK\r\n"
-CRLF: Final = b"\r\n"
-BULK_HEADS: Final = [b"$%d\r\n" % length for length in range(1024)]
+MONITOR_READS: Final = ReplyError("ERR Replica can't interact with the keyspace")
+_OF_THE_KEYSPACE: Final = Flag.READONLY | Flag.WRITE | Flag.MAY_REPLICATE
 # A session's large replies in one tick: then it is the others' turn, and the client has to read.
 REPLY_BYTES_PER_TICK: Final = 1 << 20
 
@@ -64,7 +65,7 @@ class Runner:
         # A MONITOR, a CLIENT PAUSE, a client that tracks, a full disk: all take the long way.
         self.has_observers = False
         self.waiting: dict[Session, Wait] = {}
-        self.is_paused: Callable[[Command], bool] | None = None  # CLIENT PAUSE, while it lasts.
+        self.is_paused: Callable[[Command, Session], bool] | None = None  # CLIENT PAUSE, while it lasts.
         self.paused: list[Session] = []
         self._paused_until_s = 0.0
         self._skips: set[Session] = set()  # Whose CLIENT REPLY SKIP is being answered.
@@ -91,10 +92,21 @@ class Runner:
         large_bytes = REPLY_BYTES_PER_TICK
         done = 0
         started = clock_ns()
-        for args in commands:
+        count_all = len(commands)
+        while done < count_all:
+            args = commands[done]
             command = find(args[0])
             if command is None or not command.is_plain:
                 break
+            if command.lane is not None:
+                count = command.lane(context, commands, done, out)
+                if count:
+                    done += count
+                    command.calls += count
+                    now = clock_ns()
+                    command.elapsed_ns += now - started
+                    started = now
+                    continue
             count = len(args)
             arity = command.arity
             if count != arity and (arity >= 0 or count < -arity):
@@ -108,6 +120,7 @@ class Runner:
                 else:
                     reply = command.handler(context, *args[1:])  # type: ignore[misc]
             except ReplyError as error:
+                error.__traceback__ = None  # Many errors are one object each: frames would gather.
                 context.drop()
                 out.append(b"-%b\r\n" % error.line)
                 command.failed_calls += 1
@@ -122,7 +135,7 @@ class Runner:
                     out.append(OK_BYTES)
                 elif type(reply) is bytes:
                     length = len(reply)
-                    if length < 1024:  # Pieces for the join at the tick's end: cheaper than `%`.
+                    if length < LENGTHS:  # Pieces for the join at the tick's end: cheaper than `%`.
                         out += (BULK_HEADS[length], reply, CRLF)
                     else:
                         out += (b"$%d\r\n" % length, reply, CRLF)
@@ -142,7 +155,7 @@ class Runner:
             if large_bytes < 0:
                 break
         self.commands_total += done
-        if done == len(commands):
+        if done == count_all:
             session.last_command = command
         elif large_bytes < 0:
             session.queue.extend(commands[done:])
@@ -172,10 +185,14 @@ class Runner:
         try:
             command = TABLE.resolve(args)
         except ReplyError as error:
+            error.__traceback__ = None
             self._refuse(session, TABLE.find(args[0]), error)
             return True
         if session.mode & UNAUTHENTICATED and Flag.NO_AUTH not in command.flags:
             self._refuse(session, command, NOAUTH)
+            return True
+        if session.mode & MONITORING and command.flags & _OF_THE_KEYSPACE:
+            self._refuse(session, command, MONITOR_READS)
             return True
         if command.is_write and self.node.refusal is not None:
             self._refuse(session, command, self.node.refusal)
@@ -183,7 +200,7 @@ class Runner:
         if session.mode & IN_MULTI and Flag.CONTROL not in command.flags:
             self._queue(session, command, args)
             return True
-        if self.is_paused is not None and self.is_paused(command):
+        if self.is_paused is not None and self.is_paused(command, session):
             session.queue.appendleft(args)
             session.mode |= WAITING
             self.paused.append(session)
@@ -216,8 +233,7 @@ class Runner:
         context = self.context
         context.bind(session, wait.now_ms)
         started = self.clock_ns()
-        if wait.fault is None and self.node.monitors and Flag.SKIP_MONITOR not in command.flags:
-            self.node.feed_monitors(session, args, wait.now_ms)
+        session.last_command = command
         reply: Reply
         try:
             assert command.handler is not None
@@ -228,6 +244,7 @@ class Runner:
                 return
             self._commit(session)
         except ReplyError as error:
+            error.__traceback__ = None
             context.drop()
             command.failed_calls += 1
             self.node.count_error(error)
@@ -245,6 +262,7 @@ class Runner:
             wait.deadline_s = (
                 None if block.seconds is None else self.clock_ns() / 1e9 + block.seconds
             )
+            self._show(session, command, args)
             self._wait(session, wait)
             return
         self._finish(session, wait, reply, started)
@@ -256,7 +274,10 @@ class Runner:
                 self.node.tracking.invalidate(context.effects, context.flushed, session)
             context.commit()
 
-    def _finish(self, session: Session, wait: Wait, reply: Reply, started: int) -> None:
+    def _finish(
+        self, session: Session, wait: Wait, reply: Reply, started: int, *, is_shown: bool = False
+    ) -> None:
+        """Count, log and answer a command. `is_shown`: the monitors have seen it."""
         command = wait.command
         elapsed = self.clock_ns() - started
         command.calls += 1
@@ -267,7 +288,16 @@ class Runner:
             self.node.slowlog.add(session, command, wait.args, elapsed)
         if session.mode & TRACKING:
             self.node.tracking.remember(session, command, wait.args)
+            self.node.tracking.end_command(session, command)
         self._answer(session, reply)
+        self.node.tracking.flush()
+        if not is_shown:
+            self._show(session, command, wait.args)
+
+    def _show(self, session: Session, command: Command, args: list[bytes]) -> None:
+        """To the monitors: after the command's reply, and nothing that only administrators do."""
+        if self.node.monitors and not command.flags & (Flag.SKIP_MONITOR | Flag.ADMIN):
+            self.node.feed_monitors(session, args)
 
     def _answer(self, session: Session, reply: Reply) -> None:
         """Send a reply, unless CLIENT REPLY says not to."""
@@ -324,7 +354,7 @@ class Runner:
         """End a blocked session's wait with the given answer (time-out, CLIENT UNBLOCK)."""
         wait = session.wait
         assert wait is not None
-        self._finish(session, wait, reply, self.clock_ns())
+        self._finish(session, wait, reply, self.clock_ns(), is_shown=True)
         self._go_on(session, now_ms)
 
     def expire_waits(self, now_s: float, now_ms: int) -> None:
@@ -404,6 +434,7 @@ class Runner:
             reply = stop.value
             self._commit(session)
         except ReplyError as error:
+            error.__traceback__ = None
             context.drop()
             wait.command.failed_calls += 1
             self.node.count_error(error)
@@ -452,6 +483,7 @@ class Runner:
                     replies.append(self._run_inside(context, command, args))
                     context.below.update(context.effects)
                 except ReplyError as error:
+                    error.__traceback__ = None
                     replies.append(error)
                     errors.append((command, error))
                 except Block as block:
@@ -467,8 +499,11 @@ class Runner:
         for command, failure in errors:
             command.failed_calls += 1
             self.node.count_error(failure)
-        for command, _ in transaction.commands:
+        for command, args in transaction.commands:
             command.calls += 1
+            self._show(session, command, args)
+            if session.mode & TRACKING:
+                self.node.tracking.remember(session, command, args)
         self.end_transaction(session)
         return replies
 
@@ -494,12 +529,18 @@ class Runner:
         session.mode &= ~IN_MULTI
 
 
-def _pauses_all(command: Command) -> bool:
+def _pauses_all(command: Command, session: Session) -> bool:
     return command.name != "CLIENT|UNPAUSE"
 
 
-def _pauses_writes(command: Command) -> bool:
-    return command.is_write or command.name == "EXEC"
+def _pauses_writes(command: Command, session: Session) -> bool:
+    if command.name == "EXEC" and session.transaction is not None:
+        return any(_may_write(queued) for queued, _ in session.transaction.commands)
+    return _may_write(command)
+
+
+def _may_write(command: Command) -> bool:
+    return command.is_write or Flag.MAY_REPLICATE in command.flags
 
 
 def begin_transaction(session: Session) -> Reply:

@@ -142,15 +142,17 @@ class Client:
     )
     output_buffer_soft_bytes: int = setting(
         Size(0, TIB),
-        32 * MIB,
-        "The same, for a client that stays above it for output_buffer_soft_s; 0 means no limit.",
+        MIB,
+        "Replies that one client has not read yet: beyond it, nothing more is carried out for the "
+        "client until it has read some. 0 means no such limit.",
         redis="client-output-buffer-limit",
         is_live=True,
     )
     output_buffer_soft_s: int = setting(
         Integer(0, INT32_MAX, "seconds"),
-        60,
-        "How long a client may stay above output_buffer_soft_bytes.",
+        10,
+        "Close a client that is beyond output_buffer_soft_bytes, or has commands waiting, and has "
+        "read nothing for this long.",
         redis="client-output-buffer-limit",
         is_live=True,
     )

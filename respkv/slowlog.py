@@ -1,8 +1,8 @@
 """The list of slow commands that SLOWLOG shows: bounded in entries, arguments and bytes.
 
 It measures nothing: the runner compares each command's time with `threshold_ns` and tells of those that took longer.
-There is one comparison for two listeners: the latency monitor has a threshold of its own, so `threshold_ns` is the lower
-of the two, and `add` passes on what concerns each.
+There is one comparison for two listeners: the latency monitor has a threshold of its own, so `threshold_ns` is the
+lower of the two, and `add` passes on what concerns each.
 
 Passwords that CONFIG SET was given are not shown.
 

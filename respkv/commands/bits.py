@@ -342,7 +342,11 @@ class Operation:
             if self.overflow == b"WRAP":
                 new = self.field.wrap(new)
             else:
-                new = self.field.maximum if new > self.field.maximum else self.field.minimum
+                # Redis' check of a number to SET takes it for too large where its distance from the
+                # maximum exceeds 64 bits. What it stores is data, so it is the same here.
+                beyond = new - self.field.maximum
+                is_large = beyond > 0 or (self.name == b"SET" and -beyond > INT64_MAX)
+                new = self.field.maximum if is_large else self.field.minimum
         self.field.write(value, new)
         return new if self.name == b"INCRBY" else old
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FLAGS: Final = Flag.NOSCRIPT | Flag.LOADING | Flag.STALE
 ADMIN: Final = FLAGS | Flag.ADMIN
 TYPES: Final = (b"normal", b"master", b"slave", b"replica", b"pubsub")
-PAUSE_MS_MAX: Final = 2**62
+INVALID_ID: Final = ReplyError("ERR Invalid client ID")
 
 container("CLIENT", since="2.4.0", group="connection", summary="Commands about client connections")
 
@@ -61,7 +61,7 @@ def client_list(ctx: Context, *words: bytes) -> Reply:
             wanted = _type(words[1])
             sessions = [s for s in sessions if wanted == b"normal"]
         elif option == b"ID" and len(words) > 1:
-            numbers = [_id(word) for word in words[1:]]
+            numbers = [integer(word, INVALID_ID) for word in words[1:]]
             by_id = {session.id: session for session in sessions}
             sessions = [by_id[number] for number in numbers if number in by_id]
         else:
@@ -69,17 +69,17 @@ def client_list(ctx: Context, *words: bytes) -> Reply:
     return Verbatim(b"".join(describe(ctx.node, session) + b"\n" for session in sessions))
 
 
-def _id(word: bytes) -> int:
-    number = integer(word, ReplyError("ERR Invalid client ID"))
-    if number <= 0:
-        raise ReplyError("ERR Invalid client ID")
-    return number
-
-
 def _type(word: bytes) -> bytes:
     if word.lower() not in TYPES:
         raise ReplyError(b"ERR Unknown client type '%b'" % word[:128])
     return word.lower()
+
+
+def wrong_words(subcommand: str) -> ReplyError:
+    """What Redis says of too many words behind a subcommand that takes options."""
+    return ReplyError(
+        f"ERR unknown subcommand or wrong number of arguments for '{subcommand}'. Try CLIENT HELP."
+    )
 
 
 def describe(node: Node, session: Session) -> bytes:
@@ -291,25 +291,21 @@ def client_pause(ctx: Context, timeout: bytes, *words: bytes) -> Reply:
     """Hold back clients' commands, or their writes, for some milliseconds."""
     only_writes = False
     if words:
-        if len(words) > 1 or words[0].upper() not in (b"WRITE", b"ALL"):
-            raise (
-                SYNTAX_ERROR
-                if len(words) > 1
-                else ReplyError("ERR CLIENT PAUSE mode must be WRITE or ALL")
-            )
+        if len(words) > 1:
+            raise wrong_words("PAUSE")
+        if words[0].upper() not in (b"WRITE", b"ALL"):
+            raise ReplyError("ERR CLIENT PAUSE mode must be WRITE or ALL")
         only_writes = words[0].upper() == b"WRITE"
     milliseconds = integer(timeout, ReplyError("ERR timeout is not an integer or out of range"))
     if milliseconds < 0:
         raise ReplyError("ERR timeout is negative")
-    if milliseconds > PAUSE_MS_MAX:
-        raise ReplyError("ERR timeout is out of range")
     ctx.node.runner.pause(milliseconds / 1000, only_writes=only_writes)
     ctx.node.observe_changed()
     return OK
 
 
 @command(
-    "CLIENT|UNPAUSE", arity=2, flags=ADMIN | Flag.CONTROL, since="6.2.0", group="connection",
+    "CLIENT|UNPAUSE", arity=2, flags=ADMIN, since="6.2.0", group="connection",
     complexity="O(N) Where N is the number of paused clients",
 )  # fmt: skip
 def client_unpause(ctx: Context) -> Reply:
@@ -326,7 +322,7 @@ def client_unpause(ctx: Context) -> Reply:
 def client_unblock(ctx: Context, number: bytes, *words: bytes) -> Reply:
     """End the wait of a client that is blocked by a command."""
     if len(words) > 1:
-        raise SYNTAX_ERROR
+        raise wrong_words("UNBLOCK")
     how = words[0].upper() if words else b"TIMEOUT"
     if how not in (b"TIMEOUT", b"ERROR"):
         raise ReplyError("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")
@@ -356,7 +352,7 @@ def client_tracking(ctx: Context, switch: bytes, *words: bytes) -> Reply:
             _check_tracking(ctx.session, mode)
             ctx.node.tracking.start(ctx.session, mode)
         case b"off":
-            ctx.node.tracking.forget(ctx.session)
+            ctx.node.tracking.stop(ctx.session)
         case _:
             raise SYNTAX_ERROR
     ctx.node.observe_changed()
@@ -374,8 +370,9 @@ def _tracking_mode(ctx: Context, words: tuple[bytes, ...]) -> TrackingMode:
             at += 1
             if mode.redirect:
                 raise ReplyError("ERR A client can only redirect to a single other client")
-            mode.redirect = integer(words[at], ReplyError("ERR Invalid client ID"))
-            if ctx.node.session_by_id(mode.redirect) is None:
+            mode.redirect = integer(words[at])
+            mode.target = ctx.node.session_by_id(mode.redirect)
+            if mode.target is None:
                 raise ReplyError("ERR The client ID you want redirect to does not exist")
         elif word == b"PREFIX" and has_more:
             at += 1
@@ -407,26 +404,30 @@ def _check_tracking(session: Session, mode: TrackingMode) -> None:
     if mode.is_broadcast and (mode.is_optin or mode.is_optout):
         raise ReplyError("ERR OPTIN and OPTOUT are not compatible with BCAST")
     if mode.is_optin and mode.is_optout:
-        raise ReplyError("ERR You can't use both OPTIN and OPTOUT options")
+        raise ReplyError("ERR You can't specify both OPTIN mode and OPTOUT mode")
     if old is not None and ((mode.is_optin and old.is_optout) or (mode.is_optout and old.is_optin)):
         raise ReplyError(
             "ERR You can't switch OPTIN/OPTOUT mode before disabling tracking for this client, "
             "and then re-enabling it with a different mode."
         )
     if mode.is_broadcast:
-        if old is not None:
-            mode.prefixes = old.prefixes + mode.prefixes
-        _check_prefixes(mode.prefixes)
+        existing = () if old is None else old.prefixes
+        _check_prefixes(existing, mode.prefixes)
+        mode.prefixes = tuple(sorted({*existing, *(mode.prefixes or (b"",))}))
 
 
-def _check_prefixes(prefixes: tuple[bytes, ...]) -> None:
+def _check_prefixes(existing: tuple[bytes, ...], prefixes: tuple[bytes, ...]) -> None:
     for at, prefix in enumerate(prefixes):
-        for other in prefixes[at + 1 :]:
-            if prefix.startswith(other) or other.startswith(prefix):
-                raise ReplyError(
-                    b"ERR Prefix '%b' overlaps with another provided prefix '%b'. "
-                    b"Prefixes for a single client must not overlap." % (prefix, other)
-                )
+        for others, kind in (
+            (existing, b"an existing prefix"),
+            (prefixes[at + 1 :], b"another provided prefix"),
+        ):
+            for other in others:
+                if prefix.startswith(other) or other.startswith(prefix):
+                    raise ReplyError(
+                        b"ERR Prefix '%b' overlaps with %b '%b'. "
+                        b"Prefixes for a single client must not overlap." % (prefix, kind, other)
+                    )
 
 
 @command(

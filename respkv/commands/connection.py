@@ -88,7 +88,7 @@ def reset(ctx: Context) -> Reply:
     """Bring the connection back to the state of a new one."""
     session, node = ctx.session, ctx.node
     node.runner.end_transaction(session)
-    node.tracking.forget(session)
+    node.tracking.stop(session)
     node.monitors.pop(session, None)
     session.mode &= ~(IN_MULTI | MONITORING | TRACKING | REPLY_OFF | REPLY_SKIP)
     session.db = 0
@@ -105,7 +105,7 @@ def reset(ctx: Context) -> Reply:
 
 
 @command(
-    "AUTH", arity=-2, flags=ALWAYS | Flag.NO_AUTH | Flag.ALLOW_BUSY | Flag.SKIP_MONITOR | Flag.SKIP_SLOWLOG,
+    "AUTH", arity=-2, flags=ALWAYS | Flag.NO_AUTH | Flag.ALLOW_BUSY,
     since="1.0.0", group="connection", complexity="O(N) where N is the length of the password",
     usage="[username] password",
 )  # fmt: skip
@@ -136,7 +136,7 @@ def admit(session: Session, ctx: Context) -> None:
 
 
 @command(
-    "HELLO", arity=-1, flags=ALWAYS | Flag.NO_AUTH | Flag.ALLOW_BUSY | Flag.SKIP_MONITOR | Flag.SKIP_SLOWLOG,
+    "HELLO", arity=-1, flags=ALWAYS | Flag.NO_AUTH | Flag.ALLOW_BUSY,
     since="6.0.0", group="connection", complexity="O(1)",
     usage="[protover [AUTH username password] [SETNAME clientname]]",
 )  # fmt: skip

@@ -7,7 +7,8 @@ from typing import Final
 
 from respkv.command import Flag, command
 from respkv.context import Context
-from respkv.reply import OK, Reply
+from respkv.redaction import redacted
+from respkv.reply import NO_REPLY, OK, Reply, ReplyError
 from respkv.session import MONITORING, Session
 
 _ESCAPES: Final = {7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 13: "\\r", 34: '\\"', 92: "\\\\"}
@@ -21,6 +22,10 @@ _UNPRINTABLE: Final = re.compile(rb"[^ !#-\[\]-~]")
 def monitor(ctx: Context) -> Reply:
     """Show every command that the server executes, as it happens."""
     session = ctx.session
+    if ctx.is_atomic:
+        raise ReplyError("ERR MONITOR isn't allowed for DENY BLOCKING client")
+    if session.mode & MONITORING:
+        return NO_REPLY
     session.mode |= MONITORING
     ctx.node.monitors[session] = None
     ctx.node.observe_changed()
@@ -28,8 +33,8 @@ def monitor(ctx: Context) -> Reply:
 
 
 def monitor_line(session: Session, args: list[bytes], wall_ns: int) -> bytes:
-    """One line of MONITOR: time, database, client, and the arguments quoted."""
-    quoted = b" ".join(quote(arg) for arg in args)
+    """One line of MONITOR: time, database, client, and the arguments quoted, without passwords."""
+    quoted = b" ".join(quote(arg) for arg in redacted(args))
     at = b"%d.%06d" % (wall_ns // 1_000_000_000, wall_ns // 1000 % 1_000_000)
     return b"+%b [%d %b] %b\r\n" % (at, session.db, session.peer.encode(), quoted)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from cluster.slot import HASH_BYTES, KEY_OFFSET, SLOT_COUNT, Key, Row, Slot, slot_of
+from cluster.slot import HASH_BYTES, KEY_OFFSET, SLOT_COUNT, TAG_OFFSET, Key, Row, Slot, slot_of
 from engine.store import PageFault
 from respkv import glob
 from respkv.command import Flag, command
@@ -43,7 +43,7 @@ DEFAULT_COUNT: Final = 10
 # Redis looks at ten empty places per row.
 LOOKS_PER_ROW: Final = 10
 LOOKS_AT_LEAST: Final = 2000
-RANDOM_TRIES: Final = 32
+RANDOM_TRIES: Final = 8
 _HASH_BITS: Final = 8 * HASH_BYTES
 _CURSOR_MAX: Final = (1 << 64) - 1
 _cursor = re.compile(rb"([+-]?)([0-9]{1,40})").fullmatch
@@ -70,16 +70,18 @@ def keys(ctx: Context, pattern: bytes) -> Sliced:
         return [only] if (yield from _exists(view, only)) else []
     matches = glob.matcher(pattern)
     slot = slot_of_pattern(pattern)
+    db, now_ms = view.db, view.now_ms
     found: list[Reply] = []
     for part in view.pages() if slot is None else view.pages_of(slot):
         if isinstance(part, PageFault):
             yield part
             continue
-        now_ms = view.now_ms
         found += [
             row[KEY_OFFSET:]
             for row, raw in part
-            if matches(row[KEY_OFFSET:]) and (raw[0] in PLAIN_KINDS or is_live(raw, now_ms))
+            if row[TAG_OFFSET] == db
+            and matches(row[KEY_OFFSET:])
+            and (raw[0] in PLAIN_KINDS or is_live(raw, now_ms))
         ]
         yield None
     return found
@@ -197,6 +199,7 @@ def _scan(
             return 0, found
         slot, start = search.slot, b""
     rows = looks = 0
+    is_sparse = False  # The last page had rows of other databases only.
     looks_max = search.count * LOOKS_PER_ROW + LOOKS_AT_LEAST
     while rows < search.count and looks < looks_max:
         if search.slot is None:
@@ -205,13 +208,14 @@ def _scan(
                 return 0, found
             if occupied > slot:
                 slot, start = occupied, b""
-        page = yield from _page(view, slot, start, search.count - rows)
+        page = yield from _page(view, slot, start, PAGE_ROWS if is_sparse else search.count - rows)
         while page.is_split and page.next_row is not None:
             found += search.select(page.rows, view.now_ms)
             page = yield from _page(view, slot, page.next_row, 1)
         found += search.select(page.rows, view.now_ms)
         rows += len(page.rows)
         looks += page.looked_at + 1
+        is_sparse = not page.rows
         if page.next_row is not None:
             start = page.next_row[:HASH_BYTES]
         elif search.slot is not None:
@@ -258,27 +262,24 @@ def _page(view: View, slot: Slot, start: bytes, limit: int) -> Generator[Step, N
 )
 def randomkey(ctx: Context) -> Sliced:
     """Return the name of a key chosen at random."""
-    view, rng = View(ctx), ctx.rng
-    tried: set[Slot] = set()
+    view, counts, rng = View(ctx), ctx.counts, ctx.rng
     for _ in range(RANDOM_TRIES):
         slot = rng.randrange(SLOT_COUNT)
-        if slot not in tried and (yield from _seek(view, slot)) == slot:
-            tried.add(slot)
+        if view.may_hold(slot):
             key = yield from _random_key(view, slot, rng)
             if key is not None:
                 return key
-    # Few slots hold keys. Each of these is as likely as any other.
-    rest: list[Slot] = []
-    occupied = yield from _seek(view, 0)
-    while occupied is not None:
-        if occupied not in tried:
-            rest.append(occupied)
-        occupied = yield from _seek(view, occupied + 1)
-    rng.shuffle(rest)
-    for slot in rest:
+    # Few slots hold keys: find out which.
+    weights = dict.fromkeys(view.overlay, 1)
+    if not view.is_flushed:
+        yield from counts.exact(view)
+        weights |= counts.slots_of(view.db)
+    while weights:
+        slot = rng.choices(list(weights), list(weights.values()))[0]
         key = yield from _random_key(view, slot, rng)
         if key is not None:
             return key
+        del weights[slot]  # Nothing is left there.
     return None
 
 
@@ -287,7 +288,7 @@ def _random_key(view: View, slot: Slot, rng: Random) -> Generator[Step, None, Ke
     middle = rng.getrandbits(_HASH_BITS).to_bytes(HASH_BYTES, "big")
     for start, end in ((middle, None), (b"", middle)):
         at: bytes | None = start
-        limit = 1
+        limit = 8
         while at is not None and (end is None or at < end):
             page = yield from _page(view, slot, at, limit)
             for row, raw in page.rows:

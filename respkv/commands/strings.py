@@ -29,6 +29,7 @@ from cluster.record import (
 from cluster.slot import Key
 from respkv.command import TABLE, Flag, Keys, command
 from respkv.context import Context
+from respkv.lane import get_lane, set_lane
 from respkv.number import INT64_MAX, INT64_MIN, extended, integer
 from respkv.reply import (
     INCREMENT_OVERFLOW,
@@ -140,7 +141,7 @@ def expire_at(ctx: Context, unit: bytes, amount: bytes, name: str) -> int:
 
 @command(
     "GET", arity=2, flags=Flag.READONLY | Flag.FAST, keys=READ,
-    since="1.0.0", group="string", complexity="O(1)", usage="key",
+    since="1.0.0", group="string", complexity="O(1)", usage="key", lane=get_lane,
 )  # fmt: skip
 def get(ctx: Context, key: Key) -> Reply:
     """Read the string stored at a key."""
@@ -216,6 +217,7 @@ def substr(ctx: Context, key: Key, start: bytes, end: bytes) -> Reply:
     since="1.0.0", group="string", complexity="O(1)",
     usage="key value [NX | XX] [GET] [EX seconds | PX milliseconds |"
     " EXAT unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL]",
+    lane=set_lane,
 )  # fmt: skip
 def set_(ctx: Context, key: Key, value: bytes, *options: bytes) -> Reply:
     """Store a string at a key, whatever it held, on conditions and with an expiry if asked."""

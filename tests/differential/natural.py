@@ -129,7 +129,6 @@ NATURAL: Final = (
     Difference("RANDOMKEY", "choice", shape.a_known_key, "It is random."),
     Difference("OBJECT REFCOUNT", "measure", shape.integers, "Which objects are shared is a matter of memory management."),
     Difference("OBJECT IDLETIME", "measure", shape.integers, "Seconds of two clocks."),
-    Difference("OBJECT FREQ", "measure", shape.integers, "The counter is probabilistic."),
     Difference("OBJECT HELP", "words", shape.help_lines, _OWN_WORDS),
     Difference("TIME", "clock", shape.clock_time, "Two clocks."),
     Difference("LASTSAVE", "clock", shape.integers, "Two servers were started and saved at two moments."),

@@ -30,6 +30,7 @@ DUMP_EVERY = 500
 PLANT_EVERY = 20  # Scenes.
 FINDINGS_MAX = 20
 FINDINGS_OF_A_KIND_MAX = 2
+BREAKS_MAX = 5  # Each costs a timeout or a reconnection: a server that breaks off so often is not looked at further.
 _PLANTED_OFTEN = 3
 _PLANTED_ALL = 8
 _SHOWN_COMMANDS = 8
@@ -111,6 +112,7 @@ class Round:
         default_factory=Counter
     )  # All differences by command, with those beyond the limits.
     number: int = 0
+    _breaks: int = 0
     _lag_s: float = 0.0
     _log: deque[tuple[int, Call, str]] = field(default_factory=lambda: deque(maxlen=_LOG_COMMANDS))
     _history: deque[Scene] = field(default_factory=lambda: deque(maxlen=_HISTORY_SCENES))
@@ -135,7 +137,7 @@ class Round:
                 dumped_at = self.number
                 self._guarded((), self._check_dumps)
             progress(done, len(planned), self.found.total())
-            if len(self.findings) >= self.findings_max:
+            if len(self.findings) >= self.findings_max or self._breaks >= BREAKS_MAX:
                 return
 
     def _start_afresh(self) -> None:
@@ -247,6 +249,7 @@ class Round:
 
     def _record(self, difference: _Differs, scene: Scene) -> None:
         self.found[difference.what] += 1
+        self._breaks += isinstance(difference.__cause__, _BROKEN)
         if self.found[difference.what] > FINDINGS_OF_A_KIND_MAX:
             return
         keys = difference.keys or frozenset(key for call in scene for key in call.keys)

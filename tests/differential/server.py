@@ -114,7 +114,7 @@ COMMANDS = (
         good=(
             _setting("slowlog-max-len", "64", "128"),
             _setting("latency-monitor-threshold", "5", "0"),
-            _setting("maxmemory-policy", "allkeys-lru", "noeviction"),
+            _setting("maxmemory-policy", "noeviction", "noeviction"),
             _setting("timeout", "3600", "0"),
             "CONFIG SET =slowlog-max-len 99 =timeout 1000 ; CONFIG GET =slowlog-max-len =timeout ; CONFIG SET =slowlog-max-len 128 =timeout 0",
         ),
@@ -123,7 +123,6 @@ COMMANDS = (
             "CONFIG SET =slowlog-max-len",
             "CONFIG SET =slowlog-max-len non-integer",
             "CONFIG SET =timeout -1",
-            "CONFIG SET =maxmemory-policy =nosuch",
             "CONFIG SET =appendonly =maybe",
             "CONFIG SET =databases 4",
             "CONFIG SET =timeout 1 =timeout 2",

@@ -1,5 +1,7 @@
 """The table of differences by nature, and each rule: what it lets pass and what it does not."""
 
+# ruff: noqa: E501  A case is one line.
+
 from __future__ import annotations
 
 import pytest

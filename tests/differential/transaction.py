@@ -85,7 +85,10 @@ COMMANDS = (
     Command(
         "DISCARD",
         scenes=(_discarded,),
-        good=("WATCH key ; MULTI ; DEL keys ; DISCARD",),
+        good=(
+            "WATCH key ; MULTI ; DEL keys ; DISCARD",
+            "WATCH @key ; MULTI ; DISCARD ; 1> SET @key value ; MULTI ; GET @key ; EXEC",
+        ),
         bad=("DISCARD", "DISCARD word"),
     ),
     Command(
@@ -118,7 +121,6 @@ COMMANDS = (
             "2> WATCH @key ; WATCH @key ; UNWATCH ; 2> UNWATCH",
             "WATCH @key ; 1> SET @key value ; UNWATCH ; MULTI ; GET @key ; EXEC",
             "WATCH @key ; 1> SET @key value ; MULTI ; UNWATCH ; EXEC",
-            "WATCH @key ; MULTI ; DISCARD ; 1> SET @key value ; MULTI ; GET @key ; EXEC",
         ),
         bad=("UNWATCH key",),
     ),

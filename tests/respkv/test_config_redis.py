@@ -64,7 +64,7 @@ def failure(config: Config, *words: str) -> str:
         ("dir", ""),
         (
             "client-output-buffer-limit",
-            "normal 67108864 33554432 60 slave 0 0 0 pubsub 0 0 0",
+            "normal 67108864 1048576 10 slave 0 0 0 pubsub 0 0 0",
         ),
         # Under our names.
         ("client.hosts", "127.0.0.1"),

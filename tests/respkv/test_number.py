@@ -15,11 +15,10 @@ from respkv.number import (
     Extended,
     extended,
     floating,
-    format_double,
     integer,
     integer_or_none,
 )
-from respkv.reply import OUT_OF_RANGE, ReplyError
+from respkv.reply import OUT_OF_RANGE, ReplyError, format_double
 from tests.differential.wire import encode
 from tests.respkv.commands.redis import needs_redis, redis
 

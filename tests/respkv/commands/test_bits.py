@@ -140,6 +140,15 @@ REPLIES: list[tuple[str, Any]] = [
     ("BITFIELD k SET u8 0 -1 GET u8 0", [0, 255]),
     ("BITFIELD k OVERFLOW SAT SET u8 0 -1 GET u8 0", [0, 255]),
     ("BITFIELD k OVERFLOW SAT SET i8 0 -1000 GET i8 0", [0, -128]),
+    ("BITFIELD k OVERFLOW SAT SET i8 0 -9223372036854775680 GET i8 0", [0, -128]),
+    (
+        "BITFIELD k OVERFLOW SAT SET i8 0 -9223372036854775681 GET i8 0",
+        [0, 127],
+    ),  # Redis' check wraps around.
+    (f"BITFIELD k OVERFLOW SAT SET i8 0 {MIN} GET i8 0", [0, 127]),
+    (f"BITFIELD k OVERFLOW SAT INCRBY i8 0 {MIN}", [-128]),
+    (f"BITFIELD k OVERFLOW SAT INCRBY i8 0 -128 INCRBY i8 0 {MIN}", [-128, -128]),
+    (f"BITFIELD k OVERFLOW SAT INCRBY u8 0 {MIN} SET u8 0 {MIN} GET u8 0", [0, 0, 255]),
     ("BITFIELD k OVERFLOW WRAP SET i8 0 200 GET i8 0", [0, -56]),
     (f"BITFIELD k OVERFLOW SAT INCRBY i64 0 {MAX} INCRBY i64 0 1", [int(MAX), int(MAX)]),
     ("BITFIELD k OVERFLOW SAT", []),
