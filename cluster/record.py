@@ -10,7 +10,7 @@ compaction replaces it by its stub.
 An encoded record (all numbers little endian) is the same in the memtable, the commit log and the
 SSTables:
 
-    1 byte   kind: bits 0-3 type (0 deletion, 1 string), 4 HAS_EXPIRY, 5 MANY, 6 RAW_ENCODING
+    1 byte   kind: bits 0-3 type (0 deletion, 1 string), 4 HAS_EXPIRY, 5 MANY, 6-7 encoding
     8 bytes  actor, 8 bytes counter   the dot
     8 bytes  hybrid timestamp
    [8 bytes  expiry in milliseconds since 1970, if HAS_EXPIRY]
@@ -44,9 +44,10 @@ STRING: Final = 1
 TYPE_MASK: Final = 0x0F
 HAS_EXPIRY: Final = 0x10
 MANY: Final = 0x20
-RAW_ENCODING: Final = (
-    0x40  # OBJECT ENCODING answers `raw` whatever the length: the value was changed in place.
-)
+# What OBJECT ENCODING answers is the value's form (`int`, `embstr`, `raw` by length), but for two marks:
+RAW_ENCODING: Final = 0x40  # `raw` whatever the length: the value was changed in place.
+TEXT_ENCODING: Final = 0x80  # Never `int`: the text was computed, and Redis does not look at it again.
+ENCODING_MASK: Final = RAW_ENCODING | TEXT_ENCODING
 
 HEADER: Final = Struct("<BQQQ")
 HEADER_BYTES: Final = HEADER.size  # 25
@@ -66,7 +67,7 @@ class Version:
     type: int
     payload: bytes = b""
     expire_at_ms: int = 0
-    is_raw: bool = False
+    encoding: int = 0  # RAW_ENCODING, TEXT_ENCODING or 0.
 
     def is_live(self, now_ms: int) -> bool:
         return self.type != DELETION and not 0 < self.expire_at_ms <= now_ms
@@ -119,7 +120,7 @@ def join_records(a: Record, b: Record) -> Record:
 
 
 def encode_version(version: Version) -> bytes:
-    kind = version.type | (RAW_ENCODING if version.is_raw else 0)
+    kind = version.type | version.encoding
     actor, counter = version.dot
     if version.expire_at_ms:
         head = EXPIRY_HEADER.pack(
@@ -131,13 +132,18 @@ def encode_version(version: Version) -> bytes:
 
 def decode_version(raw: bytes) -> Version:
     kind, actor, counter, hlc = HEADER.unpack_from(raw)
-    is_raw = bool(kind & RAW_ENCODING)
+    encoding = kind & ENCODING_MASK
     if kind & HAS_EXPIRY:
         expire_at_ms = int.from_bytes(raw[HEADER_BYTES:EXPIRY_HEADER_BYTES], "little")
         return Version(
-            (actor, counter), hlc, kind & TYPE_MASK, raw[EXPIRY_HEADER_BYTES:], expire_at_ms, is_raw
+            (actor, counter),
+            hlc,
+            kind & TYPE_MASK,
+            raw[EXPIRY_HEADER_BYTES:],
+            expire_at_ms,
+            encoding,
         )
-    return Version((actor, counter), hlc, kind & TYPE_MASK, raw[HEADER_BYTES:], 0, is_raw)
+    return Version((actor, counter), hlc, kind & TYPE_MASK, raw[HEADER_BYTES:], 0, encoding)
 
 
 def encode(record: Record) -> bytes:

@@ -12,14 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from engine.manifest import Drop
 from engine.sstable import TableMeta
 
 TIER_COUNT: Final = 4  # Neighbours of one tier that are merged together.
-EXPIRED_SHARE: Final = 0.3
+GONE_SHARE: Final = 0.3  # Of a table's entries, from which it is rewritten alone.
 
 
-def choose(tables: Sequence[TableMeta], now_ms: int) -> slice | None:
-    """The slice of `tables` (newest first) to merge now, or None."""
+def choose(tables: Sequence[TableMeta], now_ms: int, drops: Sequence[Drop] = ()) -> slice | None:
+    """The slice of `tables` (newest first) to merge now, or None.
+
+    `drops` are those that the merge will carry out, and no others: a table that stays as it is
+    would be chosen for ever.
+    """
     for start in range(len(tables)):
         size = max(tables[start].file_bytes, 1)
         stop = start + 1
@@ -29,6 +34,12 @@ def choose(tables: Sequence[TableMeta], now_ms: int) -> slice | None:
         if stop - start >= TIER_COUNT:
             return slice(start, stop)
     for index, table in enumerate(tables):
-        if table.expired_count(now_ms) > EXPIRED_SHARE * max(table.entry_count, 1):
+        gone = max(table.expired_count(now_ms), _dropped_count(table, drops))
+        if gone > GONE_SHARE * max(table.entry_count, 1):
             return slice(index, index + 1)
     return None
+
+
+def _dropped_count(table: TableMeta, drops: Sequence[Drop]) -> int:
+    tags = {drop.tag for drop in drops if table.position_max < drop.position}
+    return sum(count.entry_count for tag, count in table.tags.items() if tag in tags)

@@ -541,7 +541,8 @@ class Store:
                 "flush", inputs, oldest.memtable.base_position, oldest.end_position
             )
         else:
-            chosen = compaction.choose([table.meta for table in self.tables], now_ms)
+            metas = [table.meta for table in self.tables]
+            chosen = compaction.choose(metas, now_ms, self._durable_drops())
             if chosen is not None:
                 tables = self.tables[chosen]
                 if sum(table.meta.file_bytes for table in tables) <= room_bytes:
@@ -556,19 +557,23 @@ class Store:
     def _make_job(self, kind: str, inputs: list[str], start: int, end: int) -> Job:
         name = f"{self._next_table:016d}.sst"
         self._next_table += 1
-        durable = max(self.log.synced, self.manifest.log_start)
         return Job(
             kind=kind,
             inputs=inputs,
             output=name,
             position_min=start,
             position_max=end,
-            drops=[drop for drop in self.manifest.drops if drop.position <= durable],
+            drops=self._durable_drops(),
             block_bytes=self.settings.block_bytes,
             compression=self.settings.compression,
             is_bottom=False,
             now_ms=0,
         )
+
+    def _durable_drops(self) -> list[Drop]:
+        """The drops that compaction may carry out: a crash cannot take their markers back."""
+        durable = max(self.log.synced, self.manifest.log_start)
+        return [drop for drop in self.manifest.drops if drop.position <= durable]
 
     def abandon(self, job: Job) -> None:
         """The job failed, or was lost with its worker, who is gone: it will be given again."""

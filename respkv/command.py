@@ -163,7 +163,7 @@ class CommandTable:
         return self.by_spelling.get(name) or self.by_spelling.get(name.upper())
 
     def resolve(self, args: list[bytes]) -> Command:
-        """The command or subcommand that these arguments call, its arity checked. Raises ReplyError as Redis words it."""
+        """The command or subcommand that these arguments call. Raises ReplyError, also for its arity."""
         command = self.find(args[0])
         if command is None:
             raise unknown_command(args)
@@ -201,7 +201,10 @@ def command(
     acl: tuple[str, ...] = (),
     lane: Lane | None = None,
 ) -> Callable[[_H], _H]:
-    """Declare a handler as a command; see the module's docstring. `acl` adds categories that do not follow from the flags."""
+    """Declare a handler as a command; see the module's docstring.
+
+    `acl` adds categories that do not follow from the flags.
+    """
 
     def declare(handler: _H) -> _H:
         TABLE.add(

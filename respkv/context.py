@@ -9,7 +9,7 @@ order of the writes; a handler that raised leaves nothing behind.
     value = ctx.string(key)                  # bytes or None; raises WRONGTYPE ctx.put_string(key,
     value)               # SET: forgets an expiry unless one is given ctx.remove(key)
     # Hides the key; the caller knows that it exists found = ctx.find(key)                    # a
-    Version (type, payload, expire_at_ms, is_raw, dot), or None
+    Version (type, payload, expire_at_ms, encoding, dot), or None
 
 Inside EXEC one context serves all commands: each runs in its own layer of effects, which is merged
 below when the command succeeded and dropped when it raised.
@@ -27,11 +27,11 @@ from xxhash import xxh3_64_digest
 
 from cluster.record import (
     DELETION,
+    ENCODING_MASK,
     EXPIRY_HEADER_BYTES,
     HAS_EXPIRY,
     HEADER_BYTES,
     MANY,
-    RAW_ENCODING,
     STRING,
     TYPE_MASK,
     Version,
@@ -134,7 +134,7 @@ class Context:
                 return None
             # A buffered write has no dot yet: 0 is never minted.
             return Version(
-                (0, 0), 0, kind & ~RAW_ENCODING, payload, expire_at_ms, bool(kind & RAW_ENCODING)
+                (0, 0), 0, kind & TYPE_MASK, payload, expire_at_ms, kind & ENCODING_MASK
             )
         if db in self.flushed:
             return None
@@ -148,7 +148,7 @@ class Context:
         raw = self.store.get(slot_of(key), row_of(self.db if db is None else db, key))
         if raw is None or raw[0] == DELETION:
             return False
-        if raw[0] & ~RAW_ENCODING == STRING:
+        if raw[0] in PLAIN_KINDS:
             return True
         return decode(raw).winner(self.now_ms) is not None
 
@@ -206,12 +206,12 @@ class Context:
     # Writing
 
     def put_string(
-        self, key: Key, value: bytes, *, expire_at_ms: int = 0, raw: bool = False
+        self, key: Key, value: bytes, *, expire_at_ms: int = 0, encoding: int = 0
     ) -> None:
         """Replace whatever the key held by a string. `expire_at_ms` 0: it never expires; in the past: it is removed.
 
-        `raw` marks a value that was changed in place, whose OBJECT ENCODING is `raw` whatever its
-        length.
+        `encoding` is RAW_ENCODING for a value that was changed in place, TEXT_ENCODING for a text
+        that was computed: OBJECT ENCODING then answers other than by the value's form.
         """
         length = len(key)
         if length > 255 or b"{" in key:
@@ -219,12 +219,11 @@ class Context:
         else:  # The same, inlined: every SET comes by here (bench/serving.py).
             row = xxh3_64_digest(key)[:6] + MIDDLES[self.db][length] + key
             slot = crc_hqx(key, 0) & 16383
-        kind = STRING | RAW_ENCODING if raw else STRING
-        self.effects[row] = (slot, kind, expire_at_ms, value)
+        self.effects[row] = (slot, STRING | encoding, expire_at_ms, value)
 
     def put(self, key: Key, version: Version, *, db: int | None = None) -> None:
         """Write the type, payload, expiry and encoding of a version to a key, under a new dot."""
-        kind = version.type | RAW_ENCODING if version.is_raw else version.type
+        kind = version.type | version.encoding
         row = row_of(self.db if db is None else db, key)
         self.effects[row] = (slot_of(key), kind, version.expire_at_ms, version.payload)
 

@@ -52,7 +52,8 @@ class Connection:
     """A socket, its session, and what the kernel did not take yet."""
 
     __slots__ = (
-        "events", "fd", "held", "progress_s", "queued_bytes", "read_bytes", "recv", "recv_into", "send", "session", "sock", "unsent",
+        "events", "fd", "held", "progress_s", "queued_bytes", "read_bytes",
+        "recv", "recv_into", "send", "session", "sock", "unsent",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, session: Session, now_s: float) -> None:
@@ -210,23 +211,35 @@ class Front:
         """Serve what is ready, then write the log and send."""
         self.ticks_total += 1
         now_ms = self.node.begin_tick()
+        now_s = self.node.now_s
         connections = self.connections
         if not self.node.store.is_stalled or self._is_stopping:
+            read = self._read
             for fd, mask in events:
                 connection = connections.get(fd)
-                if connection is None:
-                    if fd in self._listeners:
-                        self._accept(self._listeners[fd])
-                    continue
-                if mask & select.EPOLLOUT:
-                    self._send_rest(connection)
-                if mask & ~select.EPOLLOUT and connection.fd in connections:
-                    self._read(connection, now_ms)
+                if mask == READ and connection is not None:
+                    read(connection, now_ms, now_s)
+                else:
+                    self._serve_unusual(fd, mask, now_ms, now_s)
             if self._backlog:
                 self._serve_backlog(now_ms)
             if self.runner.waiting:
                 self.runner.advance(now_ms)
         self.finish(now_ms)
+
+    def _serve_unusual(self, fd: int, mask: int, now_ms: int, now_s: float) -> None:
+        """A new client, a socket that takes bytes again, or one that has failed."""
+        listener = self._listeners.get(fd)
+        if listener is not None:
+            self._accept(listener)
+            return
+        connection = self.connections.get(fd)
+        if connection is None:
+            return  # Closed earlier in this tick.
+        if mask & select.EPOLLOUT:
+            self._send_rest(connection)
+        if mask & ~select.EPOLLOUT and self.connections.get(fd) is connection:
+            self._read(connection, now_ms, now_s)
 
     def finish(self, now_ms: int) -> None:
         """Everything that was executed goes to the log in one write, then the replies leave."""
@@ -258,7 +271,7 @@ class Front:
                 else:
                     self._send(connection, data)
 
-    def _read(self, connection: Connection, now_ms: int) -> None:
+    def _read(self, connection: Connection, now_ms: int, now_s: float) -> None:
         session = connection.session
         parser = session.parser
         size = connection.read_bytes
@@ -280,7 +293,7 @@ class Front:
             self.close(connection)
             return
         self.bytes_in += count
-        session.last_active_s = self.node.now_s
+        session.last_active_s = now_s
         commands = parser.feed(data) if size else parser.bulk_filled(count)
         if commands and not connection.unsent and not session.queue:
             if len(commands) > self.commands_per_tick_max:
@@ -291,8 +304,11 @@ class Front:
             session.queue.extend(commands)
             self._throttle(connection, count)
         # A large chunk likely has a successor: small reads are cheaper, large ones fewer.
-        connection.read_bytes = READ_BYTES if count == size else SMALL_READ_BYTES
-        if not parser.is_at_rest or session.queue or parser.error is not None:
+        if count == size:
+            connection.read_bytes = READ_BYTES
+        elif size != SMALL_READ_BYTES:
+            connection.read_bytes = SMALL_READ_BYTES
+        if session.queue or not parser.is_at_rest:  # An error is no rest.
             self._after_unusual(connection)
         if session.out or session.mode:
             self._dirty.append(connection)
@@ -301,6 +317,9 @@ class Front:
         """After a read that left something: half a command, commands in the queue, an error."""
         session = connection.session
         parser = session.parser
+        if session.mode & CLOSING:
+            session.queue.clear()
+            return
         if parser.is_in_bulk:
             connection.read_bytes = 0  # The next read goes straight into the argument.
         if not session.queue and not parser.is_in_bulk:

@@ -34,6 +34,7 @@ from cluster.record import (
     MANY,
     RAW_ENCODING,
     STRING,
+    TEXT_ENCODING,
     TYPE_MASK,
     decode,
 )
@@ -61,7 +62,7 @@ Step = PageFault | None
 PAGE_ROWS: Final = 200  # Rows looked at between two yields.
 TYPE_NAMES: Final = {STRING: b"string"}
 # The kind bytes of nearly all records: live at any time.
-PLAIN_KINDS: Final = frozenset((STRING, STRING | RAW_ENCODING))
+PLAIN_KINDS: Final = frozenset((STRING, STRING | RAW_ENCODING, STRING | TEXT_ENCODING))
 _NEVER: Final = 1 << 63
 
 
@@ -310,6 +311,7 @@ class Counts:
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._seen = [-1] * SLOT_COUNT  # The replica's counter of each slot when it was counted.
+        self._unknown = SLOT_COUNT  # Slots that were never counted.
         self._slots: dict[Slot, SlotTally] = {}  # Those with keys.
         self._totals = [Tally() for _ in range(DATABASE_COUNT)]
         self._flushes = 0  # Counting that began before a flush is void.
@@ -339,8 +341,7 @@ class Counts:
     def estimate(self, db: int) -> Tally:
         """As `[db]`, with the tables' own numbers where slots were never counted."""
         tally = self._totals[db]
-        unknown = self._seen.count(-1)
-        tables = self._replica.store.tables
+        unknown, tables = self._unknown, self._replica.store.tables
         if not unknown or not tables:
             return tally
         stored = sum(table.meta.tags[db].live_count for table in tables if db in table.meta.tags)
@@ -432,6 +433,8 @@ class Counts:
             self._totals[db].add(tally)
         if counted.databases:
             self._slots[slot] = counted
+        if self._seen[slot] < 0:
+            self._unknown -= 1
         self._seen[slot] = counter
 
     def exact(self, view: View) -> Iterator[Step]:

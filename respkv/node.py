@@ -511,7 +511,7 @@ class Node:
         if self.exit_status or self._is_hurried:
             return
         with trio.move_on_after(self.config.client.shutdown_grace_s):
-            while self.front.has_unsent:
+            while self.front.has_unsent:  # noqa: ASYNC110  An event would cost the hot path.
                 await trio.sleep(0.01)
 
     def _listen(self) -> None:

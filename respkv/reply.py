@@ -27,7 +27,10 @@ CRLF: Final = b"\r\n"
 
 
 class ReplyError(Exception):
-    """What a client hears instead of an answer. `text` is the whole line without `-`, code first: `ERR syntax error`."""
+    """What a client hears instead of an answer.
+
+    `text` is the whole line without `-`, code first: `ERR syntax error`.
+    """
 
     def __init__(self, text: str | bytes) -> None:
         super().__init__(text)
@@ -73,7 +76,7 @@ OK: Final = Simple(b"OK")
 QUEUED: Final = Simple(b"QUEUED")
 
 Reply: TypeAlias = (
-    "bytes | int | float | None | list[Reply] | dict[bytes, Reply] | Verbatim | Marker | ReplyError"
+    "bytes | int | float | list[Reply] | dict[bytes, Reply] | Verbatim | Marker | ReplyError | None"
 )
 
 SYNTAX_ERROR: Final = ReplyError("ERR syntax error")

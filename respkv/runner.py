@@ -65,7 +65,9 @@ class Runner:
         # A MONITOR, a CLIENT PAUSE, a client that tracks, a full disk: all take the long way.
         self.has_observers = False
         self.waiting: dict[Session, Wait] = {}
-        self.is_paused: Callable[[Command, Session], bool] | None = None  # CLIENT PAUSE, while it lasts.
+        self.is_paused: Callable[[Command, Session], bool] | None = (
+            None  # CLIENT PAUSE, while it lasts.
+        )
         self.paused: list[Session] = []
         self._paused_until_s = 0.0
         self._skips: set[Session] = set()  # Whose CLIENT REPLY SKIP is being answered.
@@ -181,7 +183,10 @@ class Runner:
                 return  # The front brings the session back in the next tick.
 
     def _serve_one(self, session: Session, args: list[bytes], now_ms: int) -> bool:
-        """Check and run one command. False if it has to wait its turn (CLIENT PAUSE): it is first in the queue again."""
+        """Check and run one command.
+
+        False if it has to wait its turn (CLIENT PAUSE): it is first in the queue again.
+        """
         try:
             command = TABLE.resolve(args)
         except ReplyError as error:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from respkv.command import Command, Flag
 from respkv.latency import NEVER_NS
+from respkv.redaction import REDACTED, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 ARGUMENTS_MAX: Final = 32
 ARGUMENT_BYTES_MAX: Final = 128
-REDACTED: Final = b"(redacted)"
+
 SECRETS: Final = frozenset((b"requirepass", b"client.requirepass"))
 
 
@@ -88,7 +89,7 @@ class Slowlog:
 
 def _redacted(command: Command, args: list[bytes]) -> list[bytes]:
     if command.name != "CONFIG|SET":
-        return args
+        return redacted(args)
     names = [b"", *args[:-1]]
     return [
         REDACTED if at % 2 and name.lower() in SECRETS else arg

@@ -67,7 +67,9 @@ class Tracking:
         self._broadcast: dict[Session, TrackingMode] = {}
         self._sessions: dict[Session, TrackingMode] = {}
         self._expiries: dict[Key, int] = {}  # In milliseconds since 1970.
-        self._queue: list[tuple[int, Key]] = []  # A heap; entries that `_expiries` contradicts are dead.
+        self._queue: list[
+            tuple[int, Key]
+        ] = []  # A heap; entries that `_expiries` contradicts are dead.
         self._pending: list[tuple[Session, Push]] = []
 
     @property
@@ -103,14 +105,13 @@ class Tracking:
             self._queue.clear()
 
     def forget(self, session: Session) -> None:
-        """The session is gone: those that it heard for are told so at once, since now they may miss changes."""
+        """The session is gone: those that it heard for are told so, since now they miss changes."""
         self.stop(session)
         for other, mode in self._sessions.items():
             if mode.target is session and not mode.is_broken:
                 mode.is_broken = True
                 if other.is_resp3:
                     self._push(other, Push([b"tracking-redir-broken", session.id]))
-        self.flush()
 
     # Reading
 
@@ -191,7 +192,7 @@ class Tracking:
                     self._send(session, matching)
 
     def expire(self, now_ms: int) -> None:
-        """Tell of the tracked keys that have expired by now."""
+        """Tell of the tracked keys that have expired by now, and of all else that is pending."""
         expired = []
         while self._queue and self._queue[0][0] <= now_ms:
             at_ms, key = heapq.heappop(self._queue)
@@ -200,7 +201,7 @@ class Tracking:
                 expired.append(key)
         if expired:
             self.invalidate_keys(expired, None)
-            self.flush()
+        self.flush()
 
     # Telling
 

@@ -1,4 +1,6 @@
-"""From a command's syntax in Redis' notation to the argument tree of COMMAND DOCS, of which redis-cli makes its hints.
+"""From a command's syntax in Redis' notation to the argument tree of COMMAND DOCS.
+
+redis-cli makes its hints of that tree.
 
 It checks no command line and looks up no command. The notation:
 
@@ -12,10 +14,10 @@ It checks no command line and looks up no command. The notation:
     TOKEN a [a ...]         the token once: `ID client-id [client-id ...]`
     TOKEN a [TOKEN a ...]   the token each time: `PREFIX prefix [PREFIX prefix ...]`
 
-Two steps. The text becomes groups of sequences of items, which mirror the brackets. Then each group becomes arguments: a token
-takes what follows it, a repetition marks what it repeats, alternatives become a `oneof` and sequences a `block`. What stands in
-brackets with `...` must have been written before it, without them: so a slip in a declaration raises UsageError, and a test reads
-all declarations.
+Two steps. The text becomes groups of sequences of items, which mirror the brackets. Then each group
+becomes arguments: a token takes what follows it, a repetition marks what it repeats, alternatives
+become a `oneof` and sequences a `block`. What stands in brackets with `...` must have been written
+before it, without them: so a slip in a declaration raises UsageError, and a test reads them all.
 
 Core: no I/O.
 """
@@ -31,9 +33,9 @@ KEY_NAMES: Final = frozenset(("key", "key1", "key2", "newkey", "source", "destin
 # What a value's name says of its type, in all commands; the others are strings.
 INTEGER_NAMES: Final = frozenset(
     (
-        "bit", "client-id", "count", "cursor", "db", "decrement", "destination-db", "end", "increment", "index", "index1",
-        "index2", "len", "length", "milliseconds", "numkeys", "numreplicas", "offset", "protover", "seconds", "start",
-        "stop", "timeout",
+        "bit", "client-id", "count", "cursor", "db", "decrement", "destination-db", "end", "increment", "index",
+        "index1", "index2", "len", "length", "milliseconds", "numkeys", "numreplicas", "offset", "protover", "seconds",
+        "start", "stop", "timeout",
     )
 )  # fmt: skip
 NAMED_TYPES: Final = {
@@ -129,7 +131,7 @@ def _is_token(item: _Item) -> bool:
 
 
 class _Builder:
-    """Makes arguments of groups. It counts the keys on its way: the first one belongs to the first specification, and so on."""
+    """Makes arguments of groups. It counts keys on its way: the first belongs to the first specification, and so on."""
 
     def __init__(self, key_spec_count: int) -> None:
         self._key_spec_count = key_spec_count

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Final
 
-from cluster.record import STRING
+from cluster.record import RAW_ENCODING, STRING
 from cluster.slot import Key
 from respkv.command import Flag, Keys, command
 from respkv.commands.strings import CHANGE, READ, Current, current
@@ -63,7 +63,7 @@ def store(ctx: Context, key: Key, new: bytes, found: Current) -> None:
     """Write a value that was changed in place, unless nothing about it has changed."""
     old, expire_at_ms, is_raw = found
     if new != old or not (is_raw or len(old) > EMBEDDED_BYTES_MAX):
-        ctx.put_string(key, new, expire_at_ms=expire_at_ms, raw=True)
+        ctx.put_string(key, new, expire_at_ms=expire_at_ms, encoding=RAW_ENCODING)
 
 
 # Single bits
@@ -263,7 +263,7 @@ def bitop(ctx: Context, operation: bytes, target: Key, *keys: Key) -> Reply:
         combine(OPERATIONS[name], sources) if name in OPERATIONS else sources[0].translate(INVERTED)
     )
     if result:
-        ctx.put_string(target, result, raw=True)
+        ctx.put_string(target, result, encoding=RAW_ENCODING)
     elif is_there:
         ctx.remove(target)
     return len(result)
@@ -396,9 +396,9 @@ def _operations(ctx: Context, args: tuple[bytes, ...]) -> list[Operation]:
     keys=Keys(1, 1, 1, "RW", "ACCESS", "UPDATE", "VARIABLE_FLAGS"),
     since="3.2.0", group="bitmap", complexity="O(1) for each subcommand specified",
     usage="key [GET encoding offset | [OVERFLOW <WRAP | SAT | FAIL>]"
-    " <SET encoding offset value | INCRBY encoding offset increment>"
+    " <SET encoding offset value:integer | INCRBY encoding offset increment>"
     " [GET encoding offset | [OVERFLOW <WRAP | SAT | FAIL>]"
-    " <SET encoding offset value | INCRBY encoding offset increment> ...]]",
+    " <SET encoding offset value:integer | INCRBY encoding offset increment> ...]]",
 )  # fmt: skip
 def bitfield(ctx: Context, key: Key, *args: bytes) -> Reply:
     """Read, write and increment integers of any width at any bit of a string."""

@@ -1,8 +1,9 @@
 """The COMMAND family: the command table, told to clients.
 
-It decides nothing about running commands: everything here is read from `respkv.command.TABLE`, the argument trees are made of
-the declared `usage` (`respkv.usage`), and ACL categories follow from flags and group. redis-cli asks COMMAND DOCS for its hints
-and its help, cluster clients ask COMMAND for the positions of keys.
+It decides nothing about running commands: everything here is read from `respkv.command.TABLE`. The
+argument trees are made of the declared `usage` (`respkv.usage`), and ACL categories follow from
+flags and group. redis-cli asks COMMAND DOCS for its hints and its help, cluster clients ask COMMAND
+for the positions of keys.
 
 Core: no I/O.
 """
@@ -34,6 +35,7 @@ _DEPRECATED: Final = {
     "GETSET": ("6.2.0", "`SET` with the `GET` option"),
     "SUBSTR": ("2.0.0", "`GETRANGE`"),
 }
+_FOR_TESTS: Final = frozenset(("DEBUG",))
 
 # ACL categories
 
@@ -52,6 +54,8 @@ _CATEGORY_OF_GROUP: Final = {
     "string": "string",
     "transactions": "transaction",
 }
+# These declare their categories; and containers have none, only their subcommands.
+_NOT_OF_THEIR_GROUP: Final = frozenset(("SORT", "SORT_RO", "WAIT", "WAITAOF"))
 _CATEGORIES_OF_FLAG: Final = (
     (Flag.WRITE, ("write",)),
     (Flag.READONLY, ("read",)),
@@ -62,12 +66,13 @@ _CATEGORIES_OF_FLAG: Final = (
 
 
 def acl_categories(entry: Command) -> list[str]:
-    """The ACL categories of a command, without `@`: those that follow from its flags and group, and those it declares."""
+    """The ACL categories of a command, without `@`: what follows from its flags and group, and what it declares."""
     found = dict.fromkeys(("fast" if Flag.FAST in entry.flags else "slow",))
     for flag, names in _CATEGORIES_OF_FLAG:
         if flag in entry.flags:
             found.update(dict.fromkeys(names))
-    if entry.handler is not None and entry.group in _CATEGORY_OF_GROUP:  # A container has none.
+    is_of_group = entry.handler is not None and entry.name not in _NOT_OF_THEIR_GROUP
+    if is_of_group and entry.group in _CATEGORY_OF_GROUP:
         found[_CATEGORY_OF_GROUP[entry.group]] = None
     found.update(dict.fromkeys(entry.acl))
     return list(found)
@@ -188,11 +193,14 @@ def document(entry: Command) -> Reply:
     }
     if not entry.complexity:
         del fields[b"complexity"]
+    flags = SetReply([Simple(b"syscmd")] if entry.name in _FOR_TESTS else [])
     if entry.name in _DEPRECATED:
         since, replacement = _DEPRECATED[entry.name]
-        fields[b"doc_flags"] = SetReply([Simple(b"deprecated")])
+        flags.append(Simple(b"deprecated"))
         fields[b"deprecated_since"] = since.encode()
         fields[b"replaced_by"] = replacement.encode()
+    if flags:
+        fields[b"doc_flags"] = flags
     arguments = parse(entry.usage, key_spec_count=len(entry.keys))
     if arguments:
         fields[b"arguments"] = [_argument(argument) for argument in arguments]

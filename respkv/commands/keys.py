@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cluster.record import DELETION, TYPE_MASK, Version
+from cluster.record import DELETION, RAW_ENCODING, TYPE_MASK, Version
 from cluster.slot import DATABASE_COUNT, Key
 from respkv.command import Flag, Keys, command, container
 from respkv.context import Context
@@ -322,9 +322,9 @@ def object_encoding(ctx: Context, key: Key) -> Reply:
 
 def encoding_of(version: Version) -> bytes:
     """`int`, `embstr` or `raw`, as Redis chooses for the string."""
-    if version.is_raw:
+    if version.encoding == RAW_ENCODING:
         return b"raw"
-    if integer_or_none(version.payload) is not None:
+    if version.encoding == 0 and integer_or_none(version.payload) is not None:
         return b"int"
     return b"embstr" if len(version.payload) <= EMBEDDED_BYTES_MAX else b"raw"
 

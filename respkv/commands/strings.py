@@ -24,6 +24,7 @@ from cluster.record import (
     HEADER_BYTES,
     RAW_ENCODING,
     STRING,
+    TEXT_ENCODING,
     TYPE_MASK,
 )
 from cluster.slot import Key
@@ -376,7 +377,7 @@ def append(ctx: Context, key: Key, value: bytes) -> Reply:
         return len(value)
     old, expire_at_ms, _ = found
     check_length(ctx, len(old) + len(value))
-    ctx.put_string(key, old + value, expire_at_ms=expire_at_ms, raw=True)
+    ctx.put_string(key, old + value, expire_at_ms=expire_at_ms, encoding=RAW_ENCODING)
     return len(old) + len(value)
 
 
@@ -397,7 +398,7 @@ def setrange(ctx: Context, key: Key, offset: bytes, value: bytes) -> Reply:
     view = memoryview(old)
     parts = (view[:start], bytes(max(start - len(old), 0)), value, view[start + len(value) :])
     new = b"".join(parts)
-    ctx.put_string(key, new, expire_at_ms=expire_at_ms, raw=True)
+    ctx.put_string(key, new, expire_at_ms=expire_at_ms, encoding=RAW_ENCODING)
     return len(new)
 
 
@@ -465,5 +466,5 @@ def incrbyfloat(ctx: Context, key: Key, increment: bytes) -> Reply:
     if total is None or total.is_infinite:
         raise NOT_FINITE
     text = total.text()
-    ctx.put_string(key, text, expire_at_ms=expire_at_ms)
+    ctx.put_string(key, text, expire_at_ms=expire_at_ms, encoding=TEXT_ENCODING)
     return text

@@ -122,9 +122,16 @@ class World:
     task: Task | None = None
     orphan: Job | None = None  # What a worker whose server was killed still does.
     _serial: int = 0
+    _cut_chance: float = 0.0
+    _aim_chance: float = 0.0
+    _sync_chance: float = 0.0
 
     def __post_init__(self) -> None:
         self.rng = random.Random(f"world-{self.seed}")
+        # Worlds differ, because some bugs need many power cuts, and others long lives or kills.
+        self._cut_chance = self.rng.choice((0.0, 0.3, 0.9))
+        self._aim_chance = self.rng.choice((0.0, 0.1, 0.6))
+        self._sync_chance = self.rng.choice((0.03, 0.3, 1.0))
         self.disk = SimDisk(random.Random(f"disk-{self.seed}"), faults=self.faults)
 
     # One process after the other
@@ -154,7 +161,7 @@ class World:
 
     def _plan_faults(self) -> None:
         rng, faults = self.rng, self.disk.faults
-        faults.power_cut_in = rng.randint(1, 250) if rng.random() < 0.6 else None
+        faults.power_cut_in = rng.randint(1, 250) if rng.random() < self._cut_chance else None
         faults.sync_error_in = rng.randint(1, 60) if rng.random() < 0.1 else None
         faults.is_cold = rng.random() < 0.5
         faults.has_short_writes = rng.random() < 0.3
@@ -168,8 +175,8 @@ class World:
             self._kill()
         else:
             self._tick()
-            self.acknowledged = self.end
             self.replica.store.close()
+            self.acknowledged = self.end
             self._forget_process()
             self.disk = self.disk.kill()
 
@@ -180,6 +187,8 @@ class World:
 
     def _kill(self) -> None:
         self.counts.kills += 1
+        if self.task is None and self.replica.store.log.failure is None:
+            self._work()
         if self.task is not None and self.task.result is None:
             self.orphan = self.task.job
         self._forget_process()
@@ -229,6 +238,8 @@ class World:
 
     def _step(self) -> None:
         rng = self.rng
+        if self.orphan is not None and rng.random() < 0.05:
+            self._work_as_orphan()
         choice = rng.random()
         if choice < 0.36:
             self._write()
@@ -237,7 +248,8 @@ class World:
         elif choice < 0.55:
             self._tick()
         elif choice < 0.65:
-            self._sync()
+            if rng.random() < self._sync_chance:
+                self._sync()
         elif choice < 0.67:
             self._freeze()
         elif choice < 0.85:
@@ -245,12 +257,10 @@ class World:
         elif choice < 0.88:
             self.now_ms += rng.choice((1, 500, 5000))
             self.replica.expire(self.now_ms, lambda: False)
-        elif choice < 0.95:
-            self._read()
         elif choice < 0.97:
+            self._read()
+        else:
             self._change_room()
-        elif self.orphan is not None:
-            self._work_as_orphan()
 
     def _write(self) -> None:
         """What one tick's commands may do: some rows, some of them twice."""
@@ -328,8 +338,8 @@ class World:
         store = self.replica.store
         task = self.task
         # Aimed at a few operations whose order matters.
-        if self.rng.random() < (0.02 if task is None or task.prepared is None else 0.12):
-            self.disk.faults.power_cut_in = self.rng.randint(1, 8)
+        if self.rng.random() < (0.02 if task is None or task.prepared is None else self._aim_chance):
+            self.disk.faults.power_cut_in = self.rng.randint(1, 6)
         if task is None:
             room = self.disk.free_bytes()
             job = store.next_job(self.now_ms, room)

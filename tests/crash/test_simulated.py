@@ -23,7 +23,7 @@ from engine.store import Prepared, Store
 from tests.crash.simulated import Counts, World
 from tests.sim.disk import SimDisk, SimFile
 
-SEEDS_MAX = 100
+SEEDS_MAX = 150
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -36,7 +36,7 @@ def test_nothing_acknowledged_is_lost(first_seed: int) -> None:
     # What did not happen was not tested.
     assert counts.acknowledged > 1000
     assert counts.lost_unacknowledged > 100
-    assert min(counts.power_cuts, counts.kills, counts.full_disks) > 10
+    assert min(counts.power_cuts, counts.kills, counts.full_disks) >= 10
     assert min(counts.flushes, counts.cuts_in_jobs, counts.cuts_in_starts) > 10
     assert counts.compactions > TIER_COUNT
 

@@ -50,6 +50,7 @@ COMMANDS = (
         good=(
             "RESET ; HELLO &resp",
             "2> SELECT 3 ; 2> CLIENT SETNAME name ; 2> RESET ; 2> HELLO &resp ; 2> CLIENT GETNAME ; 2> CLIENT INFO",
+            "CLIENT NO-EVICT ON ; RESET ; HELLO &resp ; CLIENT INFO ; CLIENT NO-EVICT OFF",
             "2> MULTI ; 2> SET key value ; 2> RESET ; 2> HELLO &resp ; 2> EXEC",
             "2> WATCH @key ; SET @key value ; 2> RESET ; 2> HELLO &resp ; 2> MULTI ; 2> GET @key ; 2> EXEC",
         ),

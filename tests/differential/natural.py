@@ -156,7 +156,7 @@ NATURAL: Final = (
     Difference("MEMORY HELP", "words", shape.help_lines, _OWN_WORDS),
     Difference("SLOWLOG GET", "measure", shape.slow_entries, "Ids, times and durations are each server's own."),
     Difference("SLOWLOG HELP", "words", shape.help_lines, _OWN_WORDS),
-    Difference("LATENCY LATEST", "measure", shape.same_form, "Moments and durations are each server's own."),
+    Difference("LATENCY LATEST", "measure", shape.latency_events, "Moments and durations are each server's own, and so are the events inside it."),
     Difference("LATENCY HISTORY", "measure", shape.same_form, "Moments and durations are each server's own."),
     Difference("LATENCY GRAPH", "words", shape.prose, "A drawing of durations, which are each server's own."),
     Difference("LATENCY DOCTOR", "words", shape.prose, _OWN_WORDS),

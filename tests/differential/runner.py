@@ -37,6 +37,7 @@ _SHOWN_COMMANDS = 8
 _LOG_COMMANDS = 4000
 _HISTORY_SCENES = 4000
 _SHRINK_S = 4.0
+_LATEST_SCENES = 400
 _SHRINK_TIMEOUT_S = 1.0
 _EMPTYING = frozenset({"FLUSHALL", "FLUSHDB", "SWAPDB"})
 
@@ -128,11 +129,12 @@ class Round:
             scene = draw.scene(source) if isinstance(source, str) else source(draw)
             if command.varies_arity:
                 scene = draw.with_other_arity(scene)
-            if any(call.name in _EMPTYING for call in scene):
-                scene += draw.plant(_PLANTED_ALL)
-            elif done % PLANT_EVERY == 0:
-                scene += draw.plant(_PLANTED_OFTEN)
             self._play(scene)
+            empties = any(call.name in _EMPTYING for call in scene)
+            for call in draw.plant(
+                _PLANTED_ALL if empties else _PLANTED_OFTEN if done % PLANT_EVERY == 0 else 0
+            ):
+                self._play((call,))
             if self.number - dumped_at >= DUMP_EVERY or done == len(planned):
                 dumped_at = self.number
                 self._guarded((), self._check_dumps)
@@ -148,10 +150,9 @@ class Round:
             self.left.resp,
             {c.name: c for c in self.commands},
         )
-        planted = draw.plant(_PLANTED_ALL)
-        for call in planted:
+        for call in draw.plant(_PLANTED_ALL):
             self._exchange(call)
-        self._history.append(planted)
+            self._history.append((call,))
 
     def _reset(self) -> None:
         self.left.reset()
@@ -272,15 +273,19 @@ class Round:
 
     def _shrunk(self, scene: Scene, keys: frozenset[bytes]) -> tuple[str, ...] | None:
         deadline = time.monotonic() + _SHRINK_S
+
+        def is_late() -> bool:
+            return time.monotonic() > deadline
+
         kept_timeouts_s = self.left.timeout_s, self.right.timeout_s
         for side in (self.left, self.right):
             side.timeout_s = min(side.timeout_s, _SHRINK_TIMEOUT_S)
         try:
-            scenes = shrink(
-                relevant(self._history, keys),
-                lambda before: self._still_differs(before, scene),
-                lambda: time.monotonic() > deadline,
-            )
+            # The keys tell what matters, mostly; what a connection or the server remembers is among the latest.
+            for pool in (relevant(self._history, keys), tuple(self._history)[-_LATEST_SCENES:]):
+                scenes = shrink(pool, lambda before: self._still_differs(before, scene), is_late)
+                if scenes is not None:
+                    return tuple(show(call) for part in (*scenes, scene) for call in part)
         except _BROKEN:
             return None
         finally:

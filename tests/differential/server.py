@@ -123,7 +123,6 @@ COMMANDS = (
             "CONFIG SET =slowlog-max-len",
             "CONFIG SET =slowlog-max-len non-integer",
             "CONFIG SET =timeout -1",
-            "CONFIG SET =appendonly =maybe",
             "CONFIG SET =databases 4",
             "CONFIG SET =timeout 1 =timeout 2",
             "CONFIG SET =timeout 1 =nosuch 2",

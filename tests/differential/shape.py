@@ -245,9 +245,12 @@ def every_value(inner: Rule) -> Rule:
 
 
 def command_doc(left: Reply, right: Reply, _lag_s: float) -> str | None:
-    """One command of COMMAND DOCS: the same fields; since when and in which group equal; the words its own."""
+    """One command of COMMAND DOCS: the same fields; since when and in which group equal; the words its own.
+
+    `history` is words altogether, and may be absent.
+    """
     same = tuple(name for name in _DOC_VALUES if name in left.pairs)
-    return _fields_problem(left, right, left.pairs, same)
+    return _fields_problem(left, right, [name for name in left.pairs if name != b"history"], same)
 
 
 def command_infos(listed: frozenset[bytes]) -> Rule:
@@ -316,6 +319,16 @@ def slow_entries(left: Reply, right: Reply, _lag_s: float) -> str | None:
         if a.items[3].raw != b.items[3].raw:
             return f"{b.items[3]} instead of {a.items[3]}"
     return None
+
+
+def latency_events(left: Reply, right: Reply, _lag_s: float) -> str | None:
+    """LATENCY LATEST: the events of Redis, and maybe others: name, moment, latest, most."""
+    if problem := _other_kind(left, right):
+        return problem
+    if any([i.kind for i in entry.items] != ["$", ":", ":", ":"] for entry in right.items):
+        return "an entry of another form"
+    missing = {_name_of(entry) for entry in left.items} - {_name_of(entry) for entry in right.items}
+    return f"no event {b', '.join(sorted(missing)).decode()}" if missing else None
 
 
 def same_form(left: Reply, right: Reply, _lag_s: float) -> str | None:

@@ -98,18 +98,19 @@ def _render(reply: Reply) -> str:
         more = f", ... {len(reply.value)} in all" if len(reply.value) > 40 else ""
         return f"{reply.kind}[{inner}{more}]"
     text = reply.value if len(reply.value) <= 400 else reply.value[:400] + b"..."
-    return reply.kind + (quote(text) if reply.kind in "$=" else text.decode("latin-1"))
+    return reply.kind + (quote(text) if reply.kind in "$=" else _escape(text))
 
 
 def quote(argument: bytes) -> str:
     """An argument as redis-cli would take it: quoted where it must be."""
-    plain = argument.decode("latin-1")
-    if plain and all(" " < c <= "~" and c not in "\"'\\" for c in plain):
-        return plain
-    shown = "".join(
-        f"\\{c}" if c in '"\\' else c if " " <= c <= "~" else f"\\x{ord(c):02x}" for c in plain
-    )
-    return f'"{shown}"'
+    escaped = _escape(argument)
+    is_plain = escaped and len(escaped) == len(argument) and not set(argument) & set(b" \"'")
+    return escaped if is_plain else f'"{escaped}"'
+
+
+def _escape(text: bytes) -> str:
+    special = {ord('"'): '\\"', ord("\\"): "\\\\"}
+    return "".join(special.get(c) or (chr(c) if 32 <= c < 127 else f"\\x{c:02x}") for c in text)
 
 
 def encode(arguments: Iterable[bytes]) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cluster.record import RAW_ENCODING
 from respkv.commands import bits
 from respkv.commands.bits import Field, combine, count_bits, find_bit
 from respkv.parser import Limits
@@ -214,7 +215,7 @@ def test_what_was_changed_in_place_is_marked_raw(script: str, is_raw: bool) -> N
     server.play(script)
     version = server.version(b"k")
     assert version is not None
-    assert version.is_raw == is_raw
+    assert (version.encoding == RAW_ENCODING) == is_raw
 
 
 @pytest.mark.parametrize(

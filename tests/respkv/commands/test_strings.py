@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.record import DELETION, Version
+from cluster.record import DELETION, RAW_ENCODING, Version
 from cluster.slot import row_of, slot_of
 from respkv.command import TABLE
 from respkv.commands import strings
@@ -364,7 +364,7 @@ def test_what_was_changed_in_place_is_marked_raw(script: str, is_raw: bool) -> N
     server.play(script)
     version = server.version(b"k")
     assert version is not None
-    assert version.is_raw == is_raw
+    assert (version.encoding == RAW_ENCODING) == is_raw
 
 
 def test_reads_that_serve_a_write_are_no_hits_or_misses() -> None:
