@@ -52,7 +52,9 @@ class SlotClock:
             if counter > self.base.get(actor, 0):
                 self.base[actor] = counter
         dots = self.beyond | other.beyond
-        self.beyond = set()  # Each is added again: the base may have reached it, or what is before it.
+        self.beyond = (
+            set()
+        )  # Each is added again: the base may have reached it, or what is before it.
         for dot in dots:
             self.add(dot)
 

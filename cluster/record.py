@@ -46,7 +46,9 @@ HAS_EXPIRY: Final = 0x10
 MANY: Final = 0x20
 # What OBJECT ENCODING answers is the value's form (`int`, `embstr`, `raw` by length), but for two marks:
 RAW_ENCODING: Final = 0x40  # `raw` whatever the length: the value was changed in place.
-TEXT_ENCODING: Final = 0x80  # Never `int`: the text was computed, and Redis does not look at it again.
+TEXT_ENCODING: Final = (
+    0x80  # Never `int`: the text was computed, and Redis does not look at it again.
+)
 ENCODING_MASK: Final = RAW_ENCODING | TEXT_ENCODING
 
 HEADER: Final = Struct("<BQQQ")

@@ -23,14 +23,17 @@ inline; others raise `PageFault`.
 Dropping keyspaces (FLUSHALL) is a marker in the log. A table made from earlier positions hides the
 dropped rows until a compaction has removed them; `drops` lists such markers.
 
-What is durable, and in what order
-    - A table's bytes, then its name, then the manifest that names it, then nothing else is needed of what it replaced: only
-      now log segments and old tables are removed. Before that a crash finds the old manifest, and all that it names.
-    - The manifest never runs ahead of the log. It holds the drops up to its `log_start`; later ones are in the log. If a
-      crash cuts the log before a marker that the manifest already knew, new writes would get positions before it, and the
-      tables made of them would be hidden by it. For the same reason compaction removes only what durable markers dropped.
-    - Table names are never used twice, not even by a worker that outlives its killed server: each start takes numbers that
-      no earlier start can have given out, and writes that into the manifest before it gives out any.
+What is durable, and in what order:
+
+- A table's bytes, then its name, then the manifest that names it. Only then are the log segments and
+  the tables removed that it replaced. Before that a crash finds the old manifest and all it names.
+- The manifest never runs ahead of the log. It holds the drops up to its `log_start`; later ones are
+  in the log. If a crash cut the log before a marker that the manifest knew already, new writes would
+  get positions before it, and the tables made of them would be hidden by it. For the same reason
+  compaction removes only what durable markers dropped.
+- Table names are never used twice, not even by a worker that outlives its killed server: each start
+  takes numbers that no earlier start can have given out, and writes that into the manifest before
+  it gives out any.
 
 Sources: LevelDB's and Pebble's division of work; Cassandra's delta merging.
 """
@@ -46,7 +49,7 @@ from engine import compaction, manifest
 from engine.cache import BlockCache, BlockId, RowCache
 from engine.codec import Fate, RecordCodec
 from engine.disk import Disk
-from engine.errors import DiskError, DiskFullError, EngineError, MissingFileError
+from engine.errors import DiskError, EngineError, MissingFileError
 from engine.job import Job, JobResult
 from engine.log import COMPLETE, ENVELOPE, MARKER, CommitLog, Recovery, recover
 from engine.manifest import Drop, Manifest
@@ -180,7 +183,7 @@ class Store:
         self.capture: Callable[[], bytes] = bytes  # The owner's state, asked for at each freeze.
         self._job: Job | None = None
         self._next_table = current.next_table
-        self._is_freeze_refused = False  # The disk was full.
+        self.freeze_failure: DiskError | None = None  # Why a full memtable is not frozen.
         self._garbage: list[str] = []  # Files that may go once the next manifest is durable.
 
     # Life
@@ -253,10 +256,12 @@ class Store:
         self.blocks.resize(settings.block_cache_bytes)
 
     def close(self) -> None:
-        """Close files. What was not synced stays with the kernel."""
-        self.log.close()
-        for table in self.tables:
-            table.close()
+        """Sync the log and close all files. Raises EngineError, with all closed, if what is left cannot be written."""
+        try:
+            self.log.close()
+        finally:
+            for table in self.tables:
+                table.close()
 
     # Writing
 
@@ -306,7 +311,7 @@ class Store:
         if (
             memtable.weight_bytes > self.settings.memtable_bytes
             or position - memtable.base_position > self.settings.log_bytes_max
-        ) and not self._is_freeze_refused:
+        ) and self.freeze_failure is None:
             self._freeze_if_possible()
         return position
 
@@ -314,8 +319,8 @@ class Store:
         if len(self.frozen) < FROZEN_MAX:
             try:
                 self.freeze()
-            except DiskFullError:
-                self._is_freeze_refused = True  # `next_job` tries again: it is called now and then.
+            except DiskError as error:
+                self.freeze_failure = error  # `next_job` tries again: it is called now and then.
 
     def freeze(self) -> None:
         """Close the memtable and its log segments, and begin new ones. On DiskError everything stays as it was."""
@@ -340,7 +345,10 @@ class Store:
         )
 
     def forget(self, slot: Slot, row: Row, now_ms: int) -> bool:
-        """Give back the payload of an entry that has expired. It is not logged: whoever reads the log sees it expired."""
+        """Give back the payload of an entry that has expired.
+
+        It is not logged: whoever reads the log sees it expired.
+        """
         raw = self.active[slot].get(row)
         if raw is None or self.codec.fate(row, raw, now_ms) is not Fate.DEAD:
             return False
@@ -530,8 +538,8 @@ class Store:
         """
         if self._job is not None:
             return None
-        if self._is_freeze_refused:
-            self._is_freeze_refused = False
+        if self.freeze_failure is not None:
+            self.freeze_failure = None
             self._freeze_if_possible()
         if self.frozen:
             oldest = self.frozen[-1]

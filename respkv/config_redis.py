@@ -221,12 +221,15 @@ UNEQUAL = frozenset(_UNEQUAL.split())
 def redis_get(config: Config, *patterns: bytes) -> list[tuple[str, str]]:
     """Answer CONFIG GET: names that match any of the glob patterns, each once, with their values.
 
-    Names do not mind case. Names without an equal here are left out, as are names that nobody has.
+    Names do not mind case; one that was asked for without wildcards is answered as it was spelled.
+    Names without an equal here are left out, as are names that nobody has.
     """
-    names: dict[str, None] = {}
+    spellings: dict[str, str] = {}
     for pattern in patterns:
-        names |= dict.fromkeys(_matching(pattern.decode(errors="replace").lower()))
-    return [(name, OPTIONS[name].show(config)) for name in names]
+        asked = pattern.decode(errors="replace")
+        for name in _matching(asked.lower()):
+            spellings.setdefault(name, asked if asked.lower() == name else name)
+    return [(shown, OPTIONS[name].show(config)) for name, shown in spellings.items()]
 
 
 def _matching(pattern: str) -> list[str]:

@@ -9,10 +9,16 @@ is written; the replies leave. With fsync `always` the replies of a tick wait in
 log is durable up to the tick's end. Sessions with commands left over (a budget was reached, a wait
 ended) are served again in the next tick.
 
-Backpressure, per client: beyond `output_buffer_soft_bytes` of unread replies nothing more is
-executed for it until it reads; if it reads nothing for `output_buffer_soft_s` it is closed, and
-beyond `output_buffer_bytes_max` at once (one reply may be larger). Beyond `QUEUE_BYTES_MAX` of
-commands that wait to be executed, its socket is not read.
+Backpressure, per client: beyond `output_buffer_soft_bytes` of replies that it has not read, or that
+wait for the disk, nothing more is executed for it until they have left; if it reads nothing for
+`output_buffer_soft_s` it is closed, and beyond `output_buffer_bytes_max` at once (one reply may be
+larger). A client that cannot be served at the moment is *behind*: what it sends is put aside in
+`unparsed` as it came (parsed commands take many times the memory of their bytes), and beyond
+`UNPARSED_BYTES_MAX` its socket is not read. So a client may send all of a long pipeline before it
+reads the first reply.
+
+A client that has shut down its side of the connection, as `printf ... | nc` does, still gets what it
+asked for; one that waits for a time, or whose socket has failed, is closed at once.
 
 A trio stream per connection costs three times as much per request; the loop below is measured by
 bench/serving.py.
@@ -21,24 +27,32 @@ bench/serving.py.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
+import stat
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from respkv.reply import ReplyError
-from respkv.session import CLOSING, WAITING, Session
+from respkv.session import CLOSING, LARGE_REPLY_BYTES, MONITORING, WAITING, Session
 
 if TYPE_CHECKING:
     from respkv.node import Node
 
 READ_BYTES: Final = 65536
-SMALL_READ_BYTES: Final = 4096
-QUEUE_BYTES_MAX: Final = 16 << 20
+# A read that fills its buffer is followed by a larger one: small buffers are cheaper to get.
+SMALL_READ_BYTES: Final = 448
+LARGER_READS: Final = {SMALL_READ_BYTES: 4096, 4096: READ_BYTES, READ_BYTES: READ_BYTES}
+UNPARSED_BYTES_MAX: Final = 16 << 20
 ACCEPTS_PER_TICK: Final = 128
+PIECES_PER_SEND: Final = 64
+# What `accept` says when this machine has no room for more clients just now.
+NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 READ: Final = select.EPOLLIN
 READ_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
 TOO_MANY_CLIENTS: Final = b"-ERR max number of clients reached\r\n"
@@ -52,8 +66,8 @@ class Connection:
     """A socket, its session, and what the kernel did not take yet."""
 
     __slots__ = (
-        "events", "fd", "held", "progress_s", "queued_bytes", "read_bytes",
-        "recv", "recv_into", "send", "session", "sock", "unsent",
+        "events", "fd", "has_ended", "held", "held_bytes", "progress_s", "read_bytes", "recv", "recv_into",
+        "send", "session", "sock", "unparsed", "unsent",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, session: Session, now_s: float) -> None:
@@ -65,10 +79,12 @@ class Connection:
         self.send = sock.send
         self.unsent: deque[memoryview] = deque()
         self.events = READ
-        self.queued_bytes = 0
+        self.unparsed = bytearray()  # Received while it was behind.
+        self.has_ended = False  # It sends nothing more.
         self.read_bytes = SMALL_READ_BYTES  # 0: the parser wants the bytes in a buffer of its own.
         self.progress_s = now_s  # When the client last took a byte.
         self.held = 0  # Replies of it that are in `_held`: later ones must go there too.
+        self.held_bytes = 0
 
 
 class Front:
@@ -86,6 +102,7 @@ class Front:
         self._held: deque[tuple[int, list[tuple[Connection, bytes]]]] = deque()
         self._next_id = 1
         self._is_stopping = False
+        self._is_full = False  # No more descriptors: `check_clients` tries again.
         self.commands_per_tick_max = node.config.client.commands_per_tick_max
         self.connections_total = 0
         self.rejected_total = 0
@@ -108,6 +125,8 @@ class Front:
     def listen_unix(self, path: str, mode: str, backlog: int) -> None:
         """Listen on a Unix socket; a stale one of the same path is replaced. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise OSError(f"{path} is there, and is no socket")
             probe = socket.socket(socket.AF_UNIX)
             try:
                 probe.connect(path)
@@ -117,14 +136,13 @@ class Front:
                 raise OSError(f"{path} is in use")
             finally:
                 probe.close()
-        sock = socket.socket(socket.AF_UNIX)
-        self._listen(sock, path, backlog)
-        if mode:
-            os.chmod(path, int(mode, 8))
+        self._listen(socket.socket(socket.AF_UNIX), path, backlog, mode)
 
-    def _listen(self, sock: socket.socket, address: object, backlog: int) -> None:
+    def _listen(self, sock: socket.socket, address: object, backlog: int, mode: str = "") -> None:
         try:
             sock.bind(address)  # type: ignore[arg-type]
+            if mode:  # Before anybody can connect.
+                os.chmod(str(address), int(mode, 8))
             sock.listen(backlog)
         except OSError:
             sock.close()
@@ -140,8 +158,14 @@ class Front:
                 sock, address = listener.accept()
             except BlockingIOError:
                 return
-            except OSError as error:  # Out of descriptors: the kernel keeps the rest waiting.
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    continue  # That client has gone already.
+                # The kernel keeps the rest waiting; the epoll set would report them again and again.
                 self.node.log.warning("cannot accept a client", reason=str(error))
+                self._is_full = True
+                for fd in self._listeners:
+                    self._epoll.modify(fd, 0)
                 return
             sock.setblocking(False)
             is_unix = sock.family == socket.AF_UNIX
@@ -213,18 +237,17 @@ class Front:
         now_ms = self.node.begin_tick()
         now_s = self.node.now_s
         connections = self.connections
-        if not self.node.store.is_stalled or self._is_stopping:
-            read = self._read
-            for fd, mask in events:
-                connection = connections.get(fd)
-                if mask == READ and connection is not None:
-                    read(connection, now_ms, now_s)
-                else:
-                    self._serve_unusual(fd, mask, now_ms, now_s)
-            if self._backlog:
-                self._serve_backlog(now_ms)
-            if self.runner.waiting:
-                self.runner.advance(now_ms)
+        read = self._read
+        for fd, mask in events:
+            connection = connections.get(fd)
+            if mask == READ and connection is not None:
+                read(connection, now_ms, now_s)
+            else:
+                self._serve_unusual(fd, mask, now_ms, now_s)
+        if self._backlog:
+            self._serve_backlog(now_ms)
+        if self.runner.sliced:
+            self.runner.advance(now_ms)
         self.finish(now_ms)
 
     def _serve_unusual(self, fd: int, mask: int, now_ms: int, now_s: float) -> None:
@@ -247,8 +270,7 @@ class Front:
             connection = self.by_session.get(session)
             if connection is not None:
                 self._dirty.append(connection)
-                if session.queue and not session.mode & WAITING:
-                    self._backlog[connection] = None
+                self._go_on(connection)
         position = self.node.write_log()
         dirty = self._dirty
         if not dirty:
@@ -261,6 +283,11 @@ class Front:
                 session = connection.session
                 out = session.out
                 if not out:
+                    if session.mode & CLOSING:
+                        self._end(connection)  # CLIENT REPLY OFF, then QUIT.
+                    continue
+                if session.has_large_reply and not connection.held and not connection.unsent:
+                    self._send_large(connection)
                     continue
                 data = b"".join(out)
                 out.clear()
@@ -270,6 +297,17 @@ class Front:
                     self._keep(connection, memoryview(data))
                 else:
                     self._send(connection, data)
+
+    def _go_on(self, connection: Connection) -> None:
+        """Something that its commands waited for has come: look at it again in the next tick."""
+        session = connection.session
+        if not session.mode & WAITING and (
+            session.queue or connection.unparsed or not session.parser.is_at_rest
+        ):
+            self._backlog[connection] = None
+        elif connection.has_ended and not session.mode & WAITING:
+            session.close_after_reply("the client has ended")
+            self._dirty.append(connection)
 
     def _read(self, connection: Connection, now_ms: int, now_s: float) -> None:
         session = connection.session
@@ -290,23 +328,24 @@ class Front:
             self.close(connection)
             return
         if not count:
-            self.close(connection)
+            self._end_of_input(connection)
             return
         self.bytes_in += count
         session.last_active_s = now_s
-        commands = parser.feed(data) if size else parser.bulk_filled(count)
-        if commands and not connection.unsent and not session.queue:
+        if connection.unsent or connection.unparsed or session.queue:
+            if size:
+                self._put_aside(connection, data)
+                return
+            session.queue.extend(parser.bulk_filled(count))
+        else:
+            commands = parser.feed(data) if size else parser.bulk_filled(count)
             if len(commands) > self.commands_per_tick_max:
-                session.queue.extend(commands[self.commands_per_tick_max :])
-                del commands[self.commands_per_tick_max :]
-            self.runner.serve(session, commands, now_ms)
-        elif commands:
-            session.queue.extend(commands)
-            self._throttle(connection, count)
-        # A large chunk likely has a successor: small reads are cheaper, large ones fewer.
+                session.queue.extend(commands)
+            elif commands:
+                self.runner.serve(session, commands, now_ms)
         if count == size:
-            connection.read_bytes = READ_BYTES
-        elif size != SMALL_READ_BYTES:
+            connection.read_bytes = LARGER_READS[size]
+        elif count <= SMALL_READ_BYTES or not size:
             connection.read_bytes = SMALL_READ_BYTES
         if session.queue or not parser.is_at_rest:  # An error is no rest.
             self._after_unusual(connection)
@@ -320,18 +359,48 @@ class Front:
         if session.mode & CLOSING:
             session.queue.clear()
             return
-        if parser.is_in_bulk:
+        if parser.is_in_bulk and not connection.unparsed:
             connection.read_bytes = 0  # The next read goes straight into the argument.
         if not session.queue and not parser.is_in_bulk:
             self._read_on(connection)
-        if session.queue:
-            if not session.mode & WAITING:
+        if not session.mode & WAITING:
+            if session.queue:
                 self._backlog[connection] = None
-        elif parser.error is not None:
-            self._protocol_error(connection)
+            elif parser.error is not None and not session.mode & CLOSING:
+                self._protocol_error(connection)
         if parser.buffered_bytes > self.node.config.client.query_buffer_bytes_max:
             self.node.log.warning("client closed: query buffer limit", client=session.peer)
             self.close(connection)
+
+    def _put_aside(self, connection: Connection, data: bytes) -> None:
+        """The client is behind: keep what it sent for later. It comes again with the backlog."""
+        if connection.session.mode & CLOSING:
+            return
+        connection.unparsed += data
+        connection.read_bytes = READ_BYTES
+        if len(connection.unparsed) > self._unparsed_bytes_max:
+            self._stop_reading(connection)
+
+    @property
+    def _unparsed_bytes_max(self) -> int:
+        return min(UNPARSED_BYTES_MAX, self.node.config.client.query_buffer_bytes_max)
+
+    def _end_of_input(self, connection: Connection) -> None:
+        """The client sends nothing more. What it has asked for is still done, if it does not take time."""
+        session = connection.session
+        wait = session.wait
+        is_long = session.mode & WAITING and (
+            wait is None or (wait.fault is None and wait.slices is None)
+        )
+        if connection.has_ended or is_long:
+            self.close(connection)
+            return
+        connection.has_ended = True
+        self._stop_reading(connection)
+        if session.mode & WAITING or session.queue or connection.unparsed:
+            return
+        session.close_after_reply("the client has ended")
+        self._dirty.append(connection)
 
     def _read_on(self, connection: Connection) -> None:
         """Before AUTH the parser gives one command at a time, since the limits depend on it.
@@ -363,34 +432,68 @@ class Front:
     def _serve_backlog(self, now_ms: int) -> None:
         soft = self.node.config.client.output_buffer_soft_bytes
         for connection in list(self._backlog):
+            if connection not in self._backlog:
+                continue  # Closed by one before it.
             session = connection.session
-            if session.mode & WAITING or not session.queue:
-                del self._backlog[connection]
-            elif not soft or session.unsent_bytes <= soft:
-                commands = list(session.queue)
-                session.queue.clear()
-                self.runner.serve(session, commands, now_ms)
-            else:
-                del self._backlog[connection]  # `_send_rest` brings it back.
+            is_full = soft and session.unsent_bytes + connection.held_bytes > soft
+            if session.mode & WAITING or is_full:
+                del self._backlog[connection]  # What it waits for brings it back: `_go_on`.
                 continue
+            if session.queue:
+                self.runner.serve_queue(session, now_ms)
+            elif connection.unparsed:
+                self._parse_rest(connection, now_ms)
+            else:
+                self._after_unusual(connection)
             if session.out or session.mode & CLOSING:
                 self._dirty.append(connection)
-            if not session.queue:
-                connection.queued_bytes = 0
-                self._listen_to(connection)
+            if not session.queue and not connection.unparsed:
                 self._backlog.pop(connection, None)
-                if session.parser.error is not None and not session.mode & (CLOSING | WAITING):
-                    self._protocol_error(connection)
+                self._catch_up(connection)
 
-    def _throttle(self, connection: Connection, count: int) -> None:
-        """Stop reading from a client whose commands pile up."""
-        connection.queued_bytes += count
-        if connection.queued_bytes > QUEUE_BYTES_MAX and connection.events & READ:
-            self._set_events(connection, connection.events & ~READ)
+    def _parse_rest(self, connection: Connection, now_ms: int) -> None:
+        """Serve a piece of what was put aside."""
+        session = connection.session
+        data = bytes(connection.unparsed[:READ_BYTES])
+        del connection.unparsed[:READ_BYTES]
+        commands = session.parser.feed(data)
+        if commands:
+            session.queue.extend(commands)
+            self.runner.serve_queue(session, now_ms)
+        if session.mode & CLOSING or session.parser.error is not None:
+            connection.unparsed.clear()  # Nothing of it can be understood, or nobody asks for it.
+        if not session.queue and not session.parser.is_at_rest:
+            self._after_unusual(connection)
+
+    def _catch_up(self, connection: Connection) -> None:
+        """Nothing is left of what was received."""
+        session = connection.session
+        if session.mode & (WAITING | CLOSING):
+            return
+        if session.parser.error is not None:
+            self._protocol_error(connection)
+        elif connection.has_ended:
+            session.close_after_reply("the client has ended")
+            self._dirty.append(connection)
+        else:
+            self._listen_to(connection)
 
     def _listen_to(self, connection: Connection) -> None:
-        if not connection.events & READ and connection.fd in self.connections:
-            self._set_events(connection, connection.events | READ)
+        """Read its socket again, if nothing speaks against it."""
+        if (
+            connection.events & READ
+            or connection.has_ended
+            or self._is_stopping
+            or connection.session.mode & CLOSING
+            or len(connection.unparsed) > self._unparsed_bytes_max
+            or self.connections.get(connection.fd) is not connection
+        ):
+            return
+        self._set_events(connection, connection.events | READ)
+
+    def _stop_reading(self, connection: Connection) -> None:
+        if connection.events & READ:
+            self._set_events(connection, connection.events & ~READ)
 
     def _set_events(self, connection: Connection, events: int) -> None:
         connection.events = events
@@ -408,10 +511,31 @@ class Front:
             return
         self.bytes_out += sent
         if sent != len(data):
-            connection.progress_s = self.node.now_s
             self._keep(connection, memoryview(data)[sent:])
-            self._set_events(connection, connection.events | select.EPOLLOUT)
+            self._wait_to_send(connection)
         elif connection.session.mode & CLOSING:
+            self.close(connection)
+
+    def _wait_to_send(self, connection: Connection) -> None:
+        connection.progress_s = self.node.now_s
+        self._set_events(connection, connection.events | select.EPOLLOUT)
+        if connection.session.mode & CLOSING:
+            self._stop_reading(connection)
+
+    def _send_large(self, connection: Connection) -> None:
+        """As `_send`, for replies of which one is large: they are not copied into one piece."""
+        session = connection.session
+        pieces = _gathered(session.out)
+        session.out.clear()
+        session.has_large_reply = False
+        connection.unsent.extend(pieces)
+        session.unsent_bytes += sum(map(len, pieces))
+        if session.unsent_bytes > session.unsent_peak_bytes:
+            session.unsent_peak_bytes = session.unsent_bytes
+        self._send_pieces(connection)
+        if connection.unsent:
+            self._wait_to_send(connection)
+        elif session.mode & CLOSING:
             self.close(connection)
 
     def _keep(self, connection: Connection, rest: memoryview) -> None:
@@ -420,8 +544,10 @@ class Front:
         session.unsent_bytes += len(rest)
         if session.unsent_bytes > session.unsent_peak_bytes:
             session.unsent_peak_bytes = session.unsent_bytes
-        # The oldest piece may be one huge reply, which must be allowed to leave.
-        beyond = session.unsent_bytes - len(connection.unsent[0])
+        if session.mode & CLOSING:
+            self._stop_reading(connection)
+        # One of the oldest pieces may be a huge reply, which must be allowed to leave.
+        beyond = session.unsent_bytes - max(map(len, islice(connection.unsent, 2)))
         if beyond > self.node.config.client.output_buffer_bytes_max:
             self._close_for_output(connection)
 
@@ -437,30 +563,43 @@ class Front:
     def _send_rest(self, connection: Connection) -> None:
         """The socket takes bytes again."""
         session = connection.session
+        self._send_pieces(connection)
+        if self.connections.get(connection.fd) is not connection:
+            return
+        if not connection.unsent:
+            if session.mode & CLOSING and not session.out:
+                self._end(connection)
+                return
+            self._set_events(connection, connection.events & ~select.EPOLLOUT)
+            self._listen_to(connection)
+        self._go_on(connection)
+
+    def _send_pieces(self, connection: Connection) -> None:
+        """Send of `unsent` what the socket takes."""
+        session = connection.session
         unsent = connection.unsent
         try:
             while unsent:
-                piece = unsent[0]
-                sent = connection.send(piece)
+                sent = connection.sock.sendmsg(list(islice(unsent, PIECES_PER_SEND)))
                 connection.progress_s = self.node.now_s
                 session.unsent_bytes -= sent
                 self.bytes_out += sent
-                if sent < len(piece):
-                    unsent[0] = piece[sent:]
+                while unsent and sent >= len(unsent[0]):
+                    sent -= len(unsent.popleft())
+                if unsent and sent:
+                    unsent[0] = unsent[0][sent:]
                     break
-                unsent.popleft()
         except BlockingIOError:
             pass
         except OSError:
             self.close(connection)
-            return
-        if not unsent:
-            if session.mode & CLOSING and not session.out:
-                self.close(connection)
-                return
-            self._set_events(connection, connection.events & ~select.EPOLLOUT)
-        if session.queue and not session.mode & WAITING:
-            self._backlog[connection] = None
+
+    def _end(self, connection: Connection) -> None:
+        """The session is over: close, or send and release first what it is owed."""
+        if connection.unsent or connection.held:
+            self._stop_reading(connection)
+        else:
+            self.close(connection)
 
     # Replies that wait for the disk
 
@@ -468,31 +607,54 @@ class Front:
         batch = []
         for connection in dirty:
             out = connection.session.out
-            if out:
-                connection.held += 1
-                batch.append((connection, b"".join(out)))
+            if out or connection.session.mode & CLOSING:
+                data = b"".join(out)
                 out.clear()
-            elif connection.session.mode & CLOSING:
-                connection.held += 1
-                batch.append((connection, b""))
-        self._held.append((position, batch))
+                self._count_held(connection, data)
+                batch.append((connection, data))
+        self._keep_held(position, batch)
         self.node.want_sync()
 
     def _hold_data(self, position: int, connection: Connection, data: bytes) -> None:
+        self._count_held(connection, data)
+        self._keep_held(position, [(connection, data)])
+
+    def _count_held(self, connection: Connection, data: bytes) -> None:
         connection.held += 1
-        self._held.append((position, [(connection, data)]))
+        connection.held_bytes += len(data)
+        soft = self.node.config.client.output_buffer_soft_bytes
+        if connection.session.mode & CLOSING or (soft and connection.held_bytes > soft):
+            self._stop_reading(connection)
+
+    def _keep_held(self, position: int, batch: list[tuple[Connection, bytes]]) -> None:
+        held = self._held
+        last = held[-1][0] if held else 0
+        if position >= last:
+            held.append((position, batch))
+            return
+        # What stands at the end waits for room on the disk. Nobody else has to wait for that.
+        before = [item for item in batch if item[0].held == 1]
+        held.append((last, [item for item in batch if item[0].held > 1]))
+        index = sum(position >= other for other, _ in held)
+        held.insert(index, (position, before))
 
     def release(self, position: int) -> None:
         """The log is durable up to `position`: send what waited for that."""
         while self._held and self._held[0][0] <= position:
             for connection, data in self._held.popleft()[1]:
                 connection.held -= 1
+                connection.held_bytes -= len(data)
                 if self.connections.get(connection.fd) is not connection:
                     continue
                 if connection.unsent:
                     self._keep(connection, memoryview(data))
                 else:
                     self._send(connection, data)
+                if not connection.held and (
+                    connection.session.queue or connection.unparsed or not connection.events & READ
+                ):
+                    self._listen_to(connection)
+                    self._go_on(connection)
 
     # The end of connections
 
@@ -508,6 +670,7 @@ class Front:
             self._epoll.unregister(connection.fd)
         connection.sock.close()
         connection.unsent.clear()
+        connection.unparsed.clear()
         session.unsent_bytes = 0
         session.out.clear()
         session.queue.clear()
@@ -520,26 +683,38 @@ class Front:
             self.close(connection)
 
     def check_clients(self) -> None:
-        """Once a second: idle clients, and clients that do not read."""
+        """Once a second: idle clients, clients that do not read, and those that found no room."""
         config = self.node.config.client
         now_s = self.node.monotonic_s()
         for connection in list(self.connections.values()):
             session = connection.session
             if connection.unsent and config.output_buffer_soft_bytes:
-                is_over = session.unsent_bytes > config.output_buffer_soft_bytes or session.queue
+                is_over = (
+                    session.unsent_bytes > config.output_buffer_soft_bytes
+                    or session.queue
+                    or connection.unparsed
+                    or session.mode & CLOSING
+                )
                 if is_over and now_s - connection.progress_s > config.output_buffer_soft_s:
                     self._close_for_output(connection)
                     continue
+            last_s = max(session.last_active_s, connection.progress_s)
             if (
                 config.idle_timeout_s
-                and now_s - session.last_active_s > config.idle_timeout_s
-                and not session.mode & WAITING
+                and now_s - last_s > config.idle_timeout_s
+                and not session.mode & (WAITING | MONITORING)
             ):
                 self.close(connection)
+        if self._is_full:
+            self._is_full = False
+            for fd in self._listeners:
+                self._epoll.modify(fd, READ)
 
     def stop_listening(self) -> None:
-        """Take no more clients."""
+        """Take no more clients, and no more of those that are here: what they have asked for is finished."""
         self._is_stopping = True
+        for connection in self.connections.values():
+            self._stop_reading(connection)
         for fd, sock in self._listeners.items():
             self._epoll.unregister(fd)
             if sock.family == socket.AF_UNIX:
@@ -550,12 +725,33 @@ class Front:
 
     @property
     def has_unsent(self) -> bool:
-        return bool(self._held) or any(c.unsent for c in self.connections.values())
+        """Whether anything is under way: commands that do not wait for a time, and replies."""
+        return (
+            bool(self._held or self._backlog)
+            or any(connection.unsent for connection in self.connections.values())
+            or any(
+                w.fault is not None or w.slices is not None for w in self.runner.waiting.values()
+            )
+        )
 
     def close_all(self) -> None:
         for connection in list(self.connections.values()):
             self.close(connection)
         self._epoll.close()
+
+
+def _gathered(pieces: list[bytes]) -> list[memoryview]:
+    """Neighbours joined, but for the large ones."""
+    gathered = []
+    small: list[bytes] = []
+    for piece in pieces:
+        if len(piece) < LARGE_REPLY_BYTES:
+            small.append(piece)
+            continue
+        gathered += [memoryview(b"".join(small)), memoryview(piece)]
+        small = []
+    gathered.append(memoryview(b"".join(small)))
+    return [piece for piece in gathered if piece]
 
 
 def _is_loopback(host: str) -> bool:

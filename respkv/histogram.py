@@ -30,17 +30,18 @@ class Histogram:
         self.fine = [0] * FINE_COUNT
         self.coarse: dict[int, int] = {}  # Upper bound in nanoseconds -> calls.
 
-    def add(self, elapsed_ns: int) -> None:
+    def add(self, elapsed_ns: int, count: int = 1) -> None:
+        """Count `count` calls that took so long each."""
         try:
-            self.fine[elapsed_ns >> FINE_SHIFT] += 1
+            self.fine[elapsed_ns >> FINE_SHIFT] += count
         except IndexError:
-            self.add_slow(elapsed_ns)
+            self.add_slow(elapsed_ns, count)
 
-    def add_slow(self, elapsed_ns: int) -> None:
-        """Count a call that is beyond `fine`."""
+    def add_slow(self, elapsed_ns: int, count: int = 1) -> None:
+        """As `add`, beyond the end of `fine`."""
         shift = elapsed_ns.bit_length() - _COARSE_BITS
         bound_ns = (elapsed_ns >> shift) + 1 << shift
-        self.coarse[bound_ns] = self.coarse.get(bound_ns, 0) + 1
+        self.coarse[bound_ns] = self.coarse.get(bound_ns, 0) + count
 
     @property
     def count(self) -> int:

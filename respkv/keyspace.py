@@ -60,6 +60,7 @@ Raw = bytes  # An encoded record.
 Step = PageFault | None
 
 PAGE_ROWS: Final = 200  # Rows looked at between two yields.
+FAULTS_MAX: Final = 16  # Of one impatient refresh.
 TYPE_NAMES: Final = {STRING: b"string"}
 # The kind bytes of nearly all records: live at any time.
 PLAIN_KINDS: Final = frozenset((STRING, STRING | RAW_ENCODING, STRING | TEXT_ENCODING))
@@ -315,9 +316,7 @@ class Counts:
         self._slots: dict[Slot, SlotTally] = {}  # Those with keys.
         self._totals = [Tally() for _ in range(DATABASE_COUNT)]
         self._flushes = 0  # Counting that began before a flush is void.
-        self._start = (
-            0  # Where a refresh goes on that ran out of time, so that each slot has its turn.
-        )
+        self._start = 0  # Where a refresh goes on that ran out of time: each slot has its turn.
 
     def __getitem__(self, db: int) -> Tally:
         """The last known numbers of a database."""
@@ -374,14 +373,16 @@ class Counts:
         return slots
 
     def refresh(self, now_ms: int, *, is_patient: bool = True) -> Iterator[Step]:
-        """Count what changed. Without patience, slots that need a page are left as they are."""
+        """Count what changed. Without patience, slots that need a page are left as they are.
+
+        Then it ends after a few of these, since most slots of a large table do: the next refresh
+        goes on behind them.
+        """
         slots = self.dirty(now_ms)
         slots = [s for s in slots if s >= self._start] + [s for s in slots if s < self._start]
         counters, store = self._replica.counters, self._replica.store
-        empty = range(
-            0
-        )  # Slots found to have no rows. Void after each yield: there may be rows now.
-        done = 0
+        empty = range(0)  # Slots without rows, as of the last yield: there may be some after it.
+        done = faults = 0
         for slot in slots:
             while slot not in empty:
                 try:
@@ -394,19 +395,20 @@ class Counts:
                 empty = range(slot, SLOT_COUNT if found is None else found)
                 break
             if slot in empty:
-                if slot in self._slots:
-                    self._install(slot, counters[slot], _NOTHING)
-                self._seen[slot] = counters[slot]
+                self._install(slot, counters[slot], _NOTHING)
                 done += 1
             else:
                 for step in self._count(slot, now_ms):
                     if step is not None and not is_patient:
+                        faults += 1
                         break
                     yield step
                     empty = range(0)
                 done += 10 + len(store.active[slot])
-            if done >= PAGE_ROWS:
+            if done >= PAGE_ROWS or faults > FAULTS_MAX:
                 self._start = slot + 1
+                if faults > FAULTS_MAX:
+                    return
                 yield None
                 done, empty = 0, range(0)
 
@@ -425,13 +427,12 @@ class Counts:
             self._install(slot, counter, counted)
 
     def _install(self, slot: Slot, counter: int, counted: SlotTally) -> None:
-        old = self._slots.pop(slot, None)
-        if old is not None:
-            for db, tally in old.databases.items():
+        if slot in self._slots:
+            for db, tally in self._slots.pop(slot).databases.items():
                 self._totals[db].add(tally, -1)
-        for db, tally in counted.databases.items():
-            self._totals[db].add(tally)
         if counted.databases:
+            for db, tally in counted.databases.items():
+                self._totals[db].add(tally)
             self._slots[slot] = counted
         if self._seen[slot] < 0:
             self._unknown -= 1

@@ -6,7 +6,6 @@ It measures nothing itself: who did something that may hold up others tells it h
     loop                    a tick, from its clocks to the end of its write to the commit log
     aof-write               that write
     aof-fsync-always        an fsync of the log that replies waited for
-    aof-fsync               one that nobody waited for
     expire-cycle            a round of the background expiry
 
 While it is off (threshold 0), `threshold_ns` is beyond every duration and asking costs one comparison.
@@ -102,7 +101,6 @@ ADVICE: Final = {
     "loop": "Many clients were served at once, or something above took the time: see the other events.",
     "aof-write": "The commit log's disk takes writes slowly: look at its load, and whether it is nearly full.",
     "aof-fsync-always": "Replies wait for the disk, as log.fsync = always asks: a faster disk, or everysec, helps.",
-    "aof-fsync": "The disk is slow to sync. Nobody waits for it, but a power cut loses more.",
     "expire-cycle": "Many keys expire at once: spread their expiries, or lower expiry.budget_ms.",
 }
 

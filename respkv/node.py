@@ -35,7 +35,7 @@ from cluster.slot import DATABASE_COUNT, SYSTEM_SLOT
 from engine.disk import RealDisk
 from engine.errors import DiskError, EngineError, LogFailedError, SyncError
 from engine.store import PageFault, StoreSettings
-from engine.worker import JobFailed, Worker, WorkerLost
+from engine.worker import Worker
 from respkv import logs
 from respkv.command import TABLE
 from respkv.commands import load as load_commands
@@ -48,7 +48,7 @@ from respkv.process import Process, RealProcess
 from respkv.reply import Reply, ReplyError
 from respkv.runner import Runner
 from respkv.saves import Kind, Saves
-from respkv.session import UNAUTHENTICATED, Session
+from respkv.session import CLOSING, UNAUTHENTICATED, Session
 from respkv.slowlog import Slowlog
 from respkv.stats import Stats
 from respkv.tracking import Tracking
@@ -56,11 +56,17 @@ from respkv.tracking import Tracking
 CODEC_PATH: Final = "cluster.record:CODEC"
 TICKER_S: Final = 0.1
 TICKER_WAITING_S: Final = 0.01  # While a session waits for a time.
+TICKER_SLACK_S: Final = 0.001  # A tick that comes a little early counts.
 DISK_RESERVE_BYTES: Final = 64 << 20
 LOG_BYTES_PER_MEMTABLE_BYTE: Final = 2
 DISK_FULL: Final = ReplyError(
     "MISCONF The disk that holds the data is nearly full: writes are refused until there is room. Reads go on."
 )
+MEMORY_FULL: Final = ReplyError(
+    "MISCONF Memory is full and cannot be written to the disk (the node's log says why): writes are refused until it "
+    "can. Reads go on."
+)
+JOB_FAILURES_PER_LINE: Final = 30
 STOPPING: Final = ReplyError("ERR the node is stopping")
 
 
@@ -123,7 +129,13 @@ class Node:
         self._work_wake = trio.Event()
         self._stop_wake = trio.Event()
         self._sync_waits: list[tuple[Session, Reply, Callable[[], Reply]]] = []
-        self._next_expiry_s = 0.0
+        self._expired_s = 0.0  # When the last round of expiry was.
+        self._staged_count = 0  # Pieces that the log could not take, for want of room.
+        self._staged_retry_s = 0.0
+        self._reserve_bytes = DISK_RESERVE_BYTES
+        self._check_position = 0
+        self._job_failures = 0  # In a row.
+        self._is_retry_due = False  # Of the writes that wait for the end of a stall.
         self._is_hurried = False
         self.is_sync_wanted = config.log.fsync == "always"
         self.worker = Worker(data_dir, CODEC_PATH)
@@ -170,8 +182,9 @@ class Node:
 
         line = monitor_line(session, args, self.wall_ns())
         for monitor in self.monitors:
-            monitor.out.append(line)
-            self.touch(monitor)
+            if not monitor.mode & CLOSING:
+                monitor.out.append(line)
+                self.touch(monitor)
 
     def forget(self, session: Session) -> None:
         """The session has ended."""
@@ -197,6 +210,7 @@ class Node:
             or self.runner.is_paused is not None
             or self.tracking.is_active
             or self._refusal is not None
+            or self.runner.is_stalled
         )
 
     def apply_limits(self) -> None:
@@ -276,11 +290,21 @@ class Node:
     @property
     def releasable(self) -> int:
         """The log position up to which replies may leave."""
-        return self.store.log.synced if self.is_sync_wanted else 1 << 62
+        log = self.store.log
+        if self.is_sync_wanted:
+            return log.synced
+        return 1 << 62 if not log.pieces else log.position
 
     def write_log(self) -> int:
-        """Write what this tick applied. A full disk keeps it staged, with the replies held back, and refuses writes."""
+        """Write what this tick applied, and return the log position that its replies wait for.
+
+        What a full disk does not take stays staged: its replies are held back until there is room,
+        and writes are refused. So no reply is given for what is not logged, and memory and log
+        never contradict each other.
+        """
         store = self.store
+        if self._staged_count:
+            return self._write_staged()
         started_ns = self.clock_ns() if self.latency.is_on else 0
         try:
             position = store.write()
@@ -288,17 +312,57 @@ class Node:
             self.fail(error)
             return 1 << 63
         except DiskError as error:
-            if self.refusal is None:
-                self.log.error("the commit log cannot be written", reason=str(error))
-            self.refusal = DISK_FULL
-            return store.log.position
+            return self._keep_staged(error)
         if store.frozen:
             self._work_wake.set()
+            if store.is_stalled and not self.runner.is_stalled:
+                self._check_stall()
+        if position > self._check_position:
+            self._check_disk()
         if started_ns:
             now_ns = self.clock_ns()
             self.latency.add("aof-write", now_ns - started_ns)
             self.latency.add("loop", now_ns - int(self.now_s * 1e9))
         return position
+
+    def _keep_staged(self, error: DiskError) -> int:
+        log = self.store.log
+        has_more = len(log.pieces) > self._staged_count
+        if not self._staged_count:
+            self.log.error("the commit log cannot be written", reason=str(error))
+        self._staged_count = len(log.pieces)
+        self._staged_retry_s = self.now_s + TICKER_S
+        self._check_disk()
+        # They will be in the next frame, which ends above this. Who only read need not wait for it.
+        return log.position + 1 if has_more else log.position
+
+    def _write_staged(self) -> int:
+        """As `write_log`, while something waits for room."""
+        log = self.store.log
+        if len(log.pieces) == self._staged_count and self.now_s < self._staged_retry_s:
+            return log.position
+        try:
+            position = self.store.write()
+        except LogFailedError as error:
+            self.fail(error)
+            return 1 << 63
+        except DiskError as error:
+            return self._keep_staged(error)
+        self._staged_count = 0
+        self.log.info("the commit log can be written again")
+        self.want_sync()
+        self.front.release(self.releasable)
+        return position
+
+    def _check_stall(self) -> None:
+        """While too much waits for a flush, writes wait too, and reads go on."""
+        runner = self.runner
+        if runner.is_stalled == self.store.is_stalled:
+            return
+        runner.is_stalled = not runner.is_stalled
+        self.observe_changed()
+        if not runner.is_stalled:
+            runner.try_again(self.now_ms())
 
     def want_sync(self) -> None:
         self._sync_wake.set()
@@ -319,20 +383,28 @@ class Node:
                 with trio.move_on_after(1):
                     await self._sync_wake.wait()
                 self._sync_wake = trio.Event() if self._sync_wake.is_set() else self._sync_wake
-                if self.config.log.fsync == "no" and not self._sync_waits:
+                # With `no` too, sealed segments are forced to the disk: they are closed then, and
+                # compaction learns that what they drop is dropped for good.
+                is_rolled = self.store.log.synced < self.store.log.segment.base
+                if self.config.log.fsync == "no" and not self._sync_waits and not is_rolled:
                     continue
             log = self.store.log
-            waits, self._sync_waits = self._sync_waits, []
+            waits = self._sync_waits
+            if log.pieces:
+                waits = []  # Writes that the disk has no room for: who waits for them goes on waiting.
+            else:
+                self._sync_waits = []
             if log.synced != log.position:
-                name = "aof-fsync-always" if self.is_sync_wanted else "aof-fsync"
+                has_waiters = self.is_sync_wanted
                 started_ns = self.clock_ns()
                 try:
                     await trio.to_thread.run_sync(log.sync)
                 except (SyncError, LogFailedError) as error:
                     self.fail(error)
                     return
-                self.latency.add(name, self.clock_ns() - started_ns)
-            self.front.release(log.synced if self.is_sync_wanted else 1 << 62)
+                if has_waiters:
+                    self.latency.add("aof-fsync-always", self.clock_ns() - started_ns)
+            self.front.release(self.releasable)
             if waits:
                 self._end_waits(waits)
 
@@ -365,6 +437,7 @@ class Node:
         failure = None
         try:
             await trio.to_thread.run_sync(fault.fetch, limiter=limit)
+            fault.arrive(session.wait.pins if session.wait is not None else None)
         except EngineError as error:
             self.log.error("a page cannot be read", reason=str(error))
             failure = ReplyError(f"ERR the data cannot be read: {error}")
@@ -377,7 +450,7 @@ class Node:
         try:
             while True:
                 self._freeze_for_save()
-                job = self.store.next_job(self.now_ms())
+                job = self.store.next_job(self.now_ms(), self._room_bytes())
                 if job is None:
                     with trio.move_on_after(5):
                         await self._work_wake.wait()
@@ -390,14 +463,21 @@ class Node:
                     prepared = self.store.prepare(job, result)
                     await trio.to_thread.run_sync(self.store.write_manifest, prepared)
                     self.store.install(job, result, prepared)
-                except (WorkerLost, JobFailed, DiskError) as error:
-                    self.log.warning("a job will be repeated", kind=job.kind, reason=str(error))
+                except EngineError as error:
+                    if self._job_failures % JOB_FAILURES_PER_LINE == 0:
+                        self.log.error("a job will be repeated", kind=job.kind, reason=str(error))
+                    self._job_failures += 1
                     self.store.abandon(job)
                     self.saves.failed()
+                    self._check_disk()
                     await trio.sleep(1)
                 else:
+                    self._job_failures = 0
                     if job.kind == "flush":
                         self._note_flushed()
+                    self._check_stall()
+                    self._check_disk()
+                    self.front.tick([])
         finally:
             with trio.CancelScope(shield=True):
                 await self.worker.stop()
@@ -429,13 +509,20 @@ class Node:
             await trio.sleep(TICKER_WAITING_S if is_waited else interval_s)
             now_ms = self.begin_tick()
             self.runner.expire_waits(self.now_s, now_ms)
-            if self.now_s >= self._next_expiry_s:
-                self._next_expiry_s = self.now_s + self.config.expiry.interval_ms / 1000
+            if (
+                self.now_s - self._expired_s
+                >= self.config.expiry.interval_ms / 1000 - TICKER_SLACK_S
+            ):
+                self._expired_s = self.now_s
                 self._expire(now_ms)
             self._sample()
+            if self._is_retry_due:
+                self._is_retry_due = False
+                self.runner.try_again(now_ms)
             if self.now_s - seconds >= 1:
                 seconds = self.now_s
                 self.front.check_clients()
+                self._check_stall()
                 self._check_disk()
             self.front.tick([])
 
@@ -456,18 +543,39 @@ class Node:
             self.stats.see_memory(self.used_bytes)
 
     def _check_disk(self) -> None:
-        """Refuse writes before the disk is full, and take them again when there is room."""
+        """Refuse writes before the disk is full, and take them again when there is room.
+
+        Once a second, and whenever the log has grown by a part of the reserve.
+        """
+        disk = self.store.disk
         try:
-            free = self.store.disk.free_bytes()
+            free = disk.free_bytes()
+            reserve = self._reserve_bytes = min(DISK_RESERVE_BYTES, disk.total_bytes() // 20)
         except DiskError:
             return
-        is_full = free < DISK_RESERVE_BYTES
-        if is_full and self.refusal is None:
-            self.log.error("the disk is nearly full: writes are refused", free_bytes=free)
-            self.refusal = DISK_FULL
-        elif not is_full and self.refusal is DISK_FULL:
-            self.log.info("there is room on the disk again: writes are taken", free_bytes=free)
-            self.refusal = None
+        self._check_position = self.store.log.position + reserve // 8
+        if free < reserve or self._staged_count:
+            reason: ReplyError | None = DISK_FULL
+        elif self.store.is_stalled and (self._job_failures or self.store.freeze_failure):
+            reason = MEMORY_FULL
+        else:
+            reason = None
+        if reason is self.refusal:
+            return
+        if reason is None:
+            self.log.info("writes are taken again", free_bytes=free)
+        else:
+            self.log.error("writes are refused", reason=reason.line.decode(), free_bytes=free)
+        self.refusal = reason
+        # Not now: this may be the end of a tick, and what runs now would be answered unlogged.
+        self._is_retry_due = True
+
+    def _room_bytes(self) -> int:
+        """What a compaction may fill."""
+        try:
+            return max(0, self.store.disk.free_bytes() - self._reserve_bytes)
+        except DiskError:
+            return 0
 
     # Life
 
@@ -479,6 +587,9 @@ class Node:
     async def run(self) -> int:
         """Serve until a signal, SHUTDOWN or a failure; returns the exit status."""
         self._listen()
+        if not self.store.tables:  # Quickly done while all is in memory; INFO is exact from now on.
+            for _ in self.context.counts.refresh(self.now_ms()):
+                pass
         gc.collect()
         gc.freeze()
         async with trio.open_nursery() as nursery:
@@ -495,14 +606,11 @@ class Node:
             await self._drain()
             nursery.cancel_scope.cancel()
         self.front.close_all()
-        if self.exit_status == 0:
-            try:
-                self.store.write()
-                self.store.log.sync()
-            except EngineError as error:
-                self.log.error("the commit log cannot be synced", reason=str(error))
-                self.exit_status = 1
-        self.store.close()
+        try:
+            self.store.close()
+        except EngineError as error:
+            self.log.error("the commit log cannot be synced", reason=str(error))
+            self.exit_status = 1
         self.log.info("stopped")
         return self.exit_status
 

@@ -18,10 +18,11 @@ Core: synchronous; time comes from the clock that it was given.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.store import PageFault
+from engine.store import NO_PINS, PageFault
 from respkv.command import TABLE, Command, Flag
 from respkv.context import NO_EFFECTS, Context
 from respkv.lane import BULK_HEADS, CRLF, LENGTHS, OK_BYTES
@@ -29,6 +30,7 @@ from respkv.reply import NO_REPLY, NULL_ARRAY, OK, QUEUED, Reply, ReplyError, Si
 from respkv.session import (
     CLOSING,
     IN_MULTI,
+    LARGE_REPLY_BYTES,
     MONITORING,
     REPLY_OFF,
     REPLY_SKIP,
@@ -46,6 +48,10 @@ if TYPE_CHECKING:
 
 NOAUTH: Final = ReplyError("NOAUTH Authentication required.")
 EXECABORT: Final = ReplyError("EXECABORT Transaction discarded because of previous errors.")
+EXECABORT_BECAUSE: Final = b"EXECABORT Transaction discarded because of: "
+QUEUE_FULL: Final = ReplyError(
+    "ERR the commands queued since MULTI take more than client.query_buffer_bytes_max: EXEC will discard them"
+)
 FIND: Final = TABLE.by_spelling.get
 MONITOR_READS: Final = ReplyError("ERR Replica can't interact with the keyspace")
 _OF_THE_KEYSPACE: Final = Flag.READONLY | Flag.WRITE | Flag.MAY_REPLICATE
@@ -65,10 +71,12 @@ class Runner:
         # A MONITOR, a CLIENT PAUSE, a client that tracks, a full disk: all take the long way.
         self.has_observers = False
         self.waiting: dict[Session, Wait] = {}
+        self.sliced: dict[Session, Wait] = {}  # Those of `waiting` that `advance` advances.
         self.is_paused: Callable[[Command, Session], bool] | None = (
             None  # CLIENT PAUSE, while it lasts.
         )
         self.paused: list[Session] = []
+        self.is_stalled = False  # The store has no room in memory: writes wait for a flush.
         self._paused_until_s = 0.0
         self._skips: set[Session] = set()  # Whose CLIENT REPLY SKIP is being answered.
         self.commands_total = 0
@@ -142,6 +150,8 @@ class Runner:
                     else:
                         out += (b"$%d\r\n" % length, reply, CRLF)
                         large_bytes -= length
+                        if length >= LARGE_REPLY_BYTES:
+                            session.has_large_reply = True
                 else:
                     encoded = encode(reply, resp3=session.is_resp3)
                     out.append(encoded)
@@ -160,14 +170,33 @@ class Runner:
         if done == count_all:
             session.last_command = command
         elif large_bytes < 0:
+            session.last_command = command
             session.queue.extend(commands[done:])
         else:
             # The command that broke off starts anew on the long way, with the rest behind it.
             self._serve_slowly(session, commands[done:], now_ms)
 
+    def serve_queue(self, session: Session, now_ms: int) -> None:
+        """Execute what waits in the session's queue, as far as the budget of a tick goes."""
+        queue = session.queue
+        budget = self.node.config.client.commands_per_tick_max
+        if len(queue) <= budget:
+            commands = list(queue)
+            queue.clear()
+            self.serve(session, commands, now_ms)
+            return
+        commands = [queue.popleft() for _ in range(budget)]
+        session.queue = deque()
+        self.serve(session, commands, now_ms)
+        if not session.mode & CLOSING:
+            queue.extendleft(reversed(session.queue))
+            session.queue = queue
+
     # The long way
 
     def _serve_slowly(self, session: Session, commands: list[list[bytes]], now_ms: int) -> None:
+        if session.mode & CLOSING:
+            return
         session.queue.extend(commands)
         out = session.out
         budget = self.node.config.client.commands_per_tick_max
@@ -199,13 +228,16 @@ class Runner:
         if session.mode & MONITORING and command.flags & _OF_THE_KEYSPACE:
             self._refuse(session, command, MONITOR_READS)
             return True
-        if command.is_write and self.node.refusal is not None:
-            self._refuse(session, command, self.node.refusal)
+        refusal = self.node.refusal
+        if refusal is not None and _writes(command, session):
+            self._refuse(session, command, refusal)
             return True
         if session.mode & IN_MULTI and Flag.CONTROL not in command.flags:
             self._queue(session, command, args)
             return True
-        if self.is_paused is not None and self.is_paused(command, session):
+        if (self.is_paused is not None and self.is_paused(command, session)) or (
+            self.is_stalled and _pauses_writes(command, session)
+        ):
             session.queue.appendleft(args)
             session.mode |= WAITING
             self.paused.append(session)
@@ -214,7 +246,10 @@ class Runner:
         return True
 
     def _refuse(self, session: Session, command: Command | None, error: ReplyError) -> None:
-        """A command that is not run: a transaction that it stood in is broken."""
+        """A command that is not run: a transaction that it stood in is broken, or over if it is EXEC."""
+        if command is not None and command.name == "EXEC":
+            self.end_transaction(session)
+            error = ReplyError(EXECABORT_BECAUSE + error.line)
         if session.transaction is not None:
             session.transaction.is_broken = True
         if command is not None:
@@ -228,13 +263,20 @@ class Runner:
                 session, command, ReplyError("ERR Command not allowed inside a transaction")
             )
             return
-        assert session.transaction is not None
-        session.transaction.commands.append((command, args))
+        transaction = session.transaction
+        assert transaction is not None
+        if not transaction.is_broken:  # Otherwise EXEC will not run it.
+            transaction.add(command, args)
+            if transaction.weight_bytes > self.node.config.client.query_buffer_bytes_max:
+                transaction.commands.clear()
+                self._refuse(session, command, QUEUE_FULL)
+                return
         self._answer(session, QUEUED)
 
     def _execute(self, wait: Wait, session: Session) -> None:
         """Run a command from its start, or again after a fault."""
         command, args = wait.command, wait.args
+        wait.fault = None
         context = self.context
         context.bind(session, wait.now_ms)
         started = self.clock_ns()
@@ -327,11 +369,10 @@ class Runner:
         session.wait = None
         session.mode &= ~WAITING
         self.waiting.pop(session, None)
+        self.sliced.pop(session, None)
         self.node.touch(session)
         if session.queue:
-            rest = list(session.queue)
-            session.queue.clear()
-            self.serve(session, rest, now_ms)
+            self.serve_queue(session, now_ms)
 
     def resume(self, session: Session, now_ms: int, failure: ReplyError | None = None) -> None:
         """The row is in memory (or cannot be had): run the command again, at the time of its first run."""
@@ -342,18 +383,30 @@ class Runner:
             wait.fault = None
             if failure is not None:
                 wait.slices.close()
-                self._finish(session, wait, failure, self.clock_ns())
+                self._fail(session, wait, failure)
                 self._go_on(session, now_ms)
+            else:
+                self.sliced[session] = wait
             return
         session.wait = None
         session.mode &= ~WAITING
         self.waiting.pop(session, None)
         if failure is not None:
-            self._finish(session, wait, failure, self.clock_ns())
+            self._fail(session, wait, failure)
         else:
+            self.context.store.pinned = wait.pins
             self._execute(wait, session)
+            self.context.store.pinned = NO_PINS
         if session.wait is None:
             self._go_on(session, now_ms)
+
+    def _fail(self, session: Session, wait: Wait, failure: ReplyError) -> None:
+        """A command whose page cannot be read. An EXEC has run nothing, and its transaction is over."""
+        if wait.command.name == "EXEC":
+            self.end_transaction(session)
+        wait.command.failed_calls += 1
+        self.node.count_error(failure)
+        self._finish(session, wait, failure, self.clock_ns())
 
     def unblock(self, session: Session, reply: Reply, now_ms: int) -> None:
         """End a blocked session's wait with the given answer (time-out, CLIENT UNBLOCK)."""
@@ -366,7 +419,9 @@ class Runner:
         """Answer the blocked sessions whose time is up, and end a pause."""
         self._end_pause_in_time(now_s, now_ms)
         for session, wait in list(self.waiting.items()):
-            if wait.deadline_s is not None and wait.deadline_s <= now_s:
+            if wait.deadline_s is None or wait.deadline_s > now_s:
+                continue
+            if session.wait is wait:  # One that went on before it may have closed it.
                 self.unblock(session, wait.reply, now_ms)
 
     # CLIENT's effects on other sessions, which take place after its reply
@@ -382,7 +437,8 @@ class Runner:
         if self.is_paused is not None:
             until_s = max(until_s, self._paused_until_s)
         self._paused_until_s = until_s
-        self.is_paused = _pauses_writes if only_writes else _pauses_all
+        if not only_writes or self.is_paused is None:
+            self.is_paused = _pauses_writes if only_writes else _pauses_all
 
     def end_pause(self) -> None:
         self._paused_until_s = 0.0
@@ -398,13 +454,19 @@ class Runner:
             return
         self.is_paused = None
         self.node.observe_changed()
+        self.try_again(now_ms)
+
+    def try_again(self, now_ms: int) -> None:
+        """A pause, a stall or the reason for one has ended: those whose turn it still is not go on waiting."""
         sessions, self.paused = self.paused, []
         for session in sessions:
-            self._go_on(session, now_ms)
+            if not session.mode & CLOSING:
+                self._go_on(session, now_ms)
 
     def forget(self, session: Session) -> None:
         """The session is gone."""
         wait = self.waiting.pop(session, None)
+        self.sliced.pop(session, None)
         if wait is not None and wait.slices is not None:
             wait.slices.close()
         if session in self.paused:
@@ -415,25 +477,37 @@ class Runner:
 
     def _start_slices(self, session: Session, wait: Wait, slices: Any) -> None:
         wait.slices = slices
-        wait.fault = None
         if self._advance_one(session, wait, self.clock_ns() + self.node.slice_ns):
             return
         self._wait(session, wait)
+        if wait.fault is None:
+            self.sliced[session] = wait
 
     def _advance_one(self, session: Session, wait: Wait, until_ns: int) -> bool:
-        """Run slices until the time is up; True if the command has ended and was answered."""
+        """Run slices until the time is up, at least one; True if the command has ended and was answered.
+
+        What it writes it writes after its last slice: others use the same context between them.
+        """
         slices: Generator[Any, Any, Reply] = wait.slices  # type: ignore[assignment]
         started = self.clock_ns()
         context = self.context
         context.bind(session, wait.now_ms)
+        context.store.pinned = pins = wait.pins
         reply: Reply
         try:
-            while self.clock_ns() < until_ns:
+            while True:
                 step = next(slices)
+                assert not context.effects, wait.command.name
                 if isinstance(step, PageFault):
                     wait.fault = step
+                    self.sliced.pop(session, None)
                     self.node.fetch(session, step)
-                    return False
+                    break
+                if pins:
+                    pins.clear()  # It got on: it does not look at these again.
+                if self.clock_ns() >= until_ns:
+                    break
+            wait.spent_ns += self.clock_ns() - started
             return False
         except StopIteration as stop:
             reply = stop.value
@@ -444,19 +518,27 @@ class Runner:
             wait.command.failed_calls += 1
             self.node.count_error(error)
             reply = error
-        self._finish(session, wait, reply, started)
+        finally:
+            context.store.pinned = NO_PINS
+        self._finish(session, wait, reply, started - wait.spent_ns)
         return True
 
     @property
     def has_slices(self) -> bool:
-        return any(wait.slices is not None and wait.fault is None for wait in self.waiting.values())
+        return bool(self.sliced)
 
     def advance(self, now_ms: int) -> None:
-        """Give each sliced command that is not waiting for a page its slice of this tick."""
-        for session, wait in list(self.waiting.items()):
-            if wait.slices is None or wait.fault is not None:
-                continue
-            if self._advance_one(session, wait, self.clock_ns() + self.node.slice_ns):
+        """Give each sliced command that is not waiting for a page its slice of this tick.
+
+        They share the time, so that a tick does not grow with their number.
+        """
+        sliced = list(self.sliced.items())
+        share_ns = self.node.slice_ns // max(1, len(sliced))
+        for session, wait in sliced:
+            # One that went on before it may have closed it.
+            if session.wait is wait and self._advance_one(
+                session, wait, self.clock_ns() + share_ns
+            ):
                 self._go_on(session, now_ms)
 
     # Transactions
@@ -539,13 +621,14 @@ def _pauses_all(command: Command, session: Session) -> bool:
 
 
 def _pauses_writes(command: Command, session: Session) -> bool:
+    return _writes(command, session) or Flag.MAY_REPLICATE in command.flags
+
+
+def _writes(command: Command, session: Session) -> bool:
+    """Whether a command writes, or is an EXEC of one that does."""
     if command.name == "EXEC" and session.transaction is not None:
-        return any(_may_write(queued) for queued, _ in session.transaction.commands)
-    return _may_write(command)
-
-
-def _may_write(command: Command) -> bool:
-    return command.is_write or Flag.MAY_REPLICATE in command.flags
+        return any(queued.is_write for queued, _ in session.transaction.commands)
+    return command.is_write
 
 
 def begin_transaction(session: Session) -> Reply:

@@ -14,6 +14,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.store import Pins
 from respkv.parser import Limits, Parser
 from respkv.reply import Reply, encode
 
@@ -30,6 +31,9 @@ WAITING: Final = 32  # For a row, a slice, a time: what follows queues up in `qu
 CLOSING: Final = 64  # Replies go out, nothing more is executed.
 MONITORING: Final = 128
 
+LARGE_REPLY_BYTES: Final = 1 << 16
+ARGUMENT_OVERHEAD_BYTES: Final = 48  # An object's header, and its place in a list.
+
 
 @dataclass(slots=True)
 class Transaction:
@@ -37,6 +41,11 @@ class Transaction:
 
     commands: list[tuple[Command, list[bytes]]] = field(default_factory=list)
     is_broken: bool = False
+    weight_bytes: int = 0  # Of the commands, in memory.
+
+    def add(self, command: Command, args: list[bytes]) -> None:
+        self.commands.append((command, args))
+        self.weight_bytes += sum(map(len, args)) + ARGUMENT_OVERHEAD_BYTES * (len(args) + 2)
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +65,8 @@ class Wait:
     deadline_s: float | None = None
     reply: Reply = None
     is_blocking: bool = False  # CLIENT UNBLOCK may end it.
+    pins: Pins = field(default_factory=dict)  # The pages that it has waited for so far.
+    spent_ns: int = 0  # In earlier slices.
 
 
 class Block(Exception):
@@ -79,6 +90,7 @@ class Session:
         "created_s",
         "db",
         "fd",
+        "has_large_reply",
         "id",
         "is_resp3",
         "is_unix",
@@ -129,6 +141,7 @@ class Session:
         self.parser = Parser(limits if authenticated else Limits.unauthenticated())
         self.parser.one_at_a_time = not authenticated
         self.out: list[bytes] = []
+        self.has_large_reply = False  # In `out`: worth not being copied.
         self.queue: deque[list[bytes]] = deque()  # Parsed, and not executed yet.
         self.wait: Wait | None = None
         self.transaction: Transaction | None = None
@@ -149,6 +162,10 @@ class Session:
 
     def send(self, reply: Reply) -> None:
         """Add a reply to what goes out at the end of the tick."""
+        if type(reply) is bytes and len(reply) >= LARGE_REPLY_BYTES:
+            self.out += (b"$%d\r\n" % len(reply), reply, b"\r\n")
+            self.has_large_reply = True
+            return
         self.out.append(encode(reply, resp3=self.is_resp3))
 
     def close_after_reply(self, reason: str) -> None:

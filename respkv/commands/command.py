@@ -39,6 +39,11 @@ _FOR_TESTS: Final = frozenset(("DEBUG",))
 
 # ACL categories
 
+# In the order in which Redis shows them.
+CATEGORIES: Final = (
+    "keyspace", "read", "write", "set", "sortedset", "list", "hash", "string", "bitmap", "hyperloglog", "geo",
+    "stream", "pubsub", "admin", "fast", "slow", "blocking", "dangerous", "connection", "transaction", "scripting",
+)  # fmt: skip
 _CATEGORY_OF_GROUP: Final = {
     "bitmap": "bitmap",
     "connection": "connection",
@@ -67,15 +72,14 @@ _CATEGORIES_OF_FLAG: Final = (
 
 def acl_categories(entry: Command) -> list[str]:
     """The ACL categories of a command, without `@`: what follows from its flags and group, and what it declares."""
-    found = dict.fromkeys(("fast" if Flag.FAST in entry.flags else "slow",))
+    found = {"fast" if Flag.FAST in entry.flags else "slow", *entry.acl}
     for flag, names in _CATEGORIES_OF_FLAG:
         if flag in entry.flags:
-            found.update(dict.fromkeys(names))
+            found.update(names)
     is_of_group = entry.handler is not None and entry.name not in _NOT_OF_THEIR_GROUP
     if is_of_group and entry.group in _CATEGORY_OF_GROUP:
-        found[_CATEGORY_OF_GROUP[entry.group]] = None
-    found.update(dict.fromkeys(entry.acl))
-    return list(found)
+        found.add(_CATEGORY_OF_GROUP[entry.group])
+    return [category for category in CATEGORIES if category in found]
 
 
 # COMMAND INFO

@@ -66,7 +66,9 @@ def all_histories(depth: int) -> Iterator[tuple[History, list[Seen]]]:
             if new not in states:
                 yield from grow(branch, [*states, new], left - 1)
 
-    for op in Op:  # The first step is actor 1's: the other half would be the same with the names changed.
+    for op in (
+        Op
+    ):  # The first step is actor 1's: the other half would be the same with the names changed.
         history = History({1: Seen(), 2: Seen()})
         yield from grow(history, [Seen(), history.do(1, op, 2)], depth - 1)
 
@@ -132,7 +134,7 @@ FORMS: list[tuple[str, Record, bytes]] = [
     (
         "a string",
         short(ONE),
-        b"\x01" b"\x08\7\6\5\4\3\2\1" b"\2\0\0\0\0\0\0\0" b"\0\0\3\0\0\0\0\0" b"value",
+        b"\x01\x08\7\6\5\4\3\2\1\2\0\0\0\0\0\0\0\0\0\3\0\0\0\0\0value",
     ),
     ("an empty string", short(Version((1, 1), 1, STRING)), b"\1" + b"\1\0\0\0\0\0\0\0" * 3),
     ("a deletion", short(Version((1, 1), 1, DELETION)), b"\0" + b"\1\0\0\0\0\0\0\0" * 3),
@@ -147,6 +149,11 @@ FORMS: list[tuple[str, Record, bytes]] = [
         b"\x41" + b"\1\0\0\0\0\0\0\0" * 3 + b"v",
     ),
     (
+        "a computed text",
+        short(Version((1, 1), 1, STRING, b"v", encoding=TEXT_ENCODING)),
+        b"\x81" + b"\1\0\0\0\0\0\0\0" * 3 + b"v",
+    ),
+    (
         "changed in place, and expires",
         short(Version((1, 1), 1, STRING, b"v", 1, encoding=RAW_ENCODING)),
         b"\x51" + b"\1\0\0\0\0\0\0\0" * 4 + b"v",
@@ -154,10 +161,8 @@ FORMS: list[tuple[str, Record, bytes]] = [
     (
         "a string that has seen another actor",
         Record((Version((1, 1), 1, STRING, b"v"),), ((1, 1), (2, 1))),
-        b"\x20\2\0"
-        + (b"\1\0\0\0\0\0\0\0" * 2 + b"\2\0\0\0\0\0\0\0" b"\1\0\0\0\0\0\0\0")
-        + b"\1\0" b"\x1a\0\0\0"
-        + (b"\1" + b"\1\0\0\0\0\0\0\0" * 3 + b"v"),
+        b"\x20\2\0" + (b"\1\0\0\0\0\0\0\0" * 2 + b"\2\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0") + b"\1\0"
+        b"\x1a\0\0\0" + (b"\1" + b"\1\0\0\0\0\0\0\0" * 3 + b"v"),
     ),
     (
         "siblings",
@@ -171,7 +176,11 @@ FORMS: list[tuple[str, Record, bytes]] = [
         + (b"\x1a\0\0\0\1" + b"\1\0\0\0\0\0\0\0" * 3 + b"v")
         + (b"\x19\0\0\0\0" + b"\1\0\0\0\0\0\0\0" * 3),
     ),
-    ("a context without versions", Record((), ((1, 1),)), b"\x20\1\0" + b"\1\0\0\0\0\0\0\0" * 2 + b"\0\0"),
+    (
+        "a context without versions",
+        Record((), ((1, 1),)),
+        b"\x20\1\0" + b"\1\0\0\0\0\0\0\0" * 2 + b"\0\0",
+    ),
     ("nothing", Record(()), b"\x20\0\0\0\0"),
 ]
 

@@ -11,9 +11,12 @@ from cluster.clock import Dot
 from cluster.record import (
     CODEC,
     DELETION,
+    ENCODING_MASK,
     HAS_EXPIRY,
     RAW_ENCODING,
     STRING,
+    TEXT_ENCODING,
+    TYPE_MASK,
     Record,
     Version,
     decode,
@@ -68,7 +71,7 @@ def random_effects(rng: random.Random) -> Effects:
     for _ in range(rng.randrange(1, 6)):
         key = b"{%d}%d" % (rng.randrange(4), rng.randrange(12))
         slot = SYSTEM_SLOT if rng.random() < 0.1 else slot_of(key)
-        kind = rng.choice([STRING, STRING, STRING | RAW_ENCODING, DELETION])
+        kind = rng.choice([STRING, STRING, STRING | RAW_ENCODING, STRING | TEXT_ENCODING, DELETION])
         expire_at_ms = rng.choice([0, 0, NOW_MS + rng.randrange(10**6)]) if kind else 0
         payload = rng.randbytes(rng.randrange(30)) if kind else b""
         effects[row_of(rng.randrange(3), key)] = (slot, kind, expire_at_ms, payload)
@@ -82,10 +85,10 @@ def write_plainly(replica: Replica, effects: Effects, now_ms: int) -> None:
         version = Version(
             (replica.actor, replica.counters[slot]),
             replica.clock.mint(now_ms),
-            kind & ~RAW_ENCODING,
+            kind & TYPE_MASK,
             payload,
             expire_at_ms,
-            bool(kind & RAW_ENCODING),
+            kind & ENCODING_MASK,
         )
         replica.store.apply(slot, row, encode_version(version))
         if expire_at_ms:
@@ -136,7 +139,9 @@ def test_write_does_what_the_store_does_for_a_complete_entry(seed: int) -> None:
     limit = NOW_MS + 2_000_000
     assert sorted(fast.expiry.due(limit)) == sorted(plain.expiry.due(limit))
     assert fast.store.write() == plain.store.write()
-    assert reopened(fast, is_clean=False).store.active == reopened(plain, is_clean=False).store.active
+    assert (
+        reopened(fast, is_clean=False).store.active == reopened(plain, is_clean=False).store.active
+    )
 
 
 def test_write_gives_each_effect_its_own_dot_and_timestamp() -> None:
@@ -162,7 +167,6 @@ def test_no_dot_and_no_timestamp_is_used_twice_over_restarts(seed: int, is_clean
     used: set[tuple[Slot, Dot]] = set()
     highest = 0
     for round_no in range(12):
-        before = [list(replica.counters), replica.clock.last]
         for _ in range(rng.randrange(6)):
             effects = random_effects(rng)
             replica.write(effects, NOW_MS - round_no * 1000)
@@ -183,7 +187,6 @@ def test_no_dot_and_no_timestamp_is_used_twice_over_restarts(seed: int, is_clean
         assert replica.actor == ACTOR
         assert replica.counters == counters
         assert replica.clock.last >= highest
-        assert all(map(int.__le__, before[0], replica.counters))
 
 
 def test_a_restart_learns_from_siblings_and_from_other_actors() -> None:
@@ -297,7 +300,10 @@ def test_flush_drops_the_given_databases_only() -> None:
     flush_memtable(replica)
     replica.flush([0, 2])
     replica.store.write()
-    for again in (replica, reopened(replica, is_clean=False)):
-        found = [again.store.get(slot_of(b"k"), row_of(db, b"k")) for db in range(3)]
-        assert [raw and raw[-1:] for raw in found] == [None, b"1", None]
-        replica = again
+    assert values_of(replica) == [None, b"1", None]
+    assert values_of(reopened(replica, is_clean=False)) == [None, b"1", None]
+
+
+def values_of(replica: Replica) -> list[bytes | None]:
+    found = [replica.store.get(slot_of(b"k"), row_of(db, b"k")) for db in range(3)]
+    return [raw and raw[-1:] for raw in found]

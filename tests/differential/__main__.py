@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -154,4 +155,6 @@ def _address(text: str) -> Address:
 
 
 if __name__ == "__main__":
+    # Ended from outside, it still ends the servers that it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

@@ -11,11 +11,10 @@ same command, whatever the servers answered before.
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from .command import Call, Command, Draw, Scene, plan
@@ -24,7 +23,7 @@ from .natural import compare
 from .shape import MILLISECONDS_APART_MAX
 from .shrink import relevant, shrink
 from .side import Dump, Side, StoredKey
-from .wire import Answer, Closed, Unanswered, WireError, quote, render
+from .wire import Answer, Closed, Reply, Unanswered, WireError, quote, render
 
 DUMP_EVERY = 500
 PLANT_EVERY = 20  # Scenes.
@@ -32,7 +31,7 @@ FINDINGS_MAX = 20
 FINDINGS_OF_A_KIND_MAX = 2
 BREAKS_MAX = 5  # Each costs a timeout or a reconnection: a server that breaks off so often is not looked at further.
 _PLANTED_OFTEN = 3
-_PLANTED_ALL = 8
+_PLANTED_ALL = 6
 _SHOWN_COMMANDS = 8
 _LOG_COMMANDS = 4000
 _HISTORY_SCENES = 4000
@@ -109,19 +108,20 @@ class Round:
     findings_max: int = FINDINGS_MAX
     coverage: Coverage = field(default_factory=Coverage)
     findings: list[Finding] = field(default_factory=list)
-    found: Counter[str] = field(
-        default_factory=Counter
-    )  # All differences by command, with those beyond the limits.
+    # All differences by command, with those beyond the limits.
+    found: Counter[str] = field(default_factory=Counter)
     number: int = 0
     _breaks: int = 0
     _lag_s: float = 0.0
-    _log: deque[tuple[int, Call, str]] = field(default_factory=lambda: deque(maxlen=_LOG_COMMANDS))
+    _log: deque[tuple[int, Call, Reply | None]] = field(
+        default_factory=lambda: deque(maxlen=_LOG_COMMANDS)
+    )
     _history: deque[Scene] = field(default_factory=lambda: deque(maxlen=_HISTORY_SCENES))
 
     def run(self, progress: Progress = lambda done, planned, found: None) -> None:
         """Play the round. Raises `OSError` and its like when a server cannot be reached any more."""
         rng = random.Random(f"{self.seed}/{self.left.resp}")
-        draw = Draw(rng, self.left.resp, {command.name: command for command in self.commands})
+        draw = self._draw(rng)
         planned = plan(self.commands, rng)
         self._start_afresh()
         dumped_at = 0
@@ -142,14 +142,13 @@ class Round:
             if len(self.findings) >= self.findings_max or self._breaks >= BREAKS_MAX:
                 return
 
+    def _draw(self, rng: random.Random) -> Draw:
+        return Draw(rng, self.left.resp, {command.name: command for command in self.commands})
+
     def _start_afresh(self) -> None:
         """Empty servers, then values for most keys, from a seed of their own: the round's commands stay as they are."""
         self._reset()
-        draw = Draw(
-            random.Random(f"{self.seed}/planted"),
-            self.left.resp,
-            {c.name: c for c in self.commands},
-        )
+        draw = self._draw(random.Random(f"{self.seed}/planted"))
         for call in draw.plant(_PLANTED_ALL):
             self._exchange(call)
             self._history.append((call,))
@@ -172,6 +171,11 @@ class Round:
         self._guarded(scene, each_call)
         self.number = first + len(scene)
 
+    def _play_each(self, calls: Scene) -> None:
+        """Each call as a scene of its own, so that each can be left out of a reproduction."""
+        for call in calls:
+            self._play((call,))
+
     def _guarded(self, scene: Scene, play: Callable[[], None]) -> None:
         """Play; record a difference, and start afresh after it."""
         first = self.number
@@ -187,25 +191,26 @@ class Round:
         """Send to both, then read from both; None where no reply is due. A server that breaks off differs."""
         started = time.monotonic()
         sides = (self.left, self.right)
-        for side in sides:
-            with _answering(side, call):
-                side.send(call)
         answers: list[Answer] = []
-        if not (call.is_silent or call.is_deferred):
+        side = self.left
+        try:
             for side in sides:
-                with _answering(side, call):
+                side.send(call)
+            if not (call.is_silent or call.is_deferred):
+                for side in sides:
                     answers.append(side.receive(call))
-        self._lag_s = max(self._lag_s, time.monotonic() - started)
-        for side in sides:
-            with _answering(side, call):
-                side.finish(call)
-        time.sleep(call.pause_s) if call.pause_s else None
+            self._lag_s = max(self._lag_s, time.monotonic() - started)
+            if call.drops or call.settles:
+                for side in sides:
+                    side.finish(call)
+        except _BROKEN as error:
+            raise _broken_off(side, call, error) from error
+        if call.pause_s:
+            time.sleep(call.pause_s)
         return (answers[0], answers[1]) if answers else None
 
     def _note(self, call: Call, answers: tuple[Answer, Answer] | None) -> None:
-        self._log.append(
-            (self.number, call, render(answers[0].reply, 120) if answers else "(no reply due)")
-        )
+        self._log.append((self.number, call, answers[0].reply if answers else None))
         if not call.is_deferred:
             self.coverage.add(call, answers[0] if answers else None)
 
@@ -227,9 +232,12 @@ class Round:
 
     def _check_dumps(self) -> None:
         dumps: list[Dump] = []
-        for side in (self.left, self.right):
-            with _answering(side, None):
+        side = self.left
+        try:
+            for side in (self.left, self.right):
                 dumps.append(side.dump())
+        except _BROKEN as error:
+            raise _broken_off(side, None, error) from error
         left, right = dumps
         for place in sorted(left.keys() | right.keys()):
             a, b = left.get(place), right.get(place)
@@ -254,10 +262,10 @@ class Round:
         if self.found[difference.what] > FINDINGS_OF_A_KIND_MAX:
             return
         keys = difference.keys or frozenset(key for call in scene for key in call.keys)
+        related = [one for one in self._log if not keys or one[1].keys & keys]
         led_here = [
-            f"{n}: {show(call)} -> {reply}"
-            for n, call, reply in self._log
-            if not keys or call.keys & keys
+            f"{number}: {show(call)} -> {render(reply, 120) if reply else '(no reply due)'}"
+            for number, call, reply in related[-_SHOWN_COMMANDS:]
         ]
         finding = Finding(
             what=difference.what,
@@ -266,7 +274,7 @@ class Round:
             problem=difference.problem,
             answers=difference.answers,
             labels=(self.left.label, self.right.label),
-            led_here=tuple(led_here[-_SHOWN_COMMANDS:]),
+            led_here=tuple(led_here),
             reproduction=self._shrunk(scene, keys | {key for call in scene for key in call.keys}),
         )
         self.findings.append(finding)
@@ -316,17 +324,12 @@ class Round:
         return False
 
 
-@contextlib.contextmanager
-def _answering(side: Side, call: Call | None) -> Iterator[None]:
-    """Turn a server that breaks off into a difference that names it."""
-    try:
-        yield
-    except _BROKEN as error:
-        shown = show(call) if call else "a dump of all databases"
-        problem = f"{side.label} did not answer properly: {type(error).__name__}: {error}"
-        keys = call.keys if call else frozenset[bytes]()
-        what = (call.counts_as or call.name) if call else "dump"
-        raise _Differs(shown, problem, ("", ""), keys, what) from error
+def _broken_off(side: Side, call: Call | None, error: Exception) -> _Differs:
+    shown = show(call) if call else "a dump of all databases"
+    problem = f"{side.label} did not answer properly: {type(error).__name__}: {error}"
+    keys = call.keys if call else frozenset[bytes]()
+    what = (call.counts_as or call.name) if call else "dump"
+    return _Differs(shown, problem, ("", ""), keys, what)
 
 
 def _shown(answer: Answer) -> str:

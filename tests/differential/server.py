@@ -62,6 +62,7 @@ COMMANDS = (
     Command(
         "COMMAND DOCS",
         good=(
+            "COMMAND DOCS",
             "COMMAND DOCS command-name",
             "COMMAND DOCS =get command-name",
             "COMMAND DOCS =nosuch command-name",

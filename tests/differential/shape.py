@@ -244,13 +244,32 @@ def every_value(inner: Rule) -> Rule:
     return rule
 
 
-def command_doc(left: Reply, right: Reply, _lag_s: float) -> str | None:
+def _doc_problem(left: Reply, right: Reply) -> str | None:
     """One command of COMMAND DOCS: the same fields; since when and in which group equal; the words its own.
 
     `history` is words altogether, and may be absent.
     """
     same = tuple(name for name in _DOC_VALUES if name in left.pairs)
     return _fields_problem(left, right, [name for name in left.pairs if name != b"history"], same)
+
+
+def command_docs(listed: frozenset[bytes]) -> Rule:
+    """COMMAND DOCS: a map with the same of the commands in `listed`, each as `_doc_problem` wants it."""
+
+    def rule(left: Reply, right: Reply, _lag_s: float) -> str | None:
+        if problem := _other_kind(left, right):
+            return problem
+        ours, theirs = (
+            {name: doc for name, doc in side.pairs.items() if name.split(b"|")[0] in listed}
+            for side in (left, right)
+        )
+        if problem := _multiset_problem(list(ours), list(theirs)):
+            return problem
+        problems = (_doc_problem(doc, theirs[name]) for name, doc in ours.items())
+        named = zip(ours, problems, strict=True)
+        return next((f"{name.decode()}: {problem}" for name, problem in named if problem), None)
+
+    return rule
 
 
 def command_infos(listed: frozenset[bytes]) -> Rule:
@@ -322,13 +341,27 @@ def slow_entries(left: Reply, right: Reply, _lag_s: float) -> str | None:
 
 
 def latency_events(left: Reply, right: Reply, _lag_s: float) -> str | None:
-    """LATENCY LATEST: the events of Redis, and maybe others: name, moment, latest, most."""
+    """LATENCY LATEST: name, moment, latest, most of each; `command` where Redis has it, as that was provoked."""
     if problem := _other_kind(left, right):
         return problem
     if any([i.kind for i in entry.items] != ["$", ":", ":", ":"] for entry in right.items):
         return "an entry of another form"
-    missing = {_name_of(entry) for entry in left.items} - {_name_of(entry) for entry in right.items}
-    return f"no event {b', '.join(sorted(missing)).decode()}" if missing else None
+    provoked = b"command"
+    is_seen = provoked in map(_name_of, right.items)
+    return None if is_seen or provoked not in map(_name_of, left.items) else "no event command"
+
+
+def latency_samples(left: Reply, right: Reply, _lag_s: float) -> str | None:
+    """LATENCY HISTORY: moment and duration of each; some where Redis has some."""
+    if problem := _other_kind(left, right):
+        return problem
+    if any([i.kind for i in entry.items] != [":", ":"] for entry in right.items):
+        return "an entry of another form"
+    return (
+        None
+        if bool(left.items) == bool(right.items)
+        else f"{len(right.items)} samples instead of {len(left.items)}"
+    )
 
 
 def same_form(left: Reply, right: Reply, _lag_s: float) -> str | None:

@@ -96,7 +96,10 @@ CASES = (
     ("CONFIG GET", array(bulk(b"port"), bulk(b"1")), array(bulk(b"port"), bulk(b"2")), array()),
     ("ROLE", array(bulk(b"master"), b":0\r\n", b"*0\r\n"), array(bulk(b"master"), b":9\r\n", b"*0\r\n"), array(bulk(b"master"), b":0\r\n")),
     ("LATENCY LATEST", array(), array(array(bulk(b"x"), b":1\r\n", b":1\r\n", b":1\r\n")), array(bulk(b"x"))),
-    ("LATENCY LATEST", array(array(bulk(b"x"), b":1\r\n", b":1\r\n", b":1\r\n")), array(array(bulk(b"x"), b":1\r\n", b":1\r\n", b":2\r\n")), array()),
+    ("LATENCY LATEST", array(array(bulk(b"command"), b":1\r\n", b":1\r\n", b":1\r\n")), array(array(bulk(b"command"), b":1\r\n", b":1\r\n", b":2\r\n")), array()),
+    ("LATENCY HISTORY", array(array(b":1\r\n", b":2\r\n")), array(array(b":3\r\n", b":4\r\n"), array(b":5\r\n", b":6\r\n")), array()),
+    ("LATENCY RESET", b":1\r\n", b":2\r\n", bulk(b"1")),
+    ("COMMAND DOCS", array(bulk(b"get"), array(*DOC)), array(bulk(b"get"), array(*DOC), bulk(b"kv.get"), array(*DOC)), array()),
     ("MEMORY STATS", array(bulk(b"keys.count"), b":1\r\n"), array(bulk(b"keys.count"), b":2\r\n"), array(bulk(b"keys.count"), bulk(b"1"))),
     ("SLOWLOG GET", array(array(b":1\r\n", b":2\r\n", b":3\r\n", array(bulk(b"GET")))), array(array(b":4\r\n", b":5\r\n", b":6\r\n", array(bulk(b"GET")))), array(array(b":1\r\n", b":2\r\n", b":3\r\n", array(bulk(b"SET"))))),
 )  # fmt: skip

@@ -16,6 +16,7 @@ import pytest
 
 from tests.servers import RunningServer, redis_server
 
+from .__main__ import main
 from .catalog import chosen
 from .faulty import Change, faulty_proxy, unchanged
 from .runner import Round
@@ -193,3 +194,45 @@ def test_the_same_seed_finds_the_same_again(two: tuple[RunningServer, RunningSer
     assert [(f.number, f.shown) for f in runs[0].findings] == [
         (f.number, f.shown) for f in runs[1].findings
     ]
+
+
+def test_the_command_line_says_what_was_sent_and_ends_well(
+    two: tuple[RunningServer, RunningServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = f"{two[1].host}:{two[1].port}"
+    assert (
+        main(
+            ["--seed", "5", "--only", "BGSAVE", "--only", "ECHO", "--resp", "3", "--server", where]
+        )
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "seed 5" in printed
+    assert "BGSAVE" in printed
+    assert "SCHEDULE:" in printed
+
+
+def test_the_command_line_says_how_to_see_a_difference_again(
+    two: tuple[RunningServer, RunningServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with faulty_proxy((two[1].host, two[1].port), on_reply=swap(b":45\r\n", b":46\r\n")) as (
+        host,
+        port,
+    ):
+        options = [
+            "--seed",
+            "5",
+            "--only",
+            "STRLEN",
+            "--server",
+            f"{host}:{port}",
+            "--findings",
+            "1",
+        ]
+        assert main(options) == 1
+    printed = capsys.readouterr().out
+    assert "seed 5, RESP2, command " in printed
+    assert (
+        "again: python -m tests.differential --seed 5 --rounds 1 --resp 2 --only 'STRLEN'"
+        in printed
+    )

@@ -10,6 +10,7 @@ by `Connection`, which keeps those that came before a reply with it.
 from __future__ import annotations
 
 import socket
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +20,7 @@ DEPTH_MAX = 32
 _CHUNK_BYTES = 1 << 20
 _LINE_BYTES_MAX = 64 * 1024
 _LARGE_BYTES = 32 * 1024
+_LARGE_COUNT = 2
 
 _LINES: Final = frozenset(b"+-:,(#")
 _BLOBS: Final = frozenset(b"$=!")
@@ -130,8 +132,8 @@ class ReplyReader:
         self._buffer = b""
         # A blob that is awaited: no use in parsing again before it is there.
         self._wanted_bytes = 0
-        # The last large reply. COMMAND is long and always the same; to parse it each time would be most of the run.
-        self._large: Reply | None = None
+        # Large replies. COMMAND and its DOCS are long and always the same; to parse them would be most of the run.
+        self._large: deque[Reply] = deque(maxlen=_LARGE_COUNT)
 
     @property
     def pending(self) -> bytes:
@@ -148,8 +150,7 @@ class ReplyReader:
         buffer = self._buffer
         if len(buffer) < self._wanted_bytes or not buffer:
             return None
-        large = self._large
-        if large is not None:
+        for large in self._large:
             if buffer.startswith(large.raw):
                 self._buffer = buffer[len(large.raw) :]
                 return large
@@ -162,7 +163,7 @@ class ReplyReader:
             return None
         self._buffer = buffer[end:]
         if end >= _LARGE_BYTES and reply.items:
-            self._large = reply
+            self._large.append(reply)
         return reply
 
     def _parse(self, buffer: bytes, start: int, depth: int) -> tuple[Reply, int]:

@@ -164,3 +164,18 @@ def test_the_row_cache_keeps_its_bound_and_its_sum(seed: int) -> None:
         assert rows.bytes_used >= sum(len(key) + len(raw) for key, raw in rows._rows.items())
     rows.clear()
     assert (rows.bytes_used, len(rows)) == (0, 0)
+
+
+def test_a_smaller_limit_holds_at_once_and_the_youngest_stay() -> None:
+    blocks, rows = BlockCache(100_000), RowCache(100_000)
+    for number in range(20):
+        blocks.put((1, number), block())
+        rows.put(b"%d" % number, bytes(1000))
+    blocks.resize(10_000)
+    rows.resize(10_000)
+    for cache in (blocks, rows):
+        assert 0 < cache.bytes_used <= cache.bytes_max == 10_000
+    assert blocks.get((1, 19)) is not None
+    assert blocks.get((1, 0)) is None
+    assert rows.get(b"19") is not None
+    assert rows.get(b"0") is None

@@ -52,3 +52,7 @@ class SetCodec:
 
     def tag(self, row: bytes) -> int:
         return row[0] if row else 0
+
+
+REGISTERS = RegisterCodec()
+SETS = SetCodec()

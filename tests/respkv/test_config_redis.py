@@ -88,7 +88,8 @@ def test_dir_is_the_directory_in_use() -> None:
     ("pattern", "names"),
     [
         (b"maxm*", ["maxmemory", "maxmemory-policy"]),
-        (b"MAXCLIENTS", ["maxclients"]),
+        (b"MAXCLIENTS", ["MAXCLIENTS"]),
+        (b"MAXCLIENT?", ["maxclients"]),
         (b"?or[st]", ["port"]),
         (b"[^a-o]ort", ["port"]),
         (b"[^p]ort", []),
@@ -108,6 +109,12 @@ def test_dir_is_the_directory_in_use() -> None:
 )
 def test_config_get_takes_glob_patterns(pattern: bytes, names: list[str]) -> None:
     assert [name for name, _ in redis_get(Config(), pattern)] == names
+
+
+def test_config_get_answers_the_first_spelling() -> None:
+    names = (b"Timeout", b"timeout", b"time?ut")
+    assert redis_get(Config(), *names) == [("Timeout", "0")]
+    assert redis_get(Config(), *reversed(names)) == [("timeout", "0")]
 
 
 def test_config_get_star_is_everything_once() -> None:

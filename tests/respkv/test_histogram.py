@@ -55,6 +55,13 @@ def test_powers_are_cumulative_and_have_redis_labels() -> None:
     assert histogram.by_powers_us() == {1: 2, 2: 3, 8: 4, 33: 5, 66: 6, 132: 7, 1056: 8}
 
 
+def test_calls_that_were_timed_together_count_each() -> None:
+    histogram = Histogram()
+    histogram.add(300, 5)
+    histogram.add(100_000, 3)
+    assert [count for _, count in histogram.buckets()] == [5, 3]
+
+
 def test_clear_forgets_in_place() -> None:
     histogram = Histogram()
     fine = histogram.fine

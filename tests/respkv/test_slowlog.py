@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from respkv.command import TABLE, Command
 from respkv.commands import load
-from respkv.latency import LatencyMonitor
+from respkv.latency import NEVER_NS, LatencyMonitor
 from respkv.parser import Limits
 from respkv.session import Session
-from respkv.slowlog import NEVER_NS, Slowlog
+from respkv.slowlog import Slowlog
 
 load()
 US = 1000

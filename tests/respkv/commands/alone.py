@@ -1,7 +1,7 @@
 """A whole node without sockets, tasks and threads, under a clock of its own: for commands about the server.
 
-Commands go through the real runner, so that sliced ones, waits and transactions are what they are. Nothing happens by itself:
-`pass_time` is the ticker, `work` the threads and the sync task.
+Commands go through the real runner, so that sliced ones, waits and transactions are what they are. Nothing happens by
+itself: `pass_time` is the ticker, `work` the threads and the sync task.
 
     alone = Alone()
     alone.ask("INFO server")        # A Reply of the differential tester's reader.

@@ -30,7 +30,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+from cluster.record import CODEC
 from cluster.replica import Replica
+from engine.job import run_job
 from engine.store import StoreSettings
 from respkv.commands import load
 from respkv.config import Config
@@ -43,6 +45,7 @@ FOLDER: Final = Path(__file__).parent / "scenes"
 START_NS: Final = 1_700_000_000_000_000_000
 FIRST_ID: Final = 1000  # Ids are told from other integers by their size.
 QUIET_S: Final = 0.03  # After so long without a byte a real server is taken to have said all.
+ANSWER_S: Final = 10.0
 CLOSED: Final = "closed"
 _SETTINGS: Final = StoreSettings(
     memtable_bytes=1 << 24, row_cache_bytes=1 << 20, block_cache_bytes=1 << 20, log_bytes_max=1 << 24
@@ -103,12 +106,12 @@ class Stage(Protocol):
 class NodeStage:
     """A node in this process: the real front and runner over a simulated disk and clock, without trio."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config | None = None) -> None:
         load()
         self._now_ns = 0
-        replica = Replica.open(SimDisk(random.Random(1)), _SETTINGS, 7)
+        self.disk = SimDisk(random.Random(1))
         self.node = Node(
-            Config(), replica, name="test", data_dir="", rng=random.Random(1),
+            config or Config(), Replica.open(self.disk, _SETTINGS, 7), name="test", data_dir="", rng=random.Random(1),
             clock_ns=lambda: self._now_ns, wall_ns=lambda: START_NS + self._now_ns,
         )  # fmt: skip
         self.node.front._next_id = FIRST_ID
@@ -118,18 +121,41 @@ class NodeStage:
         return socket.create_connection(("127.0.0.1", self._port))
 
     def settle(self) -> None:
-        front = self.node.front
-        while True:
-            events = front._epoll.poll(0)
-            front.tick(events)
-            if not events and not front._backlog and not self.node._touched:
-                return
+        node = self.node
+        for _ in range(2):  # The second time for what the node's ticker has set free.
+            while True:
+                events = node.front._epoll.poll(0)
+                node.front.tick(events)
+                self._fetch()
+                if not events and not node.front._backlog and not node._touched:
+                    break
+            now_ms = node.begin_tick()
+            node.runner.expire_waits(node.now_s, now_ms)
+            node._expire(now_ms)
+
+    def _fetch(self) -> None:
+        """Read the pages that sessions wait for."""
+        node = self.node
+        faults, node._faults = node._faults, []
+        for session, fault in faults:
+            fault.fetch()
+            fault.arrive(session.wait.pins if session.wait is not None else None)
+            node.runner.resume(session, node.begin_tick(), None)
+            node.touch(session)
+
+    def evict(self) -> None:
+        """Move everything to a table and forget all caches: the next read faults."""
+        store = self.node.store
+        store.freeze()
+        while (job := store.next_job(self.node.now_ms())) is not None:
+            result = run_job(self.disk, job, CODEC)
+            prepared = store.prepare(job, result)
+            store.write_manifest(prepared)
+            store.install(job, result, prepared)
+        self.disk.faults.is_cold = True
 
     def sleep(self, seconds: float) -> None:
         self._now_ns += int(seconds * 1e9)
-        now_ms = self.node.begin_tick()
-        self.node.runner.expire_waits(self.node.now_s, now_ms)
-        self.node._expire(now_ms)
         self.settle()
 
     def close(self) -> None:
@@ -140,12 +166,19 @@ class NodeStage:
 
 
 class ServerStage:
-    """A server process. Its clients' ids are made larger than `FIRST_ID` first."""
+    """A server process, for one scene after the other."""
 
     def __init__(self, server: RunningServer) -> None:
         self._server = server
+        # Make ids larger than `FIRST_ID`. A reply each, since the server closes what came too fast.
         for _ in range(FIRST_ID):
-            self.connect().close()
+            self.clear()
+
+    def clear(self) -> None:
+        """Empty the server."""
+        with self.connect() as sock:
+            sock.sendall(b"FLUSHALL\r\n")
+            assert sock.recv(64) == b"+OK\r\n"
 
     def connect(self) -> socket.socket:
         return socket.create_connection((self._server.host, self._server.port), timeout=10)
@@ -164,6 +197,8 @@ class Client:
         self.name = name
         self._stage = stage
         self._socket = stage.connect()
+        # Without this the kernel keeps back what follows a command that has no reply.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader = ReplyReader()
         self.is_closed = False
         if name.endswith("3"):
@@ -172,9 +207,12 @@ class Client:
 
     def ask(self, *args: bytes) -> Reply:
         self.send(*args)
-        replies = self.hear()
-        assert len(replies) == 1, replies
-        return replies[0]
+        deadline = time.monotonic() + ANSWER_S
+        while time.monotonic() < deadline:
+            self._stage.settle()
+            if replies := self.hear():
+                return replies[0]
+        raise TimeoutError(f"no answer to {args}")
 
     def send(self, *args: bytes) -> None:
         with contextlib.suppress(OSError):  # Closed by the server: then that is what is heard.
@@ -183,7 +221,6 @@ class Client:
 
     def hear(self) -> list[Reply]:
         """All that has come since the last time; sets `is_closed`."""
-        self._stage.settle()
         self._socket.setblocking(False)
         try:
             while data := self._socket.recv(1 << 16):
@@ -224,6 +261,7 @@ def _play_step(
     elif line:
         words = [re.sub(r"\$(\w+)", lambda m: str(clients[m[1]].id), w) for w in shlex.split(line)]
         clients[name].send(*(word.encode("latin-1") for word in words))
+    stage.settle()
     heard = []
     for client in clients.values():
         was_closed = client.is_closed
@@ -255,8 +293,8 @@ def render(reply: Reply, ids: dict[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def node_stage() -> Iterator[NodeStage]:
-    stage = NodeStage()
+def node_stage(config: Config | None = None) -> Iterator[NodeStage]:
+    stage = NodeStage(config)
     try:
         yield stage
     finally:

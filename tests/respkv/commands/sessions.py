@@ -1,8 +1,9 @@
 """Several sessions of one node, without sockets: what a test of transactions and of sliced commands needs.
 
-Not a server: nothing happens by itself. `send` gives a session a command, `step` lets waiting ones go on (a page that was
-fetched, one slice), and `ask` does both until the session has its answer. Time passes only where a test says so; the monotonic
-clock counts its own readings, so that a slice is one or two steps of a sliced command.
+Not a server: nothing happens by itself. `send` gives a session a command, `step` lets waiting ones
+go on (a page that was fetched, one slice), and `ask` does both until the session has its answer.
+Time passes only where a test says so; the monotonic clock counts its own readings, so that a slice
+is one or two steps of a sliced command.
 
     node = Sessions()
     one, two = node.open(), node.open()
@@ -38,6 +39,10 @@ STEPS_MAX = 100_000
 load()
 
 
+def _error_line(text: str) -> bytes:
+    return b"-" + text.encode("latin-1")
+
+
 class Sessions(Node):
     """A node over a simulated disk. `faults` counts the pages that had to be fetched."""
 
@@ -63,9 +68,7 @@ class Sessions(Node):
         number = len(self._readers) + 1
         session = Session(number, "peer", "local", Limits(), 0.0, authenticated=True)
         self.front.by_session[session] = None  # type: ignore[assignment]
-        self._readers[session] = hiredis.Reader(
-            replyError=lambda text: b"-" + text.encode("latin-1")
-        )
+        self._readers[session] = hiredis.Reader(replyError=_error_line)  # type: ignore[arg-type]
         return session
 
     def send(self, session: Session, command: str) -> None:

@@ -22,10 +22,12 @@ def test_scene(scene: Scene) -> None:
 
 @needs_redis
 def test_scenes_on_redis() -> None:
-    for scene in SCENES:
-        if not scene.is_ours:
-            with redis_server() as server:
-                assert str(play(scene, ServerStage(server))) == str(scene)
+    with redis_server() as server:
+        stage = ServerStage(server)
+        for scene in SCENES:
+            if not scene.is_ours:
+                stage.clear()
+                assert str(play(scene, stage)) == str(scene)
 
 
 @pytest.mark.parametrize(

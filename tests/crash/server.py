@@ -1,0 +1,147 @@
+"""A respkv process that is killed and started again on the same folder.
+
+`tests.servers` ends what it starts with SIGTERM; here the end is SIGKILL, and the start after it is
+the test. A start that fails raises `RefusedStart`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.servers import free_port
+
+START_TIMEOUT_S = 60.0
+WORKER_GONE_S = 5.0
+_READY = re.compile(rb"^ready \S+:(\d+)\s*$", re.MULTILINE)
+_REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+class RefusedStart(Exception):
+    """The server did not come up. `said` is what it said, `status` how it ended (None: it did not)."""
+
+    def __init__(self, status: int | None, said: str) -> None:
+        super().__init__(f"no start, exit status {status}; it said:\n{said[-3000:]}")
+        self.status = status
+        self.said = said
+
+
+class Server:
+    """One process at a time. `module` may be a launcher that plants a bug and then runs the command line."""
+
+    def __init__(self, folder: Path, settings: Sequence[str], module: str = "respkv") -> None:
+        self.folder = folder  # For the data and, beside it, what the server says.
+        self.port = 0
+        self.starts = 0
+        self._settings = settings
+        self._module = module
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def data_dir(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def stderr_path(self) -> Path:
+        return self.folder.parent / f"{self.folder.name}.stderr"
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Raises RefusedStart."""
+        assert not self.is_running
+        self.port = free_port()
+        self.starts += 1
+        settings = [word for setting in self._settings for word in ("--set", setting)]
+        command = [sys.executable, "-m", self._module, "serve", "--port", str(self.port)]
+        command += ["--data-dir", str(self.data_dir), *settings]
+        with self.stderr_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=_REPOSITORY
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _READY.search(self.stderr_path.read_bytes()):
+            status = self._process.poll()
+            if status is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RefusedStart(status, self.said())
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """SIGKILL, to this process alone."""
+        process = self._process
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def said(self) -> str:
+        return self.stderr_path.read_text(errors="replace")
+
+    def worker_pid(self) -> int | None:
+        """The process that does the server's jobs, once it has had one."""
+        if not self.is_running:
+            return None
+        assert self._process is not None
+        try:
+            pid = self._process.pid
+            tasks = list(Path(f"/proc/{pid}/task").iterdir())
+            found = " ".join((task / "children").read_text() for task in tasks).split()
+        except OSError:
+            return None
+        return int(found[0]) if found else None
+
+    def job(self) -> str:
+        """What the worker is doing just now: "flush", "compaction" or ""."""
+        pid = self.worker_pid()
+        if pid is None:
+            return ""
+        names = []
+        for link in _links(Path(f"/proc/{pid}/fd")):
+            names.append(os.path.basename(link))
+        if any(name.endswith(".sst") for name in names):
+            return "compaction"
+        return "flush" if any(name.endswith((".log", ".tmp")) for name in names) else ""
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, waiting a little. (A zombie has.)"""
+    deadline = time.monotonic() + WORKER_GONE_S
+    while time.monotonic() < deadline:
+        try:
+            if ") Z " in Path(f"/proc/{pid}/stat").read_text():
+                return True
+        except OSError:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def _links(folder: Path) -> list[str]:
+    found = []
+    try:
+        for entry in folder.iterdir():
+            try:
+                found.append(os.readlink(entry))
+            except OSError:
+                continue
+    except OSError:
+        pass
+    return found

@@ -1,0 +1,642 @@
+"""The store against a dict: random operations over a simulated disk, with jobs at any moment.
+
+The model holds the joined state of each row. What is dead (deleted, expired) shows nothing, and the
+store may answer it or nothing. After each step some rows are looked up, in the three ways there are;
+now and then everything is. What a process that is killed had not written is lost, and the model
+goes back to what it was at the last write.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from engine.codec import Fate, RecordCodec
+from engine.errors import CorruptionError, DiskFullError, LockedError
+from engine.job import Job, JobResult, run_job
+from engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
+from engine.store import FROZEN_MAX, NO_PINS, PageFault, Pins, Store, StoreSettings
+from tests.engine.toy import REGISTERS, SETS, register
+from tests.sim.disk import SimDisk
+
+SLOT_COUNT = 5
+TAGS = b"abc"
+Place = tuple[int, bytes]
+"""Slot and row."""
+
+SETTINGS = {
+    "no caches": StoreSettings(600, 0, 0, 1 << 20, block_bytes=64, slot_count=SLOT_COUNT),
+    "tiny caches": StoreSettings(
+        1500, 3000, 5000, 1 << 20, block_bytes=100, compression="none", slot_count=SLOT_COUNT
+    ),
+    "short logs": StoreSettings(
+        1 << 20, 1 << 20, 1 << 20, 800, block_bytes=200, slot_count=SLOT_COUNT
+    ),
+    "one block": StoreSettings(4000, 20_000, 1 << 20, 1 << 20, slot_count=SLOT_COUNT),
+}
+
+
+def open_store(disk: SimDisk, codec: RecordCodec, settings: StoreSettings) -> Store:
+    return Store.open(
+        disk,
+        codec,
+        settings,
+        initial_state=b"",
+        observe=lambda slot, row, raw: None,
+        restore=lambda state: None,
+    )
+
+
+def new_store(settings: StoreSettings = SETTINGS["tiny caches"]) -> Store:
+    return open_store(SimDisk(random.Random(1)), SETS, settings)
+
+
+def disk_of(store: Store) -> SimDisk:
+    assert isinstance(store.disk, SimDisk)
+    return store.disk
+
+
+def do_job(store: Store, now_ms: int = 0) -> Job:
+    """What the store wants done, at once."""
+    job = store.next_job(now_ms)
+    assert job is not None
+    finish(store, job, run_job(store.disk, job, store.codec))
+    return job
+
+
+def finish(store: Store, job: Job, result: JobResult) -> None:
+    prepared = store.prepare(job, result)
+    store.write_manifest(prepared)
+    store.install(job, result, prepared)
+
+
+def flush(store: Store) -> None:
+    store.freeze()
+    assert do_job(store).kind == "flush"
+
+
+class World:
+    """A store, its model, and the operations on both."""
+
+    def __init__(self, seed: int, codec: RecordCodec, settings: StoreSettings) -> None:
+        self.rng = random.Random(seed)
+        self.codec = codec
+        self.settings = settings
+        self.now_ms = 1000
+        self.time = 0  # Of the last write: what the owner would have to know after a restart.
+        self.seen_time = 0  # What it does know.
+        self.model: dict[Place, bytes] = {}
+        self.written: tuple[dict[Place, bytes], int] = ({}, 0)
+        self.job: Job | None = None
+        self.result: JobResult | None = None
+        self.counts: dict[str, int] = {}
+        self.open(SimDisk(random.Random(seed)))
+
+    def open(self, disk: SimDisk) -> None:
+        self.seen_time = 0
+        self.store = Store.open(
+            disk,
+            self.codec,
+            self.settings,
+            initial_state=b"0",
+            observe=self.observe,
+            restore=self.restore,
+        )
+        self.store.capture = lambda: b"%d" % self.time
+        self.job = self.result = None
+
+    def restore(self, state: bytes) -> None:
+        self.seen_time = int(state)
+
+    def observe(self, slot: int, row: bytes, raw: bytes) -> None:
+        if self.codec is REGISTERS:
+            self.seen_time = max(self.seen_time, int.from_bytes(raw[:8], "big"))
+
+    # The operations
+
+    def step(self) -> None:
+        names = list(OPERATIONS)
+        name = self.rng.choices(names, weights=[OPERATIONS[name][0] for name in names])[0]
+        self.counts[name] = self.counts.get(name, 0) + 1
+        OPERATIONS[name][1](self)
+
+    def place(self) -> Place:
+        number = self.rng.randrange(40)
+        return number % SLOT_COUNT, b"%c%02d" % (TAGS[number % len(TAGS)], number)
+
+    def state_over(self, old: bytes) -> bytes:
+        """A state that has seen the old one."""
+        if self.codec is SETS:
+            return SETS.join(old, self.rng.randbytes(self.rng.randrange(4)))
+        self.time += 1
+        return register(
+            self.time,
+            self.rng.randbytes(self.rng.choice([0, 3, 200])),
+            expires_at_ms=self.rng.choice([0, 0, self.now_ms + self.rng.randrange(1, 400)]),
+            dead=self.rng.random() < 0.2,
+        )
+
+    def apply_complete(self) -> None:
+        place = self.place()
+        raw = self.state_over(self.model.get(place, b""))
+        self.store.apply(*place, raw)
+        self.model[place] = raw
+
+    def apply_delta(self) -> None:
+        place = self.place()
+        raw = self.state_over(b"")
+        self.store.apply(*place, raw, is_complete=False)
+        self.model[place] = self.codec.join(raw, self.model[place]) if place in self.model else raw
+
+    def drop(self) -> None:
+        tags = self.rng.sample(TAGS, self.rng.randrange(1, 3))
+        self.store.drop(tags)
+        self.model = {place: raw for place, raw in self.model.items() if place[1][0] not in tags}
+
+    def write(self) -> None:
+        self.store.write()
+        self.note_written()
+        for _ in range(100):
+            if not self.store.is_stalled:
+                return
+            self.work()
+        raise AssertionError("the store does not get out of its stall")
+
+    def note_written(self) -> None:
+        self.written = (dict(self.model), self.time)
+
+    def sync(self) -> None:
+        self.store.log.sync()
+
+    def freeze(self) -> None:
+        if len(self.store.frozen) < FROZEN_MAX:
+            self.store.freeze()
+            self.note_written()
+
+    def work(self) -> None:
+        """One step of a job: begin it, do it, put it into use or give it up."""
+        store = self.store
+        if self.job is None:
+            self.job = store.next_job(self.now_ms)
+        elif self.result is None:
+            self.result = run_job(store.disk, self.job, self.codec)
+        else:
+            if self.rng.random() < 0.1:
+                store.abandon(self.job)
+            else:
+                finish(store, self.job, self.result)
+            self.job = self.result = None
+
+    def pass_time(self) -> None:
+        self.now_ms += self.rng.randrange(200)
+
+    def forget(self) -> None:
+        self.store.forget(*self.place(), self.now_ms)
+
+    def change_cold(self) -> None:
+        disk = disk_of(self.store)
+        disk.faults.is_cold = not disk.faults.is_cold
+
+    def resize(self) -> None:
+        self.settings = self.rng.choice(list(SETTINGS.values()))
+        self.store.resize(self.settings)
+
+    def close_and_open(self) -> None:
+        self.store.close()
+        self.note_written()
+        self.open(disk_of(self.store).kill())
+        self.check_everything()
+
+    def kill_and_open(self) -> None:
+        self.open(disk_of(self.store).kill())
+        model, time = self.written
+        self.model = dict(model)
+        if self.codec is REGISTERS:
+            assert self.seen_time >= time
+            self.time = self.seen_time
+        self.check_everything()
+
+    # Looking
+
+    def visible(self, row: bytes, raw: bytes | None) -> bytes | None:
+        if raw is None or self.codec.fate(row, raw, self.now_ms) is Fate.DEAD:
+            return None
+        return raw
+
+    def patiently(self, ask: Callable[[], object]) -> object:
+        """Ask as a command does: wait for pages, pin them, and ask again."""
+        store = self.store
+        pins: Pins = {}
+        store.pinned = pins
+        try:
+            for _ in range(1000):
+                try:
+                    return ask()
+                except PageFault as fault:
+                    self.counts["fault"] = self.counts.get("fault", 0) + 1
+                    fault.fetch()
+                    fault.arrive(pins)
+        finally:
+            store.pinned = NO_PINS
+        raise AssertionError("a look-up faults for ever")
+
+    def check_row(self, slot: int, row: bytes) -> None:
+        expected = self.visible(row, self.model.get((slot, row)))
+        way = self.rng.randrange(2)
+        if way:
+            found = self.patiently(lambda: self.store.get(slot, row))
+        else:
+            found = self.store.read_now(slot, row)
+        assert found is None or isinstance(found, bytes)
+        assert self.visible(row, found) == expected
+
+    def check_slot(self, slot: int) -> None:
+        """Page through a slot from anywhere, and find exactly its live rows in order."""
+        start = self.rng.choice([b"", self.place()[1]])
+        limit = self.rng.choice([1, 2, 3, 10, 100])
+        expected = [
+            (row, shown)
+            for (at, row), raw in sorted(self.model.items())
+            if at == slot and row >= start and (shown := self.visible(row, raw)) is not None
+        ]
+        found: list[tuple[bytes, bytes]] = []
+        position: bytes | None = start
+        while position is not None:
+            page = self.patiently(lambda at=position: self.store.scan(slot, at, limit))  # type: ignore[misc]
+            assert isinstance(page, tuple)
+            rows, after = page
+            assert len(rows) <= limit
+            assert all(row >= position for row, _ in rows)
+            assert after is None or after > position
+            assert after is None or not rows or after > rows[-1][0]
+            found += rows
+            position = after
+        assert [row for row, _ in found] == sorted({row for row, _ in found})
+        assert [(r, shown) for r, raw in found if (shown := self.visible(r, raw))] == expected
+        assert not expected or self.store.holds_slot(slot)
+
+    def check_next_slot(self) -> None:
+        live = {slot for (slot, row), raw in self.model.items() if self.visible(row, raw)}
+        slot = self.rng.randrange(SLOT_COUNT)
+        found = self.patiently(lambda: self.store.next_slot(slot))
+        assert found is None or (isinstance(found, int) and slot <= found < SLOT_COUNT)
+        end = SLOT_COUNT if found is None else found
+        assert not live & set(range(slot, end))
+
+    def check_everything(self) -> None:
+        for number in range(40):
+            self.check_row(number % SLOT_COUNT, b"%c%02d" % (TAGS[number % len(TAGS)], number))
+        for slot in range(SLOT_COUNT):
+            self.check_slot(slot)
+        self.check_next_slot()
+        store = self.store
+        for memtable in [store.memtable, *(frozen.memtable for frozen in store.frozen)]:
+            assert memtable.weight_bytes == weight_of(memtable)
+        assert store.rows.bytes_used <= store.rows.bytes_max
+        assert store.blocks.bytes_used <= store.blocks.bytes_max
+
+    def check_some(self) -> None:
+        kind = self.rng.random()
+        if kind < 0.5:
+            self.check_row(*self.place())
+        elif kind < 0.7:
+            self.check_slot(self.rng.randrange(SLOT_COUNT))
+        elif kind < 0.75:
+            self.check_next_slot()
+        elif kind < 0.77:
+            self.check_everything()
+
+
+OPERATIONS: dict[str, tuple[float, Callable[[World], None]]] = {
+    "complete": (30, World.apply_complete),
+    "delta": (15, World.apply_delta),
+    "drop": (0.6, World.drop),
+    "write": (12, World.write),
+    "sync": (2, World.sync),
+    "freeze": (2, World.freeze),
+    "work": (15, World.work),
+    "time": (4, World.pass_time),
+    "forget": (6, World.forget),
+    "cold": (3, World.change_cold),
+    "resize": (0.3, World.resize),
+    "close": (0.6, World.close_and_open),
+    "kill": (0.6, World.kill_and_open),
+}
+
+
+def weight_of(memtable: Memtable) -> int:
+    entries = [item for rows in memtable.slots for item in rows.items()]
+    entries += [(row, raw) for (_, row), raw in memtable.deltas.items()]
+    return sum(len(row) + len(raw) + ENTRY_OVERHEAD_BYTES for row, raw in entries)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("codec", [SETS, REGISTERS], ids=["sets", "registers"])
+def test_random_operations_against_a_dict(
+    codec: RecordCodec, settings: StoreSettings, seed: int
+) -> None:
+    world = World(seed, codec, settings)
+    for _ in range(500):
+        world.step()
+        world.check_some()
+    world.check_everything()
+
+
+def test_the_random_operations_reach_what_they_are_for() -> None:
+    """Page faults, evictions, compactions, drops over tables, stalls: all in one long run."""
+    world = World(99, REGISTERS, SETTINGS["tiny caches"])
+    seen: set[str] = set()
+    operations = {**OPERATIONS}
+    for name in ("close", "kill", "resize"):
+        operations.pop(name)
+    for _ in range(3000):
+        names = list(operations)
+        name = world.rng.choices(names, weights=[operations[n][0] for n in names])[0]
+        operations[name][1](world)
+        world.check_some()
+        store = world.store
+        if store.manifest.drops:
+            seen.add("drops")
+        if store.memtable.deltas:
+            seen.add("deltas")
+        if len(store.frozen) == FROZEN_MAX:
+            seen.add("two frozen")
+        if len(store.tables) > 3:
+            seen.add("many tables")
+    stats = world.store.stats
+    assert seen == {"drops", "deltas", "two frozen", "many tables"}
+    assert min(stats.flushes, stats.compactions, stats.faults, stats.stalls) > 5
+    assert min(store.rows.hit_count, store.rows.miss_count) > 5
+    assert min(store.blocks.hit_count, store.blocks.miss_count) > 5
+    assert len(store.tables) < 15
+
+
+# Single cases that the random operations would find late, or not at all
+
+
+def test_a_page_is_read_by_whoever_waits_and_only_then_seen() -> None:
+    store = new_store()
+    store.apply(0, b"a1", b"x")
+    flush(store)
+    disk_of(store).faults.is_cold = True
+    with pytest.raises(PageFault) as caught:
+        store.get(0, b"a1")
+    caught.value.fetch()
+    with pytest.raises(PageFault):
+        store.get(0, b"a1")
+    caught.value.arrive()
+    assert store.get(0, b"a1") == b"x"
+    assert store.stats.faults == 2
+
+
+def test_pins_show_a_page_that_no_cache_keeps_to_its_command_alone() -> None:
+    store = new_store(SETTINGS["no caches"])
+    store.apply(0, b"a1", b"x")
+    flush(store)
+    disk_of(store).faults.is_cold = True
+    pins: Pins = {}
+    store.pinned = pins
+    with pytest.raises(PageFault) as caught:
+        store.get(0, b"a1")
+    caught.value.resolve(pins)
+    assert store.get(0, b"a1") == b"x"
+    store.pinned = NO_PINS
+    with pytest.raises(PageFault):
+        store.get(0, b"a1")
+
+
+def test_a_table_that_was_replaced_while_a_page_was_awaited() -> None:
+    """The file is gone, or its number is another's: the command asks again, and finds the new table."""
+    for fetched_first in (False, True):
+        store = new_store()
+        for number in range(4):
+            store.apply(0, b"a1", bytes(range(97, 98 + number)))
+            store.apply(0, b"b%d" % number, b"y")
+            flush(store)
+        disk_of(store).faults.is_cold = True
+        with pytest.raises(PageFault) as caught:
+            store.get(0, b"a1")
+        pins: Pins = {}
+        if fetched_first:
+            caught.value.fetch()
+        assert do_job(store).kind == "compact"
+        if not fetched_first:
+            caught.value.fetch()
+        caught.value.arrive(pins)
+        assert pins == {}
+        with pytest.raises(PageFault) as again:
+            store.get(0, b"a1")
+        again.value.resolve()
+        assert store.get(0, b"a1") == b"abcd"
+
+
+def test_a_damaged_page_is_an_error_and_not_a_wrong_answer() -> None:
+    store = new_store()
+    store.apply(0, b"a1", b"x")
+    flush(store)
+    disk_of(store).flip_bit(store.tables[0].name, 5)
+    with pytest.raises(CorruptionError):
+        store.get(0, b"a1")
+    with pytest.raises(CorruptionError):
+        store.scan(0, b"", 10)
+
+
+def test_an_absent_row_is_remembered_until_it_is_written() -> None:
+    store = new_store()
+    store.apply(0, b"a1", b"x")
+    flush(store)
+    assert store.lookup(0, b"a2") is None
+    reads = store.stats.table_reads
+    assert store.lookup(0, b"a2") is None
+    assert store.stats.table_reads == reads
+    store.apply(0, b"a2", b"y", is_complete=False)
+    assert store.get(0, b"a2") == b"y"
+
+
+def test_a_cached_row_learns_of_a_delta_when_it_is_flushed() -> None:
+    store = new_store()
+    store.apply(0, b"a1", b"x")
+    flush(store)
+    assert store.get(0, b"a1") == b"x"
+    store.apply(0, b"a1", b"y", is_complete=False)
+    assert store.get(0, b"a1") == b"xy"
+    store.freeze()
+    assert store.get(0, b"a1") == b"xy"
+    do_job(store)
+    assert store.get(0, b"a1") == b"xy"
+
+
+def test_a_delta_under_a_complete_entry_stays_gone_after_a_restart() -> None:
+    """It was superseded: when the complete entry has expired and is forgotten, it must not come back."""
+    store = open_store(SimDisk(random.Random(1)), REGISTERS, SETTINGS["one block"])
+    store.apply(0, b"a1", register(1, b"old"), is_complete=False)
+    store.apply(0, b"a1", register(2, b"new", expires_at_ms=50))
+    store.close()
+    store = open_store(disk_of(store).kill(), REGISTERS, SETTINGS["one block"])
+    assert store.memtable.deltas == {}
+    assert store.memtable.weight_bytes == weight_of(store.memtable)
+    assert store.forget(0, b"a1", 50)
+    assert store.get(0, b"a1") is None
+
+
+def test_drops_hide_tables_until_compaction_has_carried_them_out() -> None:
+    store = new_store()
+    for row in (b"a1", b"b1"):
+        store.apply(0, row, b"x" * 100)
+    flush(store)
+    store.drop([ord("a")])
+    store.apply(0, b"a2", b"y")
+    assert [store.get(0, row) for row in (b"a1", b"a2", b"b1")] == [None, b"y", b"x" * 100]
+    store.write()
+    # Not before the marker is durable: a crash could still take it back.
+    assert store.next_job(0) is None
+    store.log.sync()
+    assert do_job(store).kind == "compact"
+    assert store.manifest.drops == []
+    assert store.tables[0].meta.entry_count == 1
+    assert [store.get(0, row) for row in (b"a1", b"a2", b"b1")] == [None, b"y", b"x" * 100]
+    assert store.next_job(0) is None
+
+
+def test_dropping_everything_gives_the_space_back_without_a_write() -> None:
+    store = new_store()
+    for number in range(3):
+        store.apply(0, b"a%d" % number, b"x" * 100)
+        flush(store)
+    store.drop([ord("a")])
+    store.write()
+    store.log.sync()
+    for _ in range(3):
+        do_job(store)
+    assert store.tables == []
+    assert store.manifest.drops == []
+    assert store.next_job(0) is None
+    assert not [name for name in store.disk.names() if name.endswith(".sst")]
+
+
+def test_what_expired_gives_its_space_back_without_a_read() -> None:
+    store = open_store(SimDisk(random.Random(1)), REGISTERS, SETTINGS["one block"])
+    for number in range(10):
+        store.apply(0, b"a%d" % number, register(1, b"v" * 100, expires_at_ms=100))
+    flush(store)
+    assert store.next_job(99) is None
+    do_job(store, now_ms=100)
+    assert store.tables == []
+
+
+def test_forget_leaves_what_is_live_or_not_here() -> None:
+    store = open_store(SimDisk(random.Random(1)), REGISTERS, SETTINGS["one block"])
+    store.apply(0, b"a1", register(1, b"v", expires_at_ms=100))
+    assert not store.forget(0, b"a2", 1000)
+    assert not store.forget(0, b"a1", 99)
+    assert store.forget(0, b"a1", 100)
+    assert store.memtable.entry_count == 0
+    store.apply(0, b"a1", register(2, b"old"))
+    store.freeze()
+    store.apply(0, b"a1", register(3, b"new", expires_at_ms=100))
+    assert store.forget(0, b"a1", 100)
+    # A stub, so that what is below stays hidden.
+    assert store.get(0, b"a1") == register(3, dead=True)
+
+
+def test_two_memtables_wait_at_most_and_then_the_owner_is_told() -> None:
+    store = new_store(SETTINGS["short logs"])
+    for number in range(40):
+        store.apply(0, b"a%d" % number, b"x" * 100)
+        store.write()
+    assert len(store.frozen) == FROZEN_MAX
+    assert store.is_stalled
+    do_job(store)
+    assert not store.is_stalled
+    assert [store.get(0, b"a%d" % number) for number in range(40)] == [b"x" * 100] * 40
+
+
+def test_one_job_at_a_time_and_an_abandoned_one_is_given_again() -> None:
+    store = new_store()
+    store.apply(0, b"a1", b"x")
+    store.freeze()
+    job = store.next_job(0)
+    assert job is not None
+    assert store.next_job(0) is None
+    run_job(store.disk, job, SETS)
+    store.abandon(job)
+    again = store.next_job(0)
+    assert again is not None
+    assert again.inputs == job.inputs
+    assert again.output != job.output
+    finish(store, again, run_job(store.disk, again, SETS))
+    assert [name for name in store.disk.names() if name.endswith(".sst")] == [again.output]
+    assert store.get(0, b"a1") == b"x"
+
+
+def test_no_compaction_without_room_but_a_flush_is_what_makes_room() -> None:
+    store = new_store()
+    for number in range(4):
+        store.apply(0, b"a%d" % number, b"x")
+        flush(store)
+    size = store.table_bytes
+    assert store.next_job(0, room_bytes=size - 1) is None
+    store.apply(0, b"b1", b"x")
+    store.freeze()
+    job = store.next_job(0, room_bytes=0)
+    assert job is not None
+    assert job.kind == "flush"
+    finish(store, job, run_job(store.disk, job, SETS))
+    assert store.next_job(0, room_bytes=store.table_bytes) is not None
+
+
+def test_a_full_disk_refuses_a_write_and_keeps_it_for_the_next_time() -> None:
+    store = new_store()
+    store.apply(0, b"a1", b"x")
+    store.write()
+    disk_of(store).faults.capacity_bytes = 1
+    store.apply(0, b"a2", b"y")
+    with pytest.raises(DiskFullError):
+        store.write()
+    assert store.get(0, b"a2") == b"y"
+    disk_of(store).faults.capacity_bytes = None
+    store.write()
+    store = open_store(disk_of(store).kill(), SETS, SETTINGS["tiny caches"])
+    assert [store.get(0, row) for row in (b"a1", b"a2")] == [b"x", b"y"]
+
+
+def test_a_folder_has_one_store() -> None:
+    store = new_store()
+    with pytest.raises(LockedError):
+        open_store(disk_of(store).again(), SETS, SETTINGS["tiny caches"])
+
+
+def test_leftovers_of_lost_jobs_are_removed_at_the_start() -> None:
+    store = new_store()
+    store.apply(0, b"a1", b"x")
+    flush(store)
+    store.apply(0, b"a2", b"y")
+    store.freeze()
+    job = store.next_job(0)
+    assert job is not None
+    run_job(store.disk, job, SETS)
+    store.disk.create("0000000000000099.sst.tmp").close()
+    live = store.tables[0].name
+    store = open_store(disk_of(store).kill(), SETS, SETTINGS["tiny caches"])
+    names = store.disk.names()
+    assert [name for name in names if ".sst" in name or ".tmp" in name] == [live]
+    assert [store.get(0, row) for row in (b"a1", b"a2")] == [b"x", b"y"]
+    store.freeze()
+    do_job(store)
+    assert job.output not in store.disk.names()
+
+
+def test_next_slot_passes_empty_slots_in_memory_and_in_tables() -> None:
+    store = new_store()
+    assert store.next_slot(0) is None
+    store.apply(4, b"a1", b"x")
+    flush(store)
+    store.apply(2, b"a1", b"x", is_complete=False)
+    store.freeze()
+    store.apply(1, b"a1", b"x")
+    assert [store.next_slot(slot) for slot in range(SLOT_COUNT)] == [1, 1, 2, 4, 4]
+    assert [store.holds_slot(slot) for slot in (1, 2, 4)] == [True] * 3
