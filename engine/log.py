@@ -76,7 +76,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from engine.disk import Disk, File
 from engine.errors import (
@@ -112,6 +112,8 @@ _pack_covered = Struct("<IQ").pack
 
 _SEGMENT_NAME = re.compile(r"(\d{20})\.log")
 _READ_BYTES = 1 << 20
+# A piece this long is written by itself: copying it into the frame would cost more than the call.
+_LONG_PIECE_BYTES = 1 << 18
 
 Apply = Callable[[int, int, bytes, bytes, int], None]
 """Told each recovered entry: flags, slot, row, raw, and the position of the end of its frame."""
@@ -229,7 +231,10 @@ class CommitLog:
         pieces = self.pieces
         if not pieces:
             return self.position
-        position = self._write_frame(b"".join(pieces))
+        if len(pieces) == 3 and len(pieces[2]) >= _LONG_PIECE_BYTES:
+            position = self._write_long_frame(pieces)  # Nearly always, a long one is alone.
+        else:
+            position = self._write_frame(b"".join(pieces))
         pieces.clear()
         return position
 
@@ -241,13 +246,33 @@ class CommitLog:
         synced = self.synced
         seed = xxh3_64_intdigest(_pack_covered(length, synced), position)
         head = _pack_frame(_FRAME_MAGIC, length, synced, xxh3_64_intdigest(payload, seed))
+        self._append((head + payload,))
+        self.position = position = position + FRAME_BYTES + length
+        return position
+
+    def _write_long_frame(self, pieces: list[bytes]) -> int:
+        """As `_write_frame`, for one long entry, which is not copied: the same bytes in two calls."""
+        if self.failure is not None:
+            raise LogFailedError(self._disk.path, str(self.failure))
+        envelope, row, raw = pieces
+        length = len(envelope) + len(row) + len(raw)
+        synced = self.synced
+        seed = xxh3_64_intdigest(_pack_covered(length, synced), self.position)
+        checksum = xxh3_64(seed=seed)
+        for piece in pieces:
+            checksum.update(piece)
+        head = _pack_frame(_FRAME_MAGIC, length, synced, checksum.intdigest())
+        self._append((head + envelope + row, raw))
+        self.position += FRAME_BYTES + length
+        return self.position
+
+    def _append(self, parts: tuple[bytes, ...]) -> None:
         try:
-            self._file.append(head + payload)
+            for part in parts:
+                self._file.append(part)
         except DiskError as error:
             self._undo_append(error)
             raise
-        self.position = position = position + FRAME_BYTES + length
-        return position
 
     def _undo_append(self, cause: DiskError) -> None:
         """Cut off what a failed append left, or give up: frames must follow each other."""

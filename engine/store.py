@@ -298,7 +298,10 @@ class Store:
             frozen.memtable.drop(tags, self.codec)
         self.rows.clear()
         if self.tables or self.frozen:
-            self.manifest.drops += [Drop(position, tag) for tag in sorted(tags)]
+            # Earlier ones of this memtable are covered: its flush makes them durable all at once.
+            base = self.memtable.base_position
+            kept = [d for d in self.manifest.drops if d.tag not in tags or d.position <= base]
+            self.manifest.drops = kept + [Drop(position, tag) for tag in sorted(tags)]
 
     def write(self) -> int:
         """Write what was applied to the log in one frame; freeze the memtable if it is full. Returns the log's end.
@@ -667,12 +670,15 @@ class Store:
             self._garbage.append(name)
 
     def _retire_drops(self) -> None:
-        """Forget drops that no table is older than."""
-        oldest = min((table.meta.position_max for table in self.tables), default=None)
+        """Forget drops that hide nothing: no table that is older has such rows."""
         self.manifest.drops = [
             drop
             for drop in self.manifest.drops
-            if self.frozen or (oldest is not None and oldest < drop.position)
+            if self.frozen
+            or any(
+                table.meta.position_max < drop.position and drop.tag in table.meta.tags
+                for table in self.tables
+            )
         ]
 
     @property

@@ -97,6 +97,9 @@ class Front:
         self.by_session: dict[Session, Connection] = {}
         self._listeners: dict[int, socket.socket] = {}
         self._epoll = select.epoll()
+        self._is_asleep = False  # In `run`, until a socket or `_waker` is ready.
+        self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._waker, select.EPOLLIN | select.EPOLLET)
         self._dirty: list[Connection] = []
         self._backlog: dict[Connection, None] = {}
         self._held: deque[tuple[int, list[tuple[Connection, bytes]]]] = deque()
@@ -228,7 +231,9 @@ class Front:
             if self._backlog or self.runner.has_slices:
                 await trio.lowlevel.checkpoint()
             else:
+                self._is_asleep = True
                 await trio.lowlevel.wait_readable(epoll.fileno())
+                self._is_asleep = False
             self.tick(epoll.poll(0))
 
     def tick(self, events: list[tuple[int, int]]) -> None:
@@ -271,6 +276,8 @@ class Front:
             if connection is not None:
                 self._dirty.append(connection)
                 self._go_on(connection)
+        if self._is_asleep and (self._backlog or self.runner.has_slices):
+            os.eventfd_write(self._waker, 1)  # Work came from another task than `run`.
         position = self.node.write_log()
         dirty = self._dirty
         if not dirty:
@@ -738,6 +745,7 @@ class Front:
         for connection in list(self.connections.values()):
             self.close(connection)
         self._epoll.close()
+        os.close(self._waker)
 
 
 def _gathered(pieces: list[bytes]) -> list[memoryview]:

@@ -25,6 +25,7 @@ from cluster.slot import MIDDLES
 from engine.log import COMPLETE, ENVELOPE
 from engine.memtable import ENTRY_OVERHEAD_BYTES
 from engine.store import PageFault
+from respkv.session import LARGE_REPLY_BYTES
 
 if TYPE_CHECKING:
     from respkv.context import Context
@@ -73,12 +74,28 @@ def get_lane(context: Context, commands: list[list[bytes]], start: int, out: lis
                 done += 1
                 continue
         if raw[0] != STRING or len(raw) > _RAW_BYTES_MAX:
+            done += _show_large(context, raw, out)
             break
         out += (heads[len(raw) - HEADER_BYTES], raw[HEADER_BYTES:], CRLF)
         done += 1
     context.hits += done - misses
     context.misses += misses
     return done
+
+
+def _show_large(context: Context, raw: bytes, out: list[bytes]) -> int:
+    """Answer a large value without copying it, unless a large one stands in `out`; returns how many.
+
+    Only one: the runner's budget for large replies counts the others.
+    """
+    session = context.session
+    length = len(raw) - HEADER_BYTES
+    if raw[0] != STRING or length < LARGE_REPLY_BYTES or session.has_large_reply:
+        return 0
+    value = memoryview(raw)[HEADER_BYTES:]
+    out += (b"$%d\r\n" % length, value, CRLF)  # type: ignore[arg-type]  # It is joined or sent.
+    session.has_large_reply = True
+    return 1
 
 
 def set_lane(context: Context, commands: list[list[bytes]], start: int, out: list[bytes]) -> int:

@@ -54,9 +54,11 @@ class Counts:
 class Rounds:
     """A server, its writers, and the rounds."""
 
-    def __init__(self, folder: Path, seed: int, fsync: str, counts: Counts) -> None:
+    def __init__(
+        self, folder: Path, seed: int, fsync: str, counts: Counts, module: str = "respkv"
+    ) -> None:
         self.rng = random.Random(f"kill-{seed}")
-        self.server = Server(folder, [f"log.fsync={fsync}", *SETTINGS])
+        self.server = Server(folder, [f"log.fsync={fsync}", *SETTINGS], module=module)
         self.counts = counts
         self.writers = [
             Writer(b"w%d" % n, random.Random(f"writer-{seed}-{n}")) for n in range(WRITERS)
@@ -147,9 +149,7 @@ def main() -> int:
     print(f"seed {arguments.seed}, log.fsync={arguments.fsync}")
     counts = Counts()
     with tempfile.TemporaryDirectory(prefix="respkv-kill-") as folder:
-        data = Path(folder) / "node"
-        data.mkdir()
-        rounds = Rounds(data, arguments.seed, arguments.fsync, counts)
+        rounds = Rounds(Path(folder), arguments.seed, arguments.fsync, counts)
         try:
             rounds.run(arguments.rounds, is_told=True)
         except (Loss, RefusedStart) as failure:

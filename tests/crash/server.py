@@ -35,21 +35,21 @@ class RefusedStart(Exception):
 class Server:
     """One process at a time. `module` may be a launcher that plants a bug and then runs the command line."""
 
-    def __init__(self, folder: Path, settings: Sequence[str], module: str = "respkv") -> None:
-        self.folder = folder  # For the data and, beside it, what the server says.
+    def __init__(
+        self,
+        folder: Path,
+        settings: Sequence[str],
+        *,
+        data_dir: Path | None = None,
+        module: str = "respkv",
+    ) -> None:
+        self.data_dir = folder / "data" if data_dir is None else data_dir
+        self.stderr_path = folder / "stderr"
         self.port = 0
         self.starts = 0
         self._settings = settings
         self._module = module
         self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def data_dir(self) -> Path:
-        return self.folder / "data"
-
-    @property
-    def stderr_path(self) -> Path:
-        return self.folder.parent / f"{self.folder.name}.stderr"
 
     @property
     def is_running(self) -> bool:

@@ -64,7 +64,7 @@ def test_a_new_one_replaces_the_old_one() -> None:
 
 
 def test_the_bytes_of_version_1_are_still_read() -> None:
-    body = bytes.fromhex("96" "01" "0c" "07" "91" "a5") + b"b.sst" + bytes.fromhex("91" "92" "09" "03")
+    body = bytes.fromhex("96010c0791a5") + b"b.sst" + bytes.fromhex("91920903")
     body += bytes.fromhex("c401") + b"s"
     disk = new_disk()
     put(disk, NAME, framed(body))

@@ -30,7 +30,7 @@ Place = tuple[int, bytes]
 SETTINGS = {
     "no caches": StoreSettings(600, 0, 0, 1 << 20, block_bytes=64, slot_count=SLOT_COUNT),
     "tiny caches": StoreSettings(
-        1500, 3000, 5000, 1 << 20, block_bytes=100, compression="none", slot_count=SLOT_COUNT
+        1500, 3000, 20_000, 1 << 20, block_bytes=100, compression="none", slot_count=SLOT_COUNT
     ),
     "short logs": StoreSettings(
         1 << 20, 1 << 20, 1 << 20, 800, block_bytes=200, slot_count=SLOT_COUNT
@@ -157,9 +157,10 @@ class World:
         self.model = {place: raw for place, raw in self.model.items() if place[1][0] not in tags}
 
     def write(self) -> None:
-        self.store.write()
-        self.note_written()
+        """A tick; while the store is stalled, ticks and jobs go on, and writes do not."""
         for _ in range(100):
+            self.store.write()
+            self.note_written()
             if not self.store.is_stalled:
                 return
             self.work()
@@ -412,7 +413,7 @@ def test_pins_show_a_page_that_no_cache_keeps_to_its_command_alone() -> None:
 def test_a_table_that_was_replaced_while_a_page_was_awaited() -> None:
     """The file is gone, or its number is another's: the command asks again, and finds the new table."""
     for fetched_first in (False, True):
-        store = new_store()
+        store = new_store(SETTINGS["one block"])
         for number in range(4):
             store.apply(0, b"a1", bytes(range(97, 98 + number)))
             store.apply(0, b"b%d" % number, b"y")
@@ -500,6 +501,29 @@ def test_drops_hide_tables_until_compaction_has_carried_them_out() -> None:
     assert store.tables[0].meta.entry_count == 1
     assert [store.get(0, row) for row in (b"a1", b"a2", b"b1")] == [None, b"y", b"x" * 100]
     assert store.next_job(0) is None
+
+
+def test_dropping_again_and_again_takes_no_room() -> None:
+    """Each look-up goes through the drops."""
+    store = new_store(SETTINGS["one block"])
+    store.apply(0, b"a1", b"x")
+    store.apply(0, b"d1", b"x")
+    flush(store)
+    for number in range(100):
+        store.drop([*TAGS])
+        store.apply(0, b"a%d" % number, b"y")
+        store.write()
+        if number == 50:
+            flush(store)
+    assert len(store.manifest.drops) <= 2 * len(TAGS)
+    for _ in range(2):
+        assert [store.get(0, row) for row in (b"a1", b"a98", b"a99", b"d1")] == [
+            None,
+            None,
+            b"y",
+            b"x",
+        ]
+        store = open_store(disk_of(store).kill(), SETS, SETTINGS["one block"])
 
 
 def test_dropping_everything_gives_the_space_back_without_a_write() -> None:

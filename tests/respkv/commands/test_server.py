@@ -237,7 +237,9 @@ def test_debug_sleep_is_listed_once_when_everything_is(alone: Alone) -> None:
 
 
 def test_debug_does_not_sleep_inside_multi(alone: Alone) -> None:
+    alone.text("CONFIG SET latency-monitor-threshold 100")
     assert value(alone, "MULTI ; DEBUG SLEEP 100 ; EXEC") == [b"OK"]
+    assert not alone.node.latency.events
 
 
 def test_lolwut_ends_with_the_version(alone: Alone) -> None:
