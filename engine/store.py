@@ -644,6 +644,8 @@ class Store:
         else:
             self.stats.compactions += 1
         self._retire_drops()
+        if not self.tables:
+            self.rows.clear()  # `forget_below` relies on it.
         for table in replaced:
             self.blocks.drop_table(table.id)
             table.close()

@@ -252,13 +252,12 @@ def unknown_command(args: list[bytes]) -> ReplyError:
         if len(shown) >= 128:
             break
         shown += b"'%b' " % arg[: 128 - len(shown)]
-    text = b"ERR unknown command '%b', with args beginning with: %b" % (args[0][:128], shown)
-    return ReplyError(text.replace(b"\r", b" ").replace(b"\n", b" "))
+    return ReplyError(
+        b"ERR unknown command '%b', with args beginning with: %b" % (args[0][:128], shown)
+    )
 
 
 def unknown_subcommand(container_name: str, sub: bytes) -> ReplyError:
     return ReplyError(
-        (b"ERR unknown subcommand '%b'. Try %b HELP." % (sub[:128], container_name.encode()))
-        .replace(b"\r", b" ")
-        .replace(b"\n", b" ")
+        b"ERR unknown subcommand '%b'. Try %b HELP." % (sub[:128], container_name.encode())
     )

@@ -276,8 +276,7 @@ class Front:
             if connection is not None:
                 self._dirty.append(connection)
                 self._go_on(connection)
-        if self._is_asleep and (self._backlog or self.runner.has_slices):
-            os.eventfd_write(self._waker, 1)  # Work came from another task than `run`.
+        self._wake()
         position = self.node.write_log()
         dirty = self._dirty
         if not dirty:
@@ -304,6 +303,11 @@ class Front:
                     self._keep(connection, memoryview(data))
                 else:
                     self._send(connection, data)
+
+    def _wake(self) -> None:
+        """Work may have come from another task than `run`."""
+        if self._is_asleep and (self._backlog or self.runner.has_slices):
+            os.eventfd_write(self._waker, 1)
 
     def _go_on(self, connection: Connection) -> None:
         """Something that its commands waited for has come: look at it again in the next tick."""
@@ -662,6 +666,7 @@ class Front:
                 ):
                     self._listen_to(connection)
                     self._go_on(connection)
+        self._wake()
 
     # The end of connections
 

@@ -334,7 +334,7 @@ class Node:
         self._staged_retry_s = self.now_s + TICKER_S
         self._check_disk()
         # They will be in the next frame, which ends above this. Who only read need not wait for it.
-        return log.position
+        return log.position + 1 if has_more else log.position
 
     def _write_staged(self) -> int:
         """As `write_log`, while something waits for room."""

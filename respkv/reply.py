@@ -24,17 +24,22 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 CRLF: Final = b"\r\n"
+_BLANKS_FOR_BREAKS: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
 class ReplyError(Exception):
     """What a client hears instead of an answer.
 
-    `text` is the whole line without `-`, code first: `ERR syntax error`.
+    `text` is the whole line without `-`, code first: `ERR syntax error`. It may quote what the
+    client sent: line breaks become blanks.
     """
 
     def __init__(self, text: str | bytes) -> None:
         super().__init__(text)
-        self.line: bytes = text.encode() if isinstance(text, str) else text
+        line = text.encode() if isinstance(text, str) else text
+        if b"\n" in line or b"\r" in line:
+            line = line.rstrip(b"\r\n").translate(_BLANKS_FOR_BREAKS)
+        self.line: bytes = line
 
     @property
     def code(self) -> bytes:

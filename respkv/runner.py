@@ -253,7 +253,7 @@ class Runner:
         """A command that is not run: a transaction that it stood in is broken, or over if it is EXEC."""
         if command is not None and command.name == "EXEC":
             self.end_transaction(session)
-            error = ReplyError(EXECABORT_BECAUSE + error.line)
+            error = ReplyError(EXECABORT_BECAUSE + error.line.removeprefix(b"ERR "))
         if session.transaction is not None:
             session.transaction.is_broken = True
         if command is not None:
@@ -561,7 +561,7 @@ class Runner:
             self.end_transaction(session)
             raise EXECABORT
         for (db, key), dots in session.watches.items():
-            if context.dots(key, db=db) != dots:
+            if context.dots(key, db=self.databases[db]) != dots:
                 self.end_transaction(session)
                 return NULL_ARRAY
         replies: list[Reply] = []

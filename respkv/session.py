@@ -145,9 +145,8 @@ class Session:
         self.queue: deque[list[bytes]] = deque()  # Parsed, and not executed yet.
         self.wait: Wait | None = None
         self.transaction: Transaction | None = None
-        self.watches: dict[
-            tuple[int, bytes], bytes | None
-        ] = {}  # (physical db, key) -> dots seen at WATCH
+        # (database as SELECT names it, key) -> dots seen at WATCH: a SWAPDB changes what is there.
+        self.watches: dict[tuple[int, bytes], bytes | None] = {}
         self.tracking: Any = None  # respkv.tracking.Tracking while CLIENT TRACKING is on.
         self.no_evict = False
         self.no_touch = False

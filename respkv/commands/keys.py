@@ -273,29 +273,26 @@ def swapdb(ctx: Context, index1: bytes, index2: bytes) -> Reply:
     if not (0 <= first < DATABASE_COUNT and 0 <= second < DATABASE_COUNT):
         raise DATABASE_OUT_OF_RANGE
     if first != second:
-        databases = ctx.databases
-        _disturb_watches(ctx, databases[first], databases[second])
+        _disturb_watches(ctx, first, second)
         ctx.swap_databases(first, second)
     return OK
 
 
 def _disturb_watches(ctx: Context, first: int, second: int) -> None:
-    """Two physical databases change places: tell the transactions that watch keys there.
+    """Two databases change places: keys that are watched there, and are in one of them, have changed.
 
-    A watched key that one of them holds has changed. One that neither holds is watched in both from
-    now on. That stands when the handler runs again after a fault: it can only make an EXEC fail
-    that a client then repeats.
+    That is so even if they change places once more. It stands when the handler runs again after a
+    fault: it can only make an EXEC fail that a client then repeats. Raises PageFault.
     """
+    databases = ctx.databases
     for session in ctx.node.front.by_session:
         if session is ctx.session and ctx.is_atomic:
             continue  # The EXEC under way has checked its watches.
         for db, key in list(session.watches):
-            if db not in (first, second):
-                continue
-            if ctx.exists(key, db=first) or ctx.exists(key, db=second):
+            if db in (first, second) and (
+                ctx.exists(key, db=databases[first]) or ctx.exists(key, db=databases[second])
+            ):
                 session.watches[db, key] = SWAPPED
-            else:
-                session.watches.setdefault((second if db == first else first, key), None)
 
 
 container(

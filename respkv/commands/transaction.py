@@ -79,10 +79,9 @@ def watch(ctx: Context, *keys: Key) -> Reply:
     session = ctx.session
     if session.transaction is not None:
         raise WATCH_INSIDE_MULTI
-    db = ctx.db
-    seen = {
-        (db, key): ctx.dots(key) for key in keys
-    }  # May fault: nothing is noted before the last.
+    db = session.db
+    # May fault: nothing is noted before the last.
+    seen = {(db, key): ctx.dots(key) for key in keys}
     for watched, dots in seen.items():
         session.watches.setdefault(watched, dots)  # What was seen first counts.
     return OK
@@ -98,8 +97,7 @@ def watch(ctx: Context, *keys: Key) -> Reply:
 )
 def unwatch(ctx: Context) -> Reply:
     """Forget the watched keys."""
-    if (
-        not ctx.is_atomic
-    ):  # Inside EXEC they have been checked, and may be once more if a page has to be fetched.
+    # Inside EXEC they have been checked, and may be once more if a page has to be fetched.
+    if not ctx.is_atomic:
         ctx.session.watches.clear()
     return OK

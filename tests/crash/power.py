@@ -1,4 +1,4 @@
-"""A real server on a real file system that loses its power, again and again: nothing acknowledged at `always` may be missing.
+"""Power cuts of a real file system under a real server: nothing acknowledged at `always` may be missing.
 
     python -m tests.crash.power --rounds 20 [--seed N] [--without-fsync]
 
@@ -48,7 +48,9 @@ class Counts:
 class Rounds:
     """A server on an image, its writers, and the rounds."""
 
-    def __init__(self, mounted: Image, folder: Path, seed: int, module: str, counts: Counts) -> None:
+    def __init__(
+        self, mounted: Image, folder: Path, seed: int, module: str, counts: Counts
+    ) -> None:
         self.rng = random.Random(f"power-{seed}")
         self.mounted = mounted
         settings = ("log.fsync=always", "memory.bytes_max=16MiB")

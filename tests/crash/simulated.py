@@ -20,6 +20,7 @@ A *world* is some such processes one after the other from one seed, which says e
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import sys
 import time
@@ -338,7 +339,9 @@ class World:
         store = self.replica.store
         task = self.task
         # Aimed at a few operations whose order matters.
-        if self.rng.random() < (0.02 if task is None or task.prepared is None else self._aim_chance):
+        if self.rng.random() < (
+            0.02 if task is None or task.prepared is None else self._aim_chance
+        ):
             self.disk.faults.power_cut_in = self.rng.randint(1, 6)
         if task is None:
             room = self.disk.free_bytes()
@@ -371,10 +374,8 @@ class World:
         assert self.orphan is not None
         job, self.orphan = self.orphan, None
         self.counts.orphans += 1
-        try:
+        with contextlib.suppress(EngineError):
             run_job(self.disk.again(), job, CODEC)
-        except EngineError:
-            pass
 
     # Checks
 

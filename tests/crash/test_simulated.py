@@ -99,7 +99,9 @@ def without_name_sync(disk: SimDisk, operate: Callable[[], None]) -> None:
 def manifest_without_folder_sync(patch: pytest.MonkeyPatch) -> None:
     write = manifest.write
     patch.setattr(
-        manifest, "write", lambda disk, content: without_name_sync(disk, lambda: write(disk, content))
+        manifest,
+        "write",
+        lambda disk, content: without_name_sync(disk, lambda: write(disk, content)),
     )
 
 

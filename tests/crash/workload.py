@@ -220,7 +220,7 @@ class Writer:
     # Checking
 
     def settle(self, connection: Connection) -> int:
-        """After a crash: find the prefix that survived, take it as the truth, and return how many unanswered commands it has.
+        """After a crash: find what survived, take it as the truth, and return how many unanswered commands are in it.
 
         Raises `Loss`.
         """
@@ -252,7 +252,9 @@ class Writer:
         for keys in _batches(self.keys()):
             values = connection.ask(b"MGET", *keys)
             assert isinstance(values, list)
-            found |= {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+            found |= {
+                key: value for key, value in zip(keys, values, strict=True) if value is not None
+            }
         return found
 
     def _difference(self, found: Content) -> str:

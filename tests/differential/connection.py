@@ -11,10 +11,6 @@ from dataclasses import replace
 
 from .command import Command, Draw, Scene, SceneMaker
 
-_BLOCKED_FOR_S = (
-    0.01  # Long enough for a WAIT to be seen by the server before another connection speaks of it.
-)
-
 
 def _unblocking(how: str) -> SceneMaker:
     """Connection 1 waits for a replica that does not exist; connection 0 sets it free; then its reply is read."""
@@ -22,7 +18,7 @@ def _unblocking(how: str) -> SceneMaker:
     def make(draw: Draw) -> Scene:
         wait, unblock = draw.scene(f"1> WAIT 1 4000 ; CLIENT UNBLOCK &id1 {how}".strip())
         read = replace(wait, only_reads=True)
-        return replace(wait, is_deferred=True, pause_s=_BLOCKED_FOR_S), unblock, read
+        return replace(wait, is_deferred=True), unblock, read
 
     return make
 

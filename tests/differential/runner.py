@@ -200,7 +200,7 @@ class Round:
                 for side in sides:
                     answers.append(side.receive(call))
             self._lag_s = max(self._lag_s, time.monotonic() - started)
-            if call.drops or call.settles:
+            if call.drops or call.settles or call.is_deferred:
                 for side in sides:
                     side.finish(call)
         except _BROKEN as error:

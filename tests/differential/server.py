@@ -112,6 +112,7 @@ COMMANDS = (
     ),
     Command(
         "CONFIG SET",
+        varies_arity=False,  # Without its last argument, a call that is refused may change a setting.
         good=(
             _setting("slowlog-max-len", "64", "128"),
             _setting("latency-monitor-threshold", "5", "0"),

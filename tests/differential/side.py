@@ -6,6 +6,7 @@ Takes no decision about what is equal (`natural`) or what comes next (`runner`).
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .command import CONNECTION_COUNT, Argument, Call, Reference
@@ -15,6 +16,7 @@ ITERATIONS_MAX = 10_000
 DATABASE_COUNT = 16
 TIMEOUT_S = 5.0
 _POLL_S = 0.001
+_BLOCKS_WITHIN_S = 1.0
 # What scenes change and an interrupted scene leaves changed. Redis logs no command as slow, as respkv may be slower.
 _SETTINGS = (
     (b"CLIENT", b"UNPAUSE"),
@@ -104,13 +106,16 @@ class Side:
         return self._iterate(call, answer) if call.iterates else answer
 
     def finish(self, call: Call) -> None:
-        """What a call wants to be waited for: connections that close, saves that run."""
+        """What a call wants to be waited for: connections that close or block, saves that run."""
         for index in sorted(call.drops):
             self._connections[index].await_close()
             self._connections[index].close()
             self._open(index)
-        if call.settles:
-            self._settle()
+        if call.settles and not self._comes_true(_is_idle, self.timeout_s):
+            raise Unanswered(b"a background save that did not end")
+        if call.is_deferred:
+            # A server that does not block shows that by its reply, which is compared.
+            self._comes_true(_is_blocking, _BLOCKS_WITHIN_S)
 
     def has(self, key: bytes) -> bool:
         return self._connections[0].ask(b"EXISTS", key).text == b"1"
@@ -164,11 +169,19 @@ class Side:
             answer = Answer(connection.ask(*arguments), answer.pushes)
         raise WireError(f"an iteration did not end after {ITERATIONS_MAX} calls")
 
-    def _settle(self) -> None:
-        deadline = time.monotonic() + self.timeout_s
+    def _comes_true(self, claim: Callable[[bytes], bool], timeout_s: float) -> bool:
+        """Whether a claim about INFO comes true in time."""
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            info = self._connections[0].ask(b"INFO", b"persistence").text
-            if b"rdb_bgsave_in_progress:1" not in info and b"aof_rewrite_in_progress:1" not in info:
-                return
+            if claim(self._connections[0].ask(b"INFO").text):
+                return True
             time.sleep(_POLL_S)
-        raise Unanswered(b"a background save that did not end")
+        return False
+
+
+def _is_idle(info: bytes) -> bool:
+    return b"rdb_bgsave_in_progress:1" not in info and b"aof_rewrite_in_progress:1" not in info
+
+
+def _is_blocking(info: bytes) -> bool:
+    return b"blocked_clients:" in info and b"blocked_clients:0" not in info

@@ -104,6 +104,30 @@ def test_a_command_can_be_left_short_or_long_by_an_argument() -> None:
     assert lengths[2] > 400
 
 
+def test_no_argument_more_or_less_leaves_a_connection_or_server_changed() -> None:
+    lasting = (
+        "MULTI",
+        "QUIT",
+        "RESET",
+        "HELLO",
+        "CONFIG SET",
+        "CLIENT TRACKING",
+        "CLIENT REPLY",
+        "CLIENT KILL",
+    )
+    assert [name for name in lasting if BY_NAME[name].varies_arity] == []
+
+
+def test_every_transaction_that_is_begun_is_ended() -> None:
+    ends = {"EXEC", "DISCARD", "RESET", "QUIT"}
+    for scene in _everything(5):
+        for connection in {call.connection for call in scene}:
+            names = [call.name for call in scene if call.connection == connection]
+            if "MULTI" in names and names != ["MULTI"]:
+                last_begun = len(names) - 1 - names[::-1].index("MULTI")
+                assert ends & set(names[last_begun:]), names
+
+
 def test_commands_are_chosen_by_name_or_by_table() -> None:
     assert [c.name for c in chosen(["GET", "SET"])] == ["GET", "SET"]
     assert "MULTI" in {c.name for c in chosen(["transaction"])}

@@ -69,6 +69,7 @@ def _aborted(draw: Draw) -> Scene:
 COMMANDS = (
     Command(
         "MULTI",
+        varies_arity=False,  # Without its argument, a MULTI that is refused would begin a transaction.
         good=("MULTI ; PING ; EXEC", "MULTI ; EXEC"),
         bad=("MULTI ; MULTI ; EXEC", "MULTI 1"),
         scenes=(_executed,),

@@ -1,18 +1,23 @@
 """Real clients against a real node: redis-py, redis-cli, redis-benchmark, ioredis, node-redis, unchanged.
 
-Not what single commands answer (`tests/respkv`), nor whether it is what Redis answers (`tests/differential`): what these clients
-send on their own, at connect, for hints, for completion, must be understood. Every process has a time limit.
+Not what single commands answer (`tests/respkv`), nor whether it is what Redis answers
+(`tests/differential`): what these clients send on their own, at connect, for hints, for completion,
+must be understood. Every process has a time limit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import pty
+import re
 import select
 import shutil
+import struct
 import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +34,7 @@ NODE_FOLDER = Path(__file__).parent / "node"
 COMMAND_S = 30
 BENCHMARK_S = 60
 INSTALL_S = 300
+ESCAPES = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
 PROTOCOLS = pytest.mark.parametrize("protocol", [2, 3])
 
 
@@ -123,12 +129,13 @@ def test_redis_py_watch(server: RunningServer) -> None:
         assert client.get("k") == "3"
 
 
-def test_redis_py_client_side_cache(
-    server: RunningServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_redis_py_client_side_cache(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     # It wants Redis 7.4, whose commands it does not need; respkv says that it is 7.0.
     monkeypatch.setattr(redis.connection.CacheProxyConnection, "MIN_ALLOWED_VERSION", "7.0.0")
-    with connect(server) as writer, connect(server, protocol=3, cache_config=CacheConfig()) as reader:
+    with (
+        connect(server) as writer,
+        connect(server, protocol=3, cache_config=CacheConfig()) as reader,
+    ):
         writer.set("k", "old")
         before = calls(writer, "get")
         assert [reader.get("k") for _ in range(5)] == ["old"] * 5
@@ -152,7 +159,10 @@ def test_redis_py_asyncio(server: RunningServer, protocol: int) -> None:
             ]
             for transaction in (False, True):
                 async with client.pipeline(transaction=transaction) as pipeline:
-                    replies = await pipeline.set("k", 1).incr("k").get("k").execute()
+                    pipeline.set("k", 1)
+                    pipeline.incr("k")
+                    pipeline.get("k")
+                    replies = await pipeline.execute()
                 assert replies == [True, 2, "2"]
 
     async def in_time() -> None:
@@ -164,7 +174,7 @@ def test_redis_py_asyncio(server: RunningServer, protocol: int) -> None:
 def test_redis_py_monitor(server: RunningServer) -> None:
     with connect(server) as client, connect(server) as watcher, watcher.monitor() as monitor:
         client.get("watched")
-        seen = []
+        seen: list[str] = []
         while not any("watched" in command for command in seen):
             seen.append(monitor.next_command()["command"])
         assert seen[-1] == "GET watched"
@@ -205,14 +215,14 @@ def endless_cli(server: RunningServer, *args: str) -> Iterator[subprocess.Popen[
 
 
 def read_until(fd: int, wanted: bytes, seconds: float = 10) -> bytes:
-    """What comes from a descriptor until `wanted` is in it."""
+    """What comes from a descriptor until `wanted` is in it, without colours and movements of the cursor."""
     got = b""
     deadline = time.monotonic() + seconds
     while wanted not in got:
         ready, _, _ = select.select([fd], [], [], max(0, deadline - time.monotonic()))
         data = os.read(fd, 65536) if ready else b""
         assert data, f"no {wanted!r} in {got!r}"
-        got += data
+        got = ESCAPES.sub(b"", got + data)
     return got
 
 
@@ -259,7 +269,7 @@ class TestRedisCli:
 
     def test_stat(self, server: RunningServer) -> None:
         cli(server, "MSET", "a", "1", "b", "2")
-        with endless_cli(server, "--stat", "-i", "0.1") as process:
+        with endless_cli(server, "--stat", "-i", "0.01") as process:
             assert process.stdout is not None
             said = b""
             while said.count(b"\n") < 4:
@@ -282,6 +292,8 @@ class Terminal:
 
     def __init__(self, server: RunningServer) -> None:
         self._fd, slave = pty.openpty()
+        # Without a width redis-cli would ask the terminal where its cursor is.
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 400, 0, 0))
         environment = os.environ | {"TERM": "xterm", "HOME": str(server.directory), "FAKETTY": "1"}
         self._process = subprocess.Popen(
             ["redis-cli", "-h", server.host, "-p", str(server.port)],
@@ -289,7 +301,6 @@ class Terminal:
         )  # fmt: skip
         os.close(slave)
         self.prompt = f"{server.host}:{server.port}> ".encode()
-        self.expect(self.prompt)
 
     def type(self, keys: bytes) -> None:
         os.write(self._fd, keys)
@@ -306,8 +317,11 @@ class Terminal:
 @pytest.fixture
 def terminal(server: RunningServer) -> Iterator[Terminal]:
     terminal = Terminal(server)
-    yield terminal
-    terminal.close()
+    try:
+        terminal.expect(terminal.prompt)
+        yield terminal
+    finally:
+        terminal.close()
 
 
 @needs("redis-cli")
@@ -322,10 +336,15 @@ class TestInteractiveRedisCli:
 
     def test_the_rest_of_the_syntax_is_hinted_at(self, terminal: Terminal) -> None:
         terminal.type(b"set ")
-        terminal.expect(b"key value [NX|XX] [GET] [EX seconds|PX milliseconds|EXAT unix-time-seconds")
-        terminal.type(b"k v\rbitfield ")
         terminal.expect(
-            b"key [GET encoding offset|[OVERFLOW WRAP|SAT|FAIL] SET encoding offset value|INCRBY encoding offset increment"
+            b"key value [NX|XX] [GET] [EX seconds|PX milliseconds|EXAT unix-time-seconds"
+        )
+        terminal.type(b"k v\r")
+        terminal.expect(b"OK")
+        terminal.type(b"bitfield ")
+        terminal.expect(
+            b"key [GET encoding offset|[OVERFLOW WRAP|SAT|FAIL] SET encoding offset value|INCRBY "
+            b"encoding offset increment"
         )
 
     def test_names_are_completed(self, terminal: Terminal) -> None:

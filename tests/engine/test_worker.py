@@ -74,7 +74,7 @@ def held_job() -> Job:
 
 async def wait_for_file(path: Path) -> None:
     with trio.fail_after(DEADLINE_S):
-        while not path.exists():
+        while not await trio.Path(path).exists():  # noqa: ASYNC110 (another process makes it)
             await trio.sleep(0.005)
 
 
@@ -91,7 +91,7 @@ async def test_one_process_does_job_after_job(folder: Path) -> None:
     assert worker.pid is None
     try:
         with trio.fail_after(DEADLINE_S):
-            pids = set()
+            pids: set[int | None] = set()
             for output in ("1.sst", "2.sst", "3.sst"):
                 result = await worker.run(new_job("in.sst", output))
                 assert result == JobResult([output], 1)
@@ -156,7 +156,7 @@ async def test_a_worker_that_died_between_jobs_is_replaced_without_an_error(fold
             first = worker.pid
             assert first is not None
             os.kill(first, signal.SIGKILL)
-            os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+            await trio.to_thread.run_sync(os.waitid, os.P_PID, first, os.WEXITED | os.WNOWAIT)
             await worker.run(new_job("in.sst", "2.sst"))
             assert worker.pid not in (None, first)
     finally:
@@ -207,21 +207,17 @@ async def test_a_codec_that_is_not_there_loses_the_worker(
 @pytest.mark.parametrize("is_at_work", [False, True], ids=["idle", "in the middle"])
 async def test_the_worker_ends_when_its_parents_pipe_closes(folder: Path, is_at_work: bool) -> None:
     """A parent that is killed says nothing else."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "engine.worker", str(folder), CODEC_PATH],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    arguments = [sys.executable, "-m", "engine.worker", str(folder), CODEC_PATH]
+    child = await trio.lowlevel.open_process(arguments, stdin=subprocess.PIPE)
     try:
-        assert child.stdin is not None
-        if is_at_work:
-            child.stdin.write(msgspec.msgpack.encode(held_job()).hex().encode() + b"\n")
-            child.stdin.flush()
-            await wait_for_file(folder / "new.sst.tmp")
-        child.stdin.close()
-        assert await trio.to_thread.run_sync(child.wait, DEADLINE_S) == 0
+        with trio.fail_after(DEADLINE_S):
+            assert child.stdin is not None
+            if is_at_work:
+                line = msgspec.msgpack.encode(held_job()).hex().encode() + b"\n"
+                await child.stdin.send_all(line)
+                await wait_for_file(folder / "new.sst.tmp")
+            await child.stdin.aclose()
+            assert await child.wait() == 0
     finally:
         child.kill()
-        child.wait()
-        assert child.stdout is not None
-        child.stdout.close()
+        await child.wait()

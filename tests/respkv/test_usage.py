@@ -26,7 +26,11 @@ def show(argument: Argument) -> str:
         text += f"#{argument.key_spec}"
     if argument.token and argument.type != "pure-token":
         text = f"{argument.token} {text}"
-    flags = ("?", argument.is_optional), ("*", argument.is_multiple), ("T", argument.is_token_repeated)
+    flags = (
+        ("?", argument.is_optional),
+        ("*", argument.is_multiple),
+        ("T", argument.is_token_repeated),
+    )
     return text + "".join(sign for sign, is_set in flags if is_set)
 
 
@@ -72,7 +76,10 @@ def test_each_form(usage: str, tree: str) -> None:
 def test_keys_belong_to_the_specifications_in_turn() -> None:
     assert shown("key newkey", key_spec_count=2) == "key:key#0 newkey:key#1"
     assert shown("key1 key2 [LEN]", key_spec_count=1) == "key1:key#0 key2:key#0 LEN?"
-    assert shown("operation destkey key [key ...]", key_spec_count=2) == "operation:string destkey:key#0 key:key#1*"
+    assert (
+        shown("operation destkey key [key ...]", key_spec_count=2)
+        == "operation:string destkey:key#0 key:key#1*"
+    )
 
 
 def test_a_command_without_keys_has_no_argument_that_is_one() -> None:
@@ -86,7 +93,7 @@ def test_groups_are_named_after_their_members() -> None:
 
 @pytest.mark.parametrize(
     "usage",
-    ["[a", "a]", "<a]", "<a | >", "[]", "a [b ...]", "[a | b [c | d ...]]", "key value [key ...] value [key value ...]"],
+    ["[a", "a]", "<a]", "<a | >", "[]", "a [b ...]", "[a | b [c | d ...]]", "a b [a ...] b [a b ...]"],
 )  # fmt: skip
 def test_a_slip_is_refused(usage: str) -> None:
     with pytest.raises(UsageError):

@@ -1,7 +1,8 @@
 """Scenes: what several clients send in turn, and what each of them hears, in a text file.
 
-Not for single commands (`harness`), nor for random ones (`tests/differential`). The same file is played on a node inside this
-process, with a clock of its own, and on a real redis-server, so that what it says is known to be Redis' behaviour.
+Not for single commands (`harness`), nor for random ones (`tests/differential`). The same file is
+played on a node inside this process, with a clock of its own, and on a real redis-server, so that
+what it says is known to be Redis' behaviour.
 
     == a key that was read and changes          a scene; `(ours)` behind the name: not what Redis does
     # why                                       a comment
@@ -48,7 +49,10 @@ QUIET_S: Final = 0.03  # After so long without a byte a real server is taken to 
 ANSWER_S: Final = 10.0
 CLOSED: Final = "closed"
 _SETTINGS: Final = StoreSettings(
-    memtable_bytes=1 << 24, row_cache_bytes=1 << 20, block_cache_bytes=1 << 20, log_bytes_max=1 << 24
+    memtable_bytes=1 << 24,
+    row_cache_bytes=1 << 20,
+    block_cache_bytes=1 << 20,
+    log_bytes_max=1 << 24,
 )
 
 
@@ -193,7 +197,7 @@ class ServerStage:
 class Client:
     """One connection and the replies that came of it."""
 
-    def __init__(self, name: str, stage: Stage) -> None:
+    def __init__(self, name: str, stage: Stage, *, is_greeted: bool = True) -> None:
         self.name = name
         self._stage = stage
         self._socket = stage.connect()
@@ -201,6 +205,9 @@ class Client:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader = ReplyReader()
         self.is_closed = False
+        self.id = 0
+        if not is_greeted:
+            return
         if name.endswith("3"):
             self.ask(b"HELLO", b"3")
         self.id = int(self.ask(b"CLIENT", b"ID").text)

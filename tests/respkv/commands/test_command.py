@@ -87,7 +87,7 @@ def compare(command: Command, info: list[Any], docs: dict[str, Any]) -> list[str
 
 def tree(argument: dict[str, Any]) -> dict[str, Any]:
     """An argument without the names of groups, which are never typed, and without its history."""
-    kept = {
+    kept: dict[str, Any] = {
         name: argument[name]
         for name in ("type", "token", "flags", "key_spec_index")
         if name in argument

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from cluster.record import DELETION
+from cluster.slot import row_of, slot_of
 from tests.respkv.commands.harness import START_MS, Server
 from tests.respkv.commands.redis import needs_redis, play, redis
 
@@ -148,6 +150,10 @@ def test_a_key_lives_until_its_expiry(key: str) -> None:
 
 def test_an_expiry_at_this_very_millisecond_has_passed() -> None:
     server = Server()
+    server.play(f"SET k v ; PEXPIREAT k {START_MS}")
+    raw = server.replica.store.get(slot_of(b"k"), row_of(0, b"k"))
+    assert raw is not None
+    assert raw[0] == DELETION
     assert server.play(f"SET k v ; PEXPIREAT k {START_MS} ; EXISTS k") == 0
     assert server.play(f"SET k v ; PEXPIREAT k {START_MS + 1} ; EXISTS k") == 1
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.record import STRING
-from cluster.slot import SLOT_COUNT, row_of, slot_of
+from cluster.slot import SLOT_COUNT, hash_of, row_of, slot_of
 from respkv.commands.scan import parse_cursor, slot_of_pattern
 from respkv.reply import ReplyError
 from tests.respkv.commands.harness import START_MS, Server
@@ -19,6 +19,8 @@ from tests.respkv.commands.sessions import Sessions
 SYNTAX = b"-ERR syntax error"
 NOT_AN_INTEGER = b"-ERR value is not an integer or out of range"
 INVALID_CURSOR = b"-ERR invalid cursor"
+# A hash tag of one of the first slots, where counting begins.
+FIRST_TAG = min((str(number) for number in range(10_000)), key=lambda tag: slot_of(tag.encode()))
 
 
 def bad_arity(name: str) -> bytes:
@@ -253,9 +255,11 @@ def test_a_cursor_beyond_all_slots_ends_the_iteration() -> None:
 def test_a_small_database_beside_a_large_one() -> None:
     """Rows of other databases are passed by, but not without end in one call."""
     server, _ = filled(10_000)
-    server.play("SELECT 1 ; SET k v")
-    cursor, _ = server.run(b"SCAN", b"0", b"COUNT", b"1")
+    server.run(b"SELECT", b"1")
+    cursor, found = server.run(b"SCAN", b"0", b"COUNT", b"1")
     assert cursor != b"0"
+    assert found == []
+    server.run(b"SET", b"k", b"v")
     assert scan(server) == [b"k"]
     assert server.run(b"DBSIZE") == 1
     # Now it is known where the database has keys.
@@ -364,18 +368,121 @@ def test_writes_while_a_sliced_command_runs(command: str, is_cold: bool) -> None
     assert {b"key:%d" % number for number in range(300)} <= set(found)
 
 
-def test_a_flush_while_keys_are_counted() -> None:
+@pytest.mark.parametrize("steps", range(3))
+def test_a_flush_while_keys_are_counted(steps: int) -> None:
     node = Sessions()
     one, two = node.open(), node.open()
-    for number in range(300):
-        node.ask(one, f"SET {{tag}}{number} v")
+    for number in range(1000):  # Five pages of the first slots.
+        node.ask(one, f"SET {{{FIRST_TAG}}}{number} v")
     node.send(one, "DBSIZE")
+    for _ in range(steps):
+        node.step()
     assert one.out == []
     node.ask(two, "FLUSHALL")
     node.finish(one)
     assert node.ask(one, "DBSIZE") == 0
     node.ask(one, "SET k v")
     assert node.ask(one, "DBSIZE") == 1
+
+
+def test_a_key_that_appears_where_none_was_is_counted() -> None:
+    """DBSIZE is suspended among empty slots; then a key comes into one of these."""
+    node = Sessions()
+    one, two = node.open(), node.open()
+    node.send(one, "DBSIZE")
+    assert one.out == []
+    for number in range(200):
+        node.ask(two, f"SET key:{number} v")
+    node.finish(one)
+    assert node.ask(one, "DBSIZE") == 200
+
+
+@pytest.mark.parametrize("is_cold", [False, True], ids=["warm", "cold"])
+@pytest.mark.parametrize("seed", range(12))
+def test_a_transaction_sees_its_own_writes(seed: int, is_cold: bool) -> None:
+    """Random commands inside EXEC against a model: half of the keys share a slot."""
+    rng = random.Random(seed)
+    node = Sessions(seed)
+    session = node.open()
+    names = [f"{{tag}}{number}" for number in range(5)] + [f"key:{number}" for number in range(5)]
+    model = {name for name in names if rng.random() < 0.5}
+    for name in model:
+        node.ask(session, f"SET {name} v")
+    if is_cold:
+        node.evict()
+    node.ask(session, "MULTI")
+    expected: list[Any] = []
+    for _ in range(40):
+        name = rng.choice(names)
+        command = rng.choice(
+            (f"SET {name} v", f"DEL {name}", f"SET {name} v PX 100", f"EXPIRE {name} -1")
+            + (f"KEYS {name}", "KEYS *", "KEYS {tag}*", "KEYS *1", "SCAN 0 COUNT 100", "DBSIZE")
+            + ("SCAN 0 MATCH {tag}*", "RANDOMKEY", *(["FLUSHDB"] if rng.random() < 0.3 else []))
+        )
+        node.ask(session, command)
+        match command.split():
+            case ["SET", *_]:
+                model.add(name)
+                expected.append(b"OK")
+            case ["DEL" | "EXPIRE", *_]:
+                expected.append(int(name in model))
+                model.discard(name)
+            case ["FLUSHDB"]:
+                model.clear()
+                expected.append(b"OK")
+            case ["DBSIZE"]:
+                expected.append(len(model))
+            case ["RANDOMKEY"]:
+                expected.append(set(model))
+            case [_, *_, pattern]:
+                prefix, _, rest = pattern.partition("*")
+                expected.append(
+                    {
+                        key
+                        for key in model
+                        if pattern in ("100", key)
+                        or ("*" in pattern and key.startswith(prefix) and key.endswith(rest))
+                    }
+                )
+    for want, got in zip(expected, node.ask(session, "EXEC"), strict=True):
+        if isinstance(want, set):
+            keys = {key.encode() for key in want}
+            if got is None or isinstance(got, bytes):  # RANDOMKEY
+                assert got in keys or (got is None and not keys), seed
+            else:
+                found = got[1] if got[:1] == [b"0"] else got
+                assert sorted(found) == sorted(keys), seed
+        else:
+            assert got == want, seed
+    assert {key.decode() for key in node.ask(session, "KEYS *")} == model
+
+
+@pytest.mark.parametrize("is_cold", [False, True], ids=["warm", "cold"])
+def test_cursors_inside_a_transaction(is_cold: bool) -> None:
+    """Each call inside EXEC sees the row that its cursor names, be it stored or just written."""
+    node = Sessions()
+    session = node.open()
+    keys = [b"{tag}%d" % number for number in range(20)]
+    for key in keys[::2]:
+        node.ask(session, f"SET {key.decode()} v")
+    if is_cold:
+        node.evict()
+    node.ask(session, "MULTI")
+    for key in keys[1::2]:
+        node.ask(session, f"SET {key.decode()} v")
+    rows = sorted(row_of(0, key) for key in keys)
+    cursors = [slot_of(keys[0]) << 48 | hash_of(row) for row in rows]
+    for cursor in cursors:
+        node.ask(session, f"SCAN {cursor} COUNT 1")
+    replies = node.ask(session, "EXEC")[10:]
+    for row, (_, found) in zip(rows, replies, strict=True):
+        # A page of the store may bring what was written up to its end.
+        assert row[11:] == found[0]
+        assert found == [other[11:] for other in rows[rows.index(row) :][: len(found)]]
+    for (cursor, found), row in zip(replies, rows, strict=True):
+        following = rows[rows.index(row) + len(found) :]
+        wanted = slot_of(keys[0]) << 48 | hash_of(following[0]) if following else 0
+        assert int(cursor) == wanted
 
 
 def test_a_flush_that_was_queued_before_a_fault_is_made_once() -> None:

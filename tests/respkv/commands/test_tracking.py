@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from tests.respkv.commands.redis import needs_redis
-from tests.respkv.commands.scene import FOLDER, Client, Scene, ServerStage, node_stage, play, read, render
+from tests.respkv.commands.scene import (
+    FOLDER,
+    Client,
+    Scene,
+    ServerStage,
+    node_stage,
+    play,
+    read,
+    render,
+)
 from tests.servers import redis_server
 
 SCENES = read(FOLDER / "tracking.txt")
@@ -25,8 +34,6 @@ def test_scenes_on_redis() -> None:
             if not scene.is_ours:
                 stage.clear()
                 assert str(play(scene, stage)) == str(scene)
-
-
 
 
 def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
