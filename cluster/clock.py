@@ -51,10 +51,9 @@ class SlotClock:
         for actor, counter in other.base.items():
             if counter > self.base.get(actor, 0):
                 self.base[actor] = counter
+        # Each is added again: the base may have reached it, or what comes before it.
         dots = self.beyond | other.beyond
-        self.beyond = (
-            set()
-        )  # Each is added again: the base may have reached it, or what is before it.
+        self.beyond = set()
         for dot in dots:
             self.add(dot)
 

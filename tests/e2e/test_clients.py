@@ -301,12 +301,17 @@ class Terminal:
         )  # fmt: skip
         os.close(slave)
         self.prompt = f"{server.host}:{server.port}> ".encode()
+        self._got = b""
 
     def type(self, keys: bytes) -> None:
         os.write(self._fd, keys)
 
     def expect(self, wanted: bytes) -> bytes:
-        return read_until(self._fd, wanted)
+        """What the terminal shows up to `wanted`. What is typed before a prompt may be lost."""
+        if wanted not in self._got:
+            self._got += read_until(self._fd, wanted)
+        said, _, self._got = self._got.partition(wanted)
+        return said
 
     def close(self) -> None:
         self._process.terminate()
@@ -329,8 +334,10 @@ class TestInteractiveRedisCli:
     def test_commands_are_answered(self, terminal: Terminal) -> None:
         terminal.type(b"set greeting hello\r")
         terminal.expect(b"OK\r\n")
+        terminal.expect(terminal.prompt)
         terminal.type(b"get greeting\r")
         terminal.expect(b'"hello"\r\n')
+        terminal.expect(terminal.prompt)
         terminal.type(b"select 3\r")
         terminal.expect(terminal.prompt[:-2] + b"[3]> ")
 
@@ -340,7 +347,8 @@ class TestInteractiveRedisCli:
             b"key value [NX|XX] [GET] [EX seconds|PX milliseconds|EXAT unix-time-seconds"
         )
         terminal.type(b"k v\r")
-        terminal.expect(b"OK")
+        terminal.expect(b"OK\r\n")
+        terminal.expect(terminal.prompt)
         terminal.type(b"bitfield ")
         terminal.expect(
             b"key [GET encoding offset|[OVERFLOW WRAP|SAT|FAIL] SET encoding offset value|INCRBY "
@@ -359,6 +367,7 @@ class TestInteractiveRedisCli:
         assert b"GETDEL key" in said
         assert b"summary: " in said
         assert b"since: 6.2.0" in said
+        terminal.expect(terminal.prompt)
         terminal.type(b"help @connection\r")
         terminal.expect(b"CLIENT KILL")
 

@@ -447,6 +447,19 @@ def test_a_damaged_page_is_an_error_and_not_a_wrong_answer() -> None:
         store.scan(0, b"", 10)
 
 
+def test_a_look_up_reads_no_further_than_the_first_complete_entry() -> None:
+    store = new_store(SETTINGS["no caches"])
+    for raw in (b"x", b"xy"):
+        store.apply(0, b"a1", raw)
+        flush(store)
+    assert store.get(0, b"a1") == b"xy"
+    assert store.stats.table_reads == 1
+    store.apply(0, b"a1", b"z", is_complete=False)
+    flush(store)
+    assert store.get(0, b"a1") == b"xyz"
+    assert store.stats.table_reads == 3
+
+
 def test_an_absent_row_is_remembered_until_it_is_written() -> None:
     store = new_store()
     store.apply(0, b"a1", b"x")

@@ -151,7 +151,6 @@ def test_every_command_is_declared_in_full() -> None:
         assert command.name == command.name.upper()
         assert command.arity != 0, command.name
         assert command.summary, command.name
-        assert command.complexity, command.name
         assert command.since.count(".") == 2, command.name
         if command.handler is None:
             assert command.subcommands, command.name

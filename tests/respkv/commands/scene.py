@@ -39,13 +39,13 @@ from respkv.commands import load
 from respkv.config import Config
 from respkv.node import Node
 from tests.differential.wire import Reply, ReplyReader, encode
-from tests.servers import RunningServer
+from tests.servers import RunningServer, redis_server
 from tests.sim.disk import SimDisk
 
 FOLDER: Final = Path(__file__).parent / "scenes"
 START_NS: Final = 1_700_000_000_000_000_000
 FIRST_ID: Final = 1000  # Ids are told from other integers by their size.
-QUIET_S: Final = 0.03  # After so long without a byte a real server is taken to have said all.
+BARRIER_S: Final = 0.3  # A server that does not answer for so long is paused.
 ANSWER_S: Final = 10.0
 CLOSED: Final = "closed"
 _SETTINGS: Final = StoreSettings(
@@ -177,6 +177,7 @@ class ServerStage:
         # Make ids larger than `FIRST_ID`. A reply each, since the server closes what came too fast.
         for _ in range(FIRST_ID):
             self.clear()
+        self._barrier = self._connect_barrier()
 
     def clear(self) -> None:
         """Empty the server."""
@@ -188,7 +189,23 @@ class ServerStage:
         return socket.create_connection((self._server.host, self._server.port), timeout=10)
 
     def settle(self) -> None:
-        time.sleep(QUIET_S)
+        # When a command that was sent later is answered, all else was; twice, since one batch has no order.
+        # It is one that MONITOR does not show.
+        try:
+            for _ in range(2):
+                self._barrier.sendall(b"CLIENT NO-EVICT off\r\n")
+                assert self._barrier.recv(64) == b"+OK\r\n"
+        except TimeoutError:
+            self._barrier.close()
+            self._barrier = self._connect_barrier()
+
+    def _connect_barrier(self) -> socket.socket:
+        barrier = self.connect()
+        barrier.settimeout(BARRIER_S)
+        return barrier
+
+    def close(self) -> None:
+        self._barrier.close()
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -297,6 +314,18 @@ def render(reply: Reply, ids: dict[str, str]) -> str:
     if reply.kind == ":":
         return ids.get(text, ":" + text) if int(text) >= FIRST_ID else ":" + text
     return reply.kind + text if reply.kind in "+-#," else f'"{text}"'
+
+
+def play_on_redis(scenes: list[Scene]) -> list[Scene]:
+    """The scenes that tell of Redis, as they went there."""
+    played = []
+    with redis_server() as server:
+        stage = ServerStage(server)
+        for scene in scenes:
+            stage.clear()
+            played.append(play(scene, stage))
+        stage.close()
+    return played
 
 
 @contextlib.contextmanager

@@ -7,8 +7,7 @@ import pytest
 from respkv.command import TABLE
 from respkv.commands.client import HELP
 from tests.respkv.commands.redis import needs_redis
-from tests.respkv.commands.scene import FOLDER, Client, Scene, ServerStage, node_stage, play, read
-from tests.servers import redis_server
+from tests.respkv.commands.scene import FOLDER, Client, Scene, node_stage, play, play_on_redis, read
 
 SCENES = read(FOLDER / "client.txt")
 
@@ -21,12 +20,8 @@ def test_scene(scene: Scene) -> None:
 
 @needs_redis
 def test_scenes_on_redis() -> None:
-    with redis_server() as server:
-        stage = ServerStage(server)
-        for scene in SCENES:
-            if not scene.is_ours:
-                stage.clear()
-                assert str(play(scene, stage)) == str(scene)
+    scenes = [scene for scene in SCENES if not scene.is_ours]
+    assert list(map(str, play_on_redis(scenes))) == list(map(str, scenes))
 
 
 # How a client is described

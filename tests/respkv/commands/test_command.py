@@ -22,7 +22,7 @@ from respkv.commands.command import (
 from respkv.reply import SetReply
 from tests.differential.wire import Connection, Reply
 from tests.respkv.commands.redis import needs_redis
-from tests.respkv.commands.scene import FOLDER, Scene, ServerStage, node_stage, play, read
+from tests.respkv.commands.scene import FOLDER, Scene, node_stage, play, play_on_redis, read
 from tests.servers import redis_server
 
 load()
@@ -43,12 +43,8 @@ def test_scene(scene: Scene) -> None:
 
 @needs_redis
 def test_scenes_on_redis() -> None:
-    with redis_server() as server:
-        stage = ServerStage(server)
-        for scene in SCENES:
-            if not scene.is_ours:
-                stage.clear()
-                assert str(play(scene, stage)) == str(scene)
+    scenes = [scene for scene in SCENES if not scene.is_ours]
+    assert list(map(str, play_on_redis(scenes))) == list(map(str, scenes))
 
 
 # Against Redis' own table

@@ -14,12 +14,11 @@ from tests.respkv.commands.scene import (
     Client,
     NodeStage,
     Scene,
-    ServerStage,
     node_stage,
     play,
+    play_on_redis,
     read,
 )
-from tests.servers import redis_server
 
 SCENES = read(FOLDER / "connection.txt")
 
@@ -32,12 +31,8 @@ def test_scene(scene: Scene) -> None:
 
 @needs_redis
 def test_scenes_on_redis() -> None:
-    with redis_server() as server:
-        stage = ServerStage(server)
-        for scene in SCENES:
-            if not scene.is_ours:
-                stage.clear()
-                assert str(play(scene, stage)) == str(scene)
+    scenes = [scene for scene in SCENES if not scene.is_ours]
+    assert list(map(str, play_on_redis(scenes))) == list(map(str, scenes))
 
 
 # With a password
