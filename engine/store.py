@@ -433,7 +433,10 @@ class Store:
             if self.pinned and (block := self.pinned.get(block_id)) is not None:
                 return block
             self.stats.table_reads += 1
-            block = table.load(number, cached_only=True)
+            try:
+                block = table.load(number, cached_only=True)
+            except EngineError:
+                block = None  # `fetch` meets the same error, and tells whoever waits for the page.
             if block is None:
                 self.stats.faults += 1
                 raise PageFault(self, table, number)

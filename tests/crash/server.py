@@ -95,6 +95,12 @@ class Server:
     def said(self) -> str:
         return self.stderr_path.read_text(errors="replace")
 
+    def cpu_s(self) -> float:
+        """What the server's own process has used."""
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def worker_pid(self) -> int | None:
         """The process that does the server's jobs, once it has had one."""
         if not self.is_running:

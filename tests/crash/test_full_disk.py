@@ -64,7 +64,8 @@ class Small:
             writer.join()
 
     def ask(self, *command: bytes) -> object:
-        connection = Connection(self.server.port, timeout_s=5)
+        # Short, because a write that waits for room gets no answer at all.
+        connection = Connection(self.server.port, timeout_s=1.5)
         try:
             return connection.ask(*command)
         finally:
@@ -147,7 +148,7 @@ def test_a_disk_that_fills_up_under_load_loses_nothing(small: Small) -> None:
     small.start_writers(3)
     assert small.ask(b"SET", b"kept", b"value") == b"OK"
     refused = 0
-    for left_bytes in (0, 0, 100_000, 2 << 20, 5 << 20, 0):
+    for left_bytes in (0, 100_000, 2 << 20, 5 << 20, 0):
         time.sleep(rng.uniform(0.3, 1))
         small.fill(left_bytes)
         if left_bytes < SIZE_BYTES // 20:

@@ -216,6 +216,7 @@ COMMANDS = (
     Command("LATENCY DOCTOR", good=("LATENCY DOCTOR",), bad=("LATENCY DOCTOR 1",)),
     Command(
         "LATENCY HISTOGRAM",
+        varies_arity=False,  # Without names it tells of all commands, and so of what only one server has.
         good=("GET key ; SET key value ; LATENCY HISTOGRAM =get =set", "LATENCY HISTOGRAM =nosuch"),
     ),
     _help("LATENCY"),

@@ -441,10 +441,11 @@ def test_a_damaged_page_is_an_error_and_not_a_wrong_answer() -> None:
     store.apply(0, b"a1", b"x")
     flush(store)
     disk_of(store).flip_bit(store.tables[0].name, 5)
-    with pytest.raises(CorruptionError):
-        store.get(0, b"a1")
-    with pytest.raises(CorruptionError):
-        store.scan(0, b"", 10)
+    for read in (lambda: store.get(0, b"a1"), lambda: store.scan(0, b"", 10)):
+        with pytest.raises(PageFault) as caught:
+            read()
+        with pytest.raises(CorruptionError):
+            caught.value.resolve()
 
 
 def test_a_look_up_reads_no_further_than_the_first_complete_entry() -> None:
@@ -470,6 +471,25 @@ def test_an_absent_row_is_remembered_until_it_is_written() -> None:
     assert store.stats.table_reads == reads
     store.apply(0, b"a2", b"y", is_complete=False)
     assert store.get(0, b"a2") == b"y"
+
+
+def test_an_absent_row_is_not_remembered_beyond_the_last_table() -> None:
+    """A write to a store without tables has nothing to invalidate."""
+    store = new_store()
+    store.apply(0, b"a1", b"x")
+    flush(store)
+    store.drop([TAGS[0]])
+    assert store.get(0, b"a1") is None
+    assert store.get(0, b"b1") is None
+    store.write()
+    store.log.sync()
+    while store.tables:
+        do_job(store)
+    store.apply(0, b"a1", b"y")
+    store.apply(0, b"b1", b"y")
+    flush(store)
+    assert store.get(0, b"a1") == b"y"
+    assert store.get(0, b"b1") == b"y"
 
 
 def test_a_cached_row_learns_of_a_delta_when_it_is_flushed() -> None:

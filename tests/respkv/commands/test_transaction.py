@@ -175,6 +175,7 @@ SCRIPTS: dict[str, Script] = {
     ],
     "other databases were swapped": [
         (1, "SET k v", b"OK"),
+        (1, "COPY k k DB 4", 1),
         (0, "WATCH k", b"OK"),
         (1, "SWAPDB 4 5", b"OK"),
         (1, "SWAPDB 0 0", b"OK"),
@@ -296,8 +297,10 @@ def test_a_watched_key_that_expires_has_changed() -> None:
     assert node.ask(session, "MULTI ; EXEC") is None
     # What had expired when it was watched is as good as absent.
     assert node.ask(session, "SET k v PX 100") == b"OK"
-    node.time_ms += 100
-    assert node.ask(session, "WATCH k ; MULTI ; EXEC") == []
+    node.time_ms += 10_000
+    node.ask(session, "WATCH k")
+    assert node.replica.expire(node.time_ms, lambda: False) == 1
+    assert node.ask(session, "MULTI ; EXEC") == []
 
 
 def test_an_expired_key_that_is_swept_has_changed_once() -> None:
@@ -331,10 +334,12 @@ def test_a_write_between_two_runs_of_exec_is_noticed() -> None:
     """EXEC waits for a page; meanwhile another session writes the watched key."""
     node = Sessions()
     one, two = node.open(), node.open()
-    node.ask(one, "MSET k v other w")
-    node.ask(one, "WATCH k ; MULTI ; GET other ; SET k mine")
+    node.ask(one, f"MSET k v other {'w' * 10_000}")
+    node.ask(one, "WATCH k ; MULTI ; UNWATCH ; STRLEN other ; SET k mine")
     node.evict()
     node.send(one, "EXEC")
+    node.step()
+    assert node.faults == 2  # For k, which is watched, and for the other.
     assert one.out == []
     node.ask(two, "SET k theirs")
     assert node.finish(one) is None
