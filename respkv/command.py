@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from respkv.histogram import Histogram
-from respkv.reply import ReplyError, wrong_arity
+from respkv.reply import ReplyError, c_string, wrong_arity
 
 if TYPE_CHECKING:
     from respkv.context import Context
@@ -162,18 +162,23 @@ class CommandTable:
         """The command or container of that name in any case."""
         return self.by_spelling.get(name) or self.by_spelling.get(name.upper())
 
-    def resolve(self, args: list[bytes]) -> Command:
-        """The command or subcommand that these arguments call. Raises ReplyError, also for its arity."""
+    def lookup(self, args: list[bytes]) -> Command | None:
+        """The command or subcommand that these arguments name, whatever their number."""
         command = self.find(args[0])
+        if command is None or not command.subcommands or len(args) < 2:
+            return command
+        return command.subcommands.get(args[1].upper())
+
+    def resolve(self, args: list[bytes]) -> Command:
+        """As `lookup`, with the arity checked. Raises ReplyError as Redis words it."""
+        command = self.lookup(args)
         if command is None:
-            raise unknown_command(args)
-        if command.subcommands and (len(args) > 1 or command.handler is None):
-            if len(args) < 2:
-                raise wrong_arity(command.name)
-            sub = command.subcommands.get(args[1].upper())
-            if sub is None:
-                raise unknown_subcommand(command.name, args[1])
-            command = sub
+            container = self.find(args[0])
+            raise (
+                unknown_command(args)
+                if container is None
+                else unknown_subcommand(container.name, args[1])
+            )
         command.check_arity(len(args))
         return command
 
@@ -251,13 +256,13 @@ def unknown_command(args: list[bytes]) -> ReplyError:
     for arg in args[1:]:
         if len(shown) >= 128:
             break
-        shown += b"'%b' " % arg[: 128 - len(shown)]
+        shown += b"'%b' " % c_string(arg, 128 - len(shown))
     return ReplyError(
-        b"ERR unknown command '%b', with args beginning with: %b" % (args[0][:128], shown)
+        b"ERR unknown command '%b', with args beginning with: %b" % (c_string(args[0]), shown)
     )
 
 
 def unknown_subcommand(container_name: str, sub: bytes) -> ReplyError:
     return ReplyError(
-        b"ERR unknown subcommand '%b'. Try %b HELP." % (sub[:128], container_name.encode())
+        b"ERR unknown subcommand '%b'. Try %b HELP." % (c_string(sub), container_name.encode())
     )

@@ -57,7 +57,7 @@ class Context:
     """One per runner; bound to a session and a time before each batch of commands."""
 
     __slots__ = (
-        "below", "counts", "db", "effects", "flushed", "hits", "is_atomic", "misses", "node", "now_ms",
+        "args", "below", "counts", "db", "effects", "flushed", "hits", "is_atomic", "misses", "node", "now_ms",
         "replica", "rng", "session", "store",
     )  # fmt: skip
 
@@ -67,6 +67,7 @@ class Context:
         self.store = replica.store
         self.rng = rng
         self.counts = Counts(replica)
+        self.args: list[bytes] = []  # Of a command that takes the long way, as they were typed.
         self.session: Session = None  # type: ignore[assignment]  # Bound before any handler runs.
         self.db = 0  # Physical: what SELECT named, through the node's table of databases.
         self.now_ms = 0
@@ -133,9 +134,7 @@ class Context:
             if kind == DELETION or 0 < expire_at_ms <= self.now_ms:
                 return None
             # A buffered write has no dot yet: 0 is never minted.
-            return Version(
-                (0, 0), 0, kind & TYPE_MASK, payload, expire_at_ms, kind & ENCODING_MASK
-            )
+            return Version((0, 0), 0, kind & TYPE_MASK, payload, expire_at_ms, kind & ENCODING_MASK)
         if db in self.flushed:
             return None
         raw = self.store.get(slot_of(key), row)

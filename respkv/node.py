@@ -55,7 +55,6 @@ from respkv.tracking import Tracking
 
 CODEC_PATH: Final = "cluster.record:CODEC"
 TICKER_S: Final = 0.1
-TICKER_WAITING_S: Final = 0.01  # While a session waits for a time.
 TICKER_SLACK_S: Final = 0.001  # A tick that comes a little early counts.
 DISK_RESERVE_BYTES: Final = 64 << 20
 LOG_BYTES_PER_MEMTABLE_BYTE: Final = 2
@@ -126,6 +125,7 @@ class Node:
         self._faults: list[tuple[Session, PageFault]] = []
         self._fault_wake = trio.Event()
         self._sync_wake = trio.Event()
+        self._timer_wake = trio.Event()
         self._work_wake = trio.Event()
         self._stop_wake = trio.Event()
         self._sync_waits: list[tuple[Session, Reply, Callable[[], Reply]]] = []
@@ -364,6 +364,10 @@ class Node:
         if not runner.is_stalled:
             runner.try_again(self.now_ms())
 
+    def want_timer(self) -> None:
+        """A wait or a pause has got a new end: the ticker looks at it."""
+        self._timer_wake.set()
+
     def want_sync(self) -> None:
         self._sync_wake.set()
 
@@ -504,9 +508,11 @@ class Node:
     async def _ticker(self) -> None:
         seconds = 0.0
         while True:
-            is_waited = self.runner.waiting or self.runner.is_paused
             interval_s = min(TICKER_S, self.config.expiry.interval_ms / 1000)
-            await trio.sleep(TICKER_WAITING_S if is_waited else interval_s)
+            until_s = self.runner.next_deadline_s - self.monotonic_s()
+            with trio.move_on_after(max(0.0, min(interval_s, until_s))):
+                await self._timer_wake.wait()
+            self._timer_wake = trio.Event()
             now_ms = self.begin_tick()
             self.runner.expire_waits(self.now_s, now_ms)
             if (

@@ -93,6 +93,17 @@ OUT_OF_RANGE: Final = ReplyError("ERR index out of range")
 INCREMENT_OVERFLOW: Final = ReplyError("ERR increment or decrement would overflow")
 
 
+def c_string(arg: bytes, bytes_max: int = 128) -> bytes:
+    """An argument as Redis quotes it in errors: C prints it, so it ends at a NUL."""
+    return arg.partition(b"\0")[0][:bytes_max]
+
+
+def unknown_or_malformed(container_name: str, sub: bytes) -> ReplyError:
+    """What commands answer that look at their subcommands themselves. `sub` is as it was typed."""
+    text = b"ERR unknown subcommand or wrong number of arguments for '%b'. Try %b HELP."
+    return ReplyError(text % (c_string(sub), container_name.encode()))
+
+
 def wrong_arity(name: str) -> ReplyError:
     return ReplyError(f"ERR wrong number of arguments for '{name.lower()}' command")
 

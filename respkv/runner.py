@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.store import NO_PINS, PageFault
@@ -224,7 +225,9 @@ class Runner:
             command = TABLE.resolve(args)
         except ReplyError as error:
             error.__traceback__ = None
-            self._refuse(session, TABLE.find(args[0]), error)
+            found = TABLE.lookup(args)
+            session.last_command = found
+            self._refuse(session, found, error)
             return True
         if session.mode & UNAUTHENTICATED and Flag.NO_AUTH not in command.flags:
             self._refuse(session, command, NOAUTH)
@@ -283,6 +286,7 @@ class Runner:
         wait.fault = None
         context = self.context
         context.bind(session, wait.now_ms)
+        context.args = args
         started = self.clock_ns()
         session.last_command = command
         reply: Reply
@@ -368,6 +372,16 @@ class Runner:
         session.wait = wait
         session.mode |= WAITING
         self.waiting[session] = wait
+        if wait.deadline_s is not None:
+            self.node.want_timer()
+
+    @property
+    def next_deadline_s(self) -> float:
+        """When the first wait or the pause ends, in monotonic seconds; infinity if none does."""
+        ends = [w.deadline_s for w in self.waiting.values() if w.deadline_s is not None]
+        if self.is_paused is not None:
+            ends.append(self._paused_until_s)
+        return min(ends, default=inf)
 
     def _go_on(self, session: Session, now_ms: int) -> None:
         """The session waits no longer: serve what queued up."""
@@ -444,15 +458,18 @@ class Runner:
         self._paused_until_s = until_s
         if not only_writes or self.is_paused is None:
             self.is_paused = _pauses_writes if only_writes else _pauses_all
+        self.node.want_timer()
 
     def end_pause(self) -> None:
         self._paused_until_s = 0.0
+        self.node.want_timer()
 
     def unblock_later(self, session: Session, reply: Reply) -> None:
         """CLIENT UNBLOCK: the wait ends at once, with this answer."""
         assert session.wait is not None
         session.wait.deadline_s = 0.0
         session.wait.reply = reply
+        self.node.want_timer()
 
     def _end_pause_in_time(self, now_s: float, now_ms: int) -> None:
         if self.is_paused is None or now_s < self._paused_until_s:
@@ -465,8 +482,7 @@ class Runner:
         """A pause, a stall or the reason for one has ended: those whose turn it still is not go on waiting."""
         sessions, self.paused = self.paused, []
         for session in sessions:
-            if not session.mode & CLOSING:
-                self._go_on(session, now_ms)
+            self._go_on(session, now_ms)
 
     def forget(self, session: Session) -> None:
         """The session is gone."""
@@ -602,6 +618,7 @@ class Runner:
     def _run_inside(self, context: Context, command: Command, args: list[bytes]) -> Reply:
         assert command.handler is not None
         context.db = context.databases[context.session.db]
+        context.args = args
         reply = command.handler(context, *args[2 if "|" in command.name else 1 :])
         if command.is_sliced:
             try:

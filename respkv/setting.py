@@ -137,7 +137,7 @@ class Integer(Kind[int]):
         return self.check(int(text) if _INTEGER.fullmatch(text) else text)
 
     def from_redis(self, text: str) -> int:
-        if not _INTEGER.fullmatch(text):
+        if not _INTEGER.fullmatch(text) or not -(2**63) <= int(text) < 2**63:
             raise Rejected("argument couldn't be parsed into an integer")
         return self._within_redis_bounds(int(text))
 

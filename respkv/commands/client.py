@@ -8,7 +8,18 @@ from respkv.command import Command, Flag, command, container
 from respkv.commands.connection import checked_name
 from respkv.context import Context
 from respkv.number import integer
-from respkv.reply import NO_REPLY, OK, SYNTAX_ERROR, Encoded, Reply, ReplyError, SetReply, Verbatim
+from respkv.reply import (
+    NO_REPLY,
+    OK,
+    SYNTAX_ERROR,
+    Encoded,
+    Reply,
+    ReplyError,
+    SetReply,
+    Verbatim,
+    c_string,
+    unknown_or_malformed,
+)
 from respkv.session import (
     IN_MULTI,
     MONITORING,
@@ -71,15 +82,13 @@ def client_list(ctx: Context, *words: bytes) -> Reply:
 
 def _type(word: bytes) -> bytes:
     if word.lower() not in TYPES:
-        raise ReplyError(b"ERR Unknown client type '%b'" % word[:128])
+        raise ReplyError(b"ERR Unknown client type '%b'" % c_string(word))
     return word.lower()
 
 
-def wrong_words(subcommand: str) -> ReplyError:
+def wrong_words(ctx: Context) -> ReplyError:
     """What Redis says of too many words behind a subcommand that takes options."""
-    return ReplyError(
-        f"ERR unknown subcommand or wrong number of arguments for '{subcommand}'. Try CLIENT HELP."
-    )
+    return unknown_or_malformed("CLIENT", ctx.args[1])
 
 
 def describe(node: Node, session: Session) -> bytes:
@@ -292,7 +301,7 @@ def client_pause(ctx: Context, timeout: bytes, *words: bytes) -> Reply:
     only_writes = False
     if words:
         if len(words) > 1:
-            raise wrong_words("PAUSE")
+            raise wrong_words(ctx)
         if words[0].upper() not in (b"WRITE", b"ALL"):
             raise ReplyError("ERR CLIENT PAUSE mode must be WRITE or ALL")
         only_writes = words[0].upper() == b"WRITE"
@@ -322,7 +331,7 @@ def client_unpause(ctx: Context) -> Reply:
 def client_unblock(ctx: Context, number: bytes, *words: bytes) -> Reply:
     """End the wait of a client that is blocked by a command."""
     if len(words) > 1:
-        raise wrong_words("UNBLOCK")
+        raise wrong_words(ctx)
     how = words[0].upper() if words else b"TIMEOUT"
     if how not in (b"TIMEOUT", b"ERROR"):
         raise ReplyError("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")

@@ -9,7 +9,15 @@ from respkv.command import Flag, command
 from respkv.context import Context
 from respkv.number import integer
 from respkv.parser import Limits
-from respkv.reply import OK, SYNTAX_ERROR, Reply, ReplyError, Simple, wrong_arity
+from respkv.reply import (
+    OK,
+    SYNTAX_ERROR,
+    Reply,
+    ReplyError,
+    Simple,
+    c_string,
+    wrong_arity,
+)
 from respkv.session import (
     IN_MULTI,
     MONITORING,
@@ -63,6 +71,8 @@ def echo(ctx: Context, message: bytes) -> Reply:
 def select(ctx: Context, index: bytes) -> Reply:
     """Use another database on this connection."""
     number = integer(index)
+    if not -(2**31) <= number < 2**31:
+        raise ReplyError("ERR value is out of range, value must between -2147483648 and 2147483647")
     if not 0 <= number < len(ctx.node.databases):
         raise ReplyError("ERR DB index is out of range")
     ctx.session.db = number
@@ -95,7 +105,7 @@ def reset(ctx: Context) -> Reply:
     ctx.db = ctx.databases[0]
     session.name = b""
     session.is_resp3 = False
-    session.no_evict = session.no_touch = False
+    session.no_touch = False
     if node.config.client.requirepass:
         session.mode |= UNAUTHENTICATED
         session.parser.limits = Limits.unauthenticated()
@@ -182,7 +192,7 @@ def _hello_options(words: tuple[bytes, ...]) -> tuple[bytes | None, tuple[bytes,
             name = checked_name(words[at + 1])
             at += 2
         else:
-            raise ReplyError(b"ERR Syntax error in HELLO option '%b'" % words[at][:128])
+            raise ReplyError(b"ERR Syntax error in HELLO option '%b'" % c_string(words[at]))
     return name, credentials
 
 

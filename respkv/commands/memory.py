@@ -28,12 +28,10 @@ container("MEMORY", since="4.0.0", group="server", summary="Commands about memor
 )  # fmt: skip
 def memory_usage(ctx: Context, key: bytes, *options: bytes) -> Reply:
     """Estimate how many bytes of memory a key takes while it is in the memtable. SAMPLES makes no difference."""
-    if len(options) % 2:
-        raise SYNTAX_ERROR
-    for name, count in zip(options[::2], options[1::2], strict=True):
-        if name.upper() != b"SAMPLES":
-            raise SYNTAX_ERROR
-        if integer(count) < 0:
+    words = iter(options)
+    for name in words:
+        count = next(words, None)
+        if name.upper() != b"SAMPLES" or count is None or integer(count) < 0:
             raise SYNTAX_ERROR
     _, row, raw = ctx.locate(key)
     return None if raw is None else len(row) + len(raw) + ENTRY_OVERHEAD_BYTES

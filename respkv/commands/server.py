@@ -17,7 +17,15 @@ from respkv.context import Context
 from respkv.info import count_keys, info_text, sections_of
 from respkv.number import integer
 from respkv.picture import COLUMNS_MAX, ring_picture
-from respkv.reply import NO_REPLY, OK, SYNTAX_ERROR, Reply, ReplyError, Verbatim
+from respkv.reply import (
+    NO_REPLY,
+    OK,
+    SYNTAX_ERROR,
+    Reply,
+    ReplyError,
+    Verbatim,
+    unknown_or_malformed,
+)
 from respkv.session import Block
 from respkv.version import REDIS_VERSION, VERSION
 
@@ -137,14 +145,6 @@ def _lenient_number(word: bytes) -> float:
     except ValueError:
         return 0.0
     return min(value, SLEEP_S_MAX) if isfinite(value) else 0.0
-
-
-def unknown_or_malformed(container_name: str, sub: bytes) -> ReplyError:
-    """What commands answer that look at their subcommands themselves."""
-    text = b"ERR unknown subcommand or wrong number of arguments for '%b'. Try %b HELP."
-    return ReplyError(
-        (text % (sub[:128], container_name.encode())).replace(b"\r", b" ").replace(b"\n", b" ")
-    )
 
 
 # ACL

@@ -7,10 +7,9 @@ from typing import Final
 
 from respkv.command import Flag, command, container
 from respkv.commands.client import help_reply
-from respkv.commands.server import unknown_or_malformed
 from respkv.context import Context
 from respkv.number import integer
-from respkv.reply import OK, Reply, ReplyError
+from respkv.reply import OK, Reply, ReplyError, unknown_or_malformed
 
 FLAGS: Final = Flag.ADMIN | Flag.LOADING | Flag.STALE
 BAD_COUNT: Final = ReplyError("ERR count should be greater than or equal to -1")
@@ -27,7 +26,7 @@ container("SLOWLOG", since="2.2.12", group="server", summary="Commands about the
 def slowlog_get(ctx: Context, *words: bytes) -> Reply:
     """List slow commands, the newest first: number, time, microseconds, arguments, client, its name."""
     if len(words) > 1:
-        raise unknown_or_malformed("SLOWLOG", b"GET")
+        raise unknown_or_malformed("SLOWLOG", ctx.args[1])
     count = integer(words[0], BAD_COUNT) if words else DEFAULT_COUNT
     if count < -1:
         raise BAD_COUNT

@@ -171,12 +171,12 @@ def raw_replies(rig: Rig, session: Session) -> bytes:
     return replies
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 def test_the_short_and_the_long_way_and_cold_pages_answer_the_same(seed: int) -> None:
     short, long, cold = Rig(), Rig(), Rig()
     sessions = [rig.open() for rig in (short, long, cold)]
     rng = random.Random(seed)
-    for _ in range(12):
+    for _ in range(8):
         pipeline = random_pipeline(rng)
         is_evicted = rng.random() < 0.4
         replies = []
@@ -308,16 +308,14 @@ def test_a_page_that_comes_after_its_session_has_gone(rig: Rig) -> None:
 
 def test_exec_runs_again_as_a_whole(rig: Rig) -> None:
     one = rig.open()
-    rig.ask(one, "SET cold v ; SET colder w")
+    rig.ask(one, "SET cold v ; SELECT 1 ; SET cold w ; SELECT 0")
     rig.evict()
-    rig.serve(
-        one,
-        "MULTI ; INCR n ; SELECT 1 ; SET k 1 ; SELECT 0 ; GET cold ; GET colder ; INCR n ; EXEC ; GET n",
-    )
+    script = "MULTI ; INCR n ; SELECT 1 ; SET k 1 ; GET cold ; SELECT 0 ; GET cold ; INCR n ; EXEC ; GET n"
+    rig.serve(one, script)
     assert one.mode & WAITING
     assert (one.db, one.out[-1]) == (0, b"+QUEUED\r\n")
     rig.drain(one)
-    assert rig.said(one)[-2:] == [[1, b"OK", b"OK", b"OK", b"v", b"w", 2], b"2"]
+    assert rig.said(one)[-2:] == [[1, b"OK", b"OK", b"w", b"OK", b"v", 2], b"2"]
     assert one.db == 0
     assert TABLE.commands["EXEC"].calls
 
@@ -439,7 +437,10 @@ def test_a_sliced_command_waits_for_pages_too(rig: Rig) -> None:
     assert not rig.runner.has_slices  # Nothing to advance: the front may sleep.
     rig.runner.advance(rig.time_ms)
     assert one.wait.fault is not None
-    rig.drain(one)
+    while one.wait is not None:
+        assert rig.runner.has_slices == (one.wait.fault is None)
+        assert len(one.wait.pins) < 5  # The pages that it has passed are not kept for it.
+        rig.step()
     keys, pong = rig.said(one)
     assert sorted(keys) == sorted(b"k%d" % n for n in range(500))
     assert pong == b"PONG"
@@ -726,7 +727,7 @@ def test_the_session_ends_at_quit(rig: Rig) -> None:
 # Order, with everything at once
 
 
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", range(6))
 def test_replies_are_in_order_whatever_they_wait_for(seed: int) -> None:
     """Each session counts on a key of its own, so that each reply says where it belongs."""
     rng = random.Random(seed)
