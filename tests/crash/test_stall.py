@@ -44,6 +44,10 @@ def await_that(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def await_flushes(connection: Connection, count: int) -> None:
+    await_that(lambda: int(info(connection)["flushes"]) >= count)
+
+
 def stop_and_check(server: Server, writers: list[Writer]) -> None:
     for writer in writers:
         writer.stop()
@@ -91,8 +95,7 @@ def test_a_worker_that_is_killed_is_replaced(server: Server) -> None:
         worker = server.worker_pid()
         if worker is not None:
             os.kill(worker, signal.SIGKILL)
-        flushes = int(info(connection)["flushes"])
-        await_that(lambda before=flushes: int(info(connection)["flushes"]) > before + 1)
+        await_flushes(connection, int(info(connection)["flushes"]) + 2)
     assert int(info(connection)["worker_restarts"]) > 0
     connection.close()
     stop_and_check(server, writers)
