@@ -45,9 +45,15 @@ if TYPE_CHECKING:
     from respkv.node import Node
 
 READ_BYTES: Final = 65536
-# A read that fills its buffer is followed by a larger one: small buffers are cheaper to get.
+# Small buffers are cheaper to get. A read that fills its buffer is followed by a larger one, and a
+# client that has once sent more than the smallest keeps the usual one: its pipelines are not cut.
 SMALL_READ_BYTES: Final = 448
-LARGER_READS: Final = {SMALL_READ_BYTES: 4096, 4096: READ_BYTES, READ_BYTES: READ_BYTES}
+USUAL_READ_BYTES: Final = 4096
+LARGER_READS: Final = {
+    SMALL_READ_BYTES: USUAL_READ_BYTES,
+    USUAL_READ_BYTES: READ_BYTES,
+    READ_BYTES: READ_BYTES,
+}
 UNPARSED_BYTES_MAX: Final = 16 << 20
 ACCEPTS_PER_TICK: Final = 128
 PIECES_PER_SEND: Final = 64
@@ -356,8 +362,8 @@ class Front:
                 self.runner.serve(session, commands, now_ms)
         if count == size:
             connection.read_bytes = LARGER_READS[size]
-        elif count <= SMALL_READ_BYTES or not size:
-            connection.read_bytes = SMALL_READ_BYTES
+        elif count <= USUAL_READ_BYTES < size or not size:
+            connection.read_bytes = USUAL_READ_BYTES
         if session.queue or not parser.is_at_rest:  # An error is no rest.
             self._after_unusual(connection)
         if session.out or session.mode:
