@@ -2,7 +2,10 @@
 # make test  set up and check everything: format, lint, types, tests
 # Both need Python 3.11 or newer; make test also needs redis-server and redis-tools, which it installs.
 
-PYTHON ?= python3
+# The distribution's Python where it is new enough: it is built with profile-guided optimisation, and serves
+# about a fifth cheaper than a plain build. Otherwise the one in the path. `make PYTHON=...` overrides.
+PYTHON ?= $(shell for p in /usr/bin/python3 python3; do \
+    $$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
@@ -22,8 +25,7 @@ setup: $(VENV)/ready
 setup-test: $(VENV)/ready-test
 
 $(VENV)/ready: pyproject.toml requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "respkv needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "install the venv module: apt-get install python3-venv"; exit 1; }
+	@sh tests/make-venv.sh $(VENV) $(PYTHON)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable .
 	@touch $@
 
