@@ -57,6 +57,7 @@ LARGER_READS: Final = {
 UNPARSED_BYTES_MAX: Final = 16 << 20
 ACCEPTS_PER_TICK: Final = 128
 PIECES_PER_SEND: Final = 64
+READS_AT_THE_END: Final = 64
 # What `accept` says when this machine has no room for more clients just now.
 NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 READ: Final = select.EPOLLIN
@@ -531,7 +532,7 @@ class Front:
             self._keep(connection, memoryview(data)[sent:])
             self._wait_to_send(connection)
         elif connection.session.mode & CLOSING:
-            self.close(connection)
+            self._end(connection)
 
     def _wait_to_send(self, connection: Connection) -> None:
         connection.progress_s = self.node.now_s
@@ -553,7 +554,7 @@ class Front:
         if connection.unsent:
             self._wait_to_send(connection)
         elif session.mode & CLOSING:
-            self.close(connection)
+            self._end(connection)
 
     def _keep(self, connection: Connection, rest: memoryview) -> None:
         session = connection.session
@@ -616,7 +617,18 @@ class Front:
         if connection.unsent or connection.held:
             self._stop_reading(connection)
         else:
-            self.close(connection)
+            self._close_gently(connection)
+
+    def _close_gently(self, connection: Connection) -> None:
+        """Close, and see to it that the client gets all that was sent.
+
+        A socket that is closed with unread input is reset, and then the client may lose the rest.
+        """
+        with contextlib.suppress(OSError):
+            for _ in range(READS_AT_THE_END):
+                if not connection.recv(READ_BYTES):
+                    break
+        self.close(connection)
 
     # Replies that wait for the disk
 
@@ -754,7 +766,7 @@ class Front:
 
     def close_all(self) -> None:
         for connection in list(self.connections.values()):
-            self.close(connection)
+            self._close_gently(connection)
         self._epoll.close()
         os.close(self._waker)
 

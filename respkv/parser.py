@@ -116,6 +116,25 @@ class Limits:
         return cls(is_authenticated=False)
 
 
+class _SharedReader:
+    """One hiredis.Reader for all parsers, since no state of it outlives a chunk: it stays in cache."""
+
+    __slots__ = ("feed", "gets", "has_data")
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Drop a reader that was left in the middle of something."""
+        reader = hiredis.Reader()
+        self.feed = reader.feed
+        self.gets = reader.gets
+        self.has_data = reader.has_data
+
+
+_SHARED = _SharedReader()
+
+
 class Parser:
     """The commands in one connection's bytes. Broken once `error` is set: then feed it no more.
 
@@ -133,7 +152,6 @@ class Parser:
         "_large",
         "_limits",
         "_missing_count",
-        "_reader",
         "error",
         "is_at_rest",
         "one_at_a_time",
@@ -143,7 +161,6 @@ class Parser:
         self.limits = limits or Limits()
         self.one_at_a_time = one_at_a_time
         self.error: ProtocolError | None = None
-        self._reader = hiredis.Reader()
         self.is_at_rest = True
         self._buffer = bytearray()
         self._arguments: list[bytes] = []
@@ -191,12 +208,12 @@ class Parser:
         if data.rfind(b"*") or (data[2] != _CR and data[3] != _CR):
             return self._feed_run(data)
         # One star, fewer than 100 arguments: a lone command, if it is one.
-        reader = self._reader
-        reader.feed(data)
+        shared = _SHARED
+        shared.feed(data)
         command = None
         try:
-            command = reader.gets()
-            if command and not reader.has_data():
+            command = shared.gets()
+            if command and not shared.has_data():
                 if _PLUS in data or _EQUALS in data or _BRACKET in data:
                     if _encoded([command]) == data:
                         return [command]
@@ -205,7 +222,7 @@ class Parser:
                     return [command]
         except (hiredis.ProtocolError, TypeError):
             pass
-        self._reader = hiredis.Reader()
+        _SHARED.renew()
         return self._prove(data, [command] if command else [])
 
     def _feed_run(self, data: bytes) -> list[list[bytes]]:
@@ -215,11 +232,10 @@ class Parser:
             # hiredis may not see this. Wherever the part before ends, the rest goes on from there.
             commands = self.feed(data[: match.start()])
             return commands + self._feed_slowly(data[match.start() :], may_hurry=False)
-        reader = self._reader
-        gets = reader.gets
-        has_data = reader.has_data
+        gets = _SHARED.gets
+        has_data = _SHARED.has_data
         commands = []
-        reader.feed(data)
+        _SHARED.feed(data)
         is_clean = False
         try:
             while has_data():
@@ -236,7 +252,7 @@ class Parser:
             pass  # hiredis refuses the next command, or `_is_plain` met what is not bytes.
         finally:
             if not is_clean:
-                self._reader = hiredis.Reader()
+                _SHARED.renew()
         return self._prove(data, commands)
 
     @property

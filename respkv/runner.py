@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 from engine.store import NO_PINS, PageFault
 from respkv.command import TABLE, Command, Flag
 from respkv.context import NO_EFFECTS, Context
+from respkv.histogram import FINE_SHIFT
 from respkv.lane import BULK_HEADS, CRLF, LENGTHS, OK_BYTES
 from respkv.reply import NO_REPLY, NULL_ARRAY, OK, QUEUED, Reply, ReplyError, Simple, encode
 from respkv.session import (
@@ -117,8 +118,12 @@ class Runner:
                     done += count
                     command.calls += count
                     now = clock_ns()
-                    command.elapsed_ns += now - started
-                    command.histogram.add((now - started) // count, count)
+                    elapsed = now - started
+                    command.elapsed_ns += elapsed
+                    try:  # What `Histogram.add` does: a call less.
+                        command.histogram.fine[elapsed // count >> FINE_SHIFT] += count
+                    except IndexError:
+                        command.histogram.add_slow(elapsed // count, count)
                     started = now
                     continue
             count = len(args)
@@ -166,7 +171,10 @@ class Runner:
             elapsed = now - started
             started = now
             command.elapsed_ns += elapsed
-            command.histogram.add(elapsed)
+            try:
+                command.histogram.fine[elapsed >> FINE_SHIFT] += 1
+            except IndexError:
+                command.histogram.add_slow(elapsed)
             if elapsed >= slow_ns:
                 self.slowlog.add(session, command, args, elapsed)
             if large_bytes < 0:
