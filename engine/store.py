@@ -510,8 +510,21 @@ class Store:
 
         For scans over all slots: a table of few rows is not asked for each slot.
         """
-        nearest = self.settings.slot_count
         memtables = [self.memtable, *(frozen.memtable for frozen in self.frozen)]
+        if any(memtable.slots[slot] for memtable in memtables):
+            return slot
+        nearest = self.settings.slot_count
+        prefix = slot.to_bytes(2, "big")
+        for table in self.tables:  # First: they leave few slots to look for in the memtables.
+            number = table.block_of(prefix)
+            while number is not None and number < table.block_count:
+                entry = next(self._block(table, number).entries(prefix), None)
+                if entry is not None:
+                    nearest = min(nearest, int.from_bytes(entry[0][:2], "big"))
+                    break
+                number += 1
+            if nearest == slot:
+                return slot
         for memtable in memtables:
             slots = memtable.slots
             for other in range(slot, nearest):
@@ -521,17 +534,6 @@ class Store:
             for other, _ in memtable.deltas:
                 if slot <= other < nearest:
                     nearest = other
-        prefix = slot.to_bytes(2, "big")
-        for table in self.tables:
-            if nearest == slot:
-                break
-            number = table.block_of(prefix)
-            while number is not None and number < table.block_count:
-                entry = next(self._block(table, number).entries(prefix), None)
-                if entry is not None:
-                    nearest = min(nearest, int.from_bytes(entry[0][:2], "big"))
-                    break
-                number += 1
         return nearest if nearest < self.settings.slot_count else None
 
     # Background work

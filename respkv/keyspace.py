@@ -61,6 +61,9 @@ Step = PageFault | None
 
 PAGE_ROWS: Final = 200  # Rows looked at between two yields.
 FAULTS_MAX: Final = 16  # Of one impatient refresh.
+LEAPS_MAX: Final = (
+    16  # Looks into the store for the next slot. One that holds nothing does no harm.
+)
 TYPE_NAMES: Final = {STRING: b"string"}
 # The kind bytes of nearly all records: live at any time.
 PLAIN_KINDS: Final = frozenset((STRING, STRING | RAW_ENCODING, STRING | TEXT_ENCODING))
@@ -171,9 +174,12 @@ class View:
         written = min((other for other in self.overlay if other >= slot), default=None)
         if self.is_flushed:
             return written
-        stored = next_slot(self.store, slot)
-        while stored is not None and self.counts.lacks(stored, self.db):
-            stored = next_slot(self.store, stored + 1)
+        stored: Slot | None = None
+        for _ in range(LEAPS_MAX):
+            stored = next_slot(self.store, self.counts.pass_lacking(slot, self.db))
+            if stored is None or not self.counts.lacks(stored, self.db):
+                break
+            slot = stored
         if stored is None or written is None:
             return written if stored is None else stored
         return min(written, stored)
@@ -329,6 +335,16 @@ class Counts:
         counted = self._slots.get(slot)
         return counted is None or db not in counted.databases
 
+    def pass_lacking(self, slot: Slot, db: int) -> Slot:
+        """The first slot from `slot` on of which it is not known that it lacks a database."""
+        seen, counters, slots = self._seen, self._replica.counters, self._slots
+        while slot < SLOT_COUNT and seen[slot] == counters[slot]:
+            counted = slots.get(slot)
+            if counted is not None and db in counted.databases:
+                break
+            slot += 1
+        return slot
+
     def slots_of(self, db: int) -> dict[Slot, int]:
         """How many keys of a database each slot held when it was counted last."""
         return {
@@ -404,7 +420,8 @@ class Counts:
                         break
                     yield step
                     empty = range(0)
-                done += 10 + len(store.active[slot])
+                # A slot costs as much as some rows, and far more if it has to be looked up in tables.
+                done += 10 + len(store.active[slot]) if is_in_memory(store) else PAGE_ROWS
             if done >= PAGE_ROWS or faults > FAULTS_MAX:
                 self._start = slot + 1
                 if faults > FAULTS_MAX:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from cluster.record import DELETION, HAS_EXPIRY, MANY, STRING, Record, Version, encode
-from cluster.slot import slot_of
-from respkv.keyspace import Counts, Tally, View, counts, encode_effect, is_live, type_of
+from cluster.slot import SLOT_COUNT, slot_of
+from respkv.keyspace import Counts, Tally, View, counts, encode_effect, is_live, next_slot, type_of
 from tests.respkv.commands.harness import START_MS, Server
 
 
@@ -134,6 +136,40 @@ def test_a_slot_lacks_a_database_only_while_that_is_certain() -> None:
     assert known.slots_of(0) == {slot: 1}
     server.play("SELECT 1 ; SET k v")
     assert not known.lacks(slot, 1)
+
+
+def test_slots_that_lack_a_database_are_passed_by() -> None:
+    server = Server()
+    for number in range(500):
+        server.run(b"SET", b"key:%d" % number, b"v")
+    server.play("SELECT 1 ; SET a v ; SET b v")
+    server.evict()
+    slots = sorted((slot_of(b"a"), slot_of(b"b")))
+    view = View(server.context)
+    server.run(b"DBSIZE")
+    fetched = server.replica.store.stats.table_reads
+    assert view.next_slot(0) == slots[0]
+    assert view.next_slot(slots[0] + 1) == slots[1]
+    assert view.next_slot(slots[1] + 1) is None
+    assert server.replica.store.stats.table_reads == fetched
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_next_slot_finds_what_is_in_memory_and_in_tables(seed: int) -> None:
+    rng = random.Random(seed)
+    server = Server(seed)
+    occupied = set()
+    for _ in range(4):
+        for _ in range(rng.randrange(40)):
+            key = b"key:%d" % rng.randrange(10_000)
+            server.run(b"SET", key, b"v")
+            occupied.add(slot_of(key))
+        if rng.random() < 0.7:
+            server.evict()
+            server.disk.faults.is_cold = False
+    for slot in [0, SLOT_COUNT - 1, *occupied, *(slot + 1 for slot in occupied)]:
+        expected = min((other for other in occupied if other >= slot), default=None)
+        assert next_slot(server.replica.store, slot) == expected, (seed, slot)
 
 
 def test_a_view_is_of_its_command_whatever_the_context_becomes() -> None:

@@ -20,7 +20,10 @@ from respkv.session import Session
 
 load()
 SETTINGS = StoreSettings(
-    memtable_bytes=1 << 24, row_cache_bytes=1 << 20, block_cache_bytes=1 << 20, log_bytes_max=1 << 24
+    memtable_bytes=1 << 24,
+    row_cache_bytes=1 << 20,
+    block_cache_bytes=1 << 20,
+    log_bytes_max=1 << 24,
 )
 START_NS = 1_700_000_000_000_000_000
 
