@@ -10,6 +10,7 @@ Core: synchronous; time is an argument.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 
 import msgspec
@@ -54,7 +55,8 @@ class Replica:
         self.actor = actor  # Of a new data folder; an old one brings its own.
         self.expiry = ExpiryIndex()
         self.clock = HybridClock()
-        self.counters: list[Counter] = [0] * (SLOT_COUNT + 1)  # The last dot of `actor`, by slot.
+        # The last dot of `actor`, by slot. An array: a list would hold as many objects, far apart.
+        self.counters: array[Counter] = array("q", bytes(8 * (SLOT_COUNT + 1)))
 
     @classmethod
     def open(cls, disk: Disk, settings: StoreSettings, new_actor: Actor) -> Replica:
@@ -73,13 +75,15 @@ class Replica:
 
     def capture(self) -> bytes:
         """The state to keep, as `restore` takes it."""
-        return msgspec.msgpack.encode(ReplicaState(self.actor, self.clock.last, self.counters))
+        return msgspec.msgpack.encode(
+            ReplicaState(self.actor, self.clock.last, list(self.counters))
+        )
 
     def restore(self, state: bytes) -> None:
         kept = msgspec.msgpack.decode(state, type=ReplicaState)
         self.actor = kept.actor
         self.clock.observe(kept.last_hlc)
-        self.counters = kept.counters
+        self.counters = array("q", kept.counters)
 
     def write(self, effects: dict[Row, Effect], now_ms: int) -> None:
         """Give each write a dot and a timestamp, encode it, stage it for the log and put it into the memtable.

@@ -20,6 +20,7 @@ Core: no I/O, time is an argument.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -317,7 +318,9 @@ class Counts:
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
-        self._seen = [-1] * SLOT_COUNT  # The replica's counter of each slot when it was counted.
+        self._seen = (
+            array("q", [-1]) * SLOT_COUNT
+        )  # The replica's counter of each slot when it was counted.
         self._unknown = SLOT_COUNT  # Slots that were never counted.
         self._slots: dict[Slot, SlotTally] = {}  # Those with keys.
         self._totals = [Tally() for _ in range(DATABASE_COUNT)]
