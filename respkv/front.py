@@ -57,6 +57,10 @@ LARGER_READS: Final = {
 UNPARSED_BYTES_MAX: Final = 16 << 20
 ACCEPTS_PER_TICK: Final = 128
 PIECES_PER_SEND: Final = 64
+SEND_BYTES_PER_TICK: Final = 1 << 20
+BACKLOG_NS: Final = (
+    2_000_000  # A tick's time for sessions that had commands left over; one may take longer.
+)
 READS_AT_THE_END: Final = 64
 # What `accept` says when this machine has no room for more clients just now.
 NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -449,9 +453,15 @@ class Front:
 
     def _serve_backlog(self, now_ms: int) -> None:
         soft = self.node.config.client.output_buffer_soft_bytes
+        clock_ns = self.node.clock_ns
+        until_ns = clock_ns() + BACKLOG_NS
         for connection in list(self._backlog):
+            if clock_ns() >= until_ns:
+                return  # The others are first in the next tick.
             if connection not in self._backlog:
                 continue  # Closed by one before it.
+            del self._backlog[connection]
+            self._backlog[connection] = None  # Behind the others.
             session = connection.session
             is_full = soft and session.unsent_bytes + connection.held_bytes > soft
             if session.mode & WAITING or is_full:
@@ -593,12 +603,17 @@ class Front:
         self._go_on(connection)
 
     def _send_pieces(self, connection: Connection) -> None:
-        """Send of `unsent` what the socket takes."""
+        """Send of `unsent` what the socket takes, and no more than is one client's share of a tick."""
         session = connection.session
         unsent = connection.unsent
+        room = SEND_BYTES_PER_TICK
         try:
-            while unsent:
-                sent = connection.sock.sendmsg(list(islice(unsent, PIECES_PER_SEND)))
+            while unsent and room > 0:
+                pieces = [piece[:room] for piece in islice(unsent, PIECES_PER_SEND)]
+                while len(pieces) > 1 and sum(map(len, pieces)) > room:
+                    pieces.pop()
+                sent = connection.sock.sendmsg(pieces)
+                room -= sent
                 connection.progress_s = self.node.now_s
                 session.unsent_bytes -= sent
                 self.bytes_out += sent

@@ -29,14 +29,13 @@ INT64_MAX: Final = 2**63 - 1
 INT64_MIN: Final = -(2**63)
 _INTEGER_BYTES_MAX: Final = 20  # The length of INT64_MIN.
 
-# Possessive, so that digits followed by junk are not tried again from each digit.
 _decimal = re.compile(
-    rb"([+-]?+)(?:([0-9]++)(?:\.([0-9]*+))?+|\.([0-9]++))(?:[eE]([+-]?+[0-9]++))?+"
+    rb"([+-]?)(?:([0-9]+)(?:\.([0-9]*))?|\.([0-9]+))(?:[eE]([+-]?[0-9]+))?"
 ).fullmatch
 _hexadecimal = re.compile(
-    rb"([+-]?+)0[xX](?:([0-9a-fA-F]++)(?:\.([0-9a-fA-F]*+))?+|\.([0-9a-fA-F]++))(?:[pP]([+-]?+[0-9]++))?+"
+    rb"([+-]?)0[xX](?:([0-9a-fA-F]+)(?:\.([0-9a-fA-F]*))?|\.([0-9a-fA-F]+))(?:[pP]([+-]?[0-9]+))?"
 ).fullmatch
-_infinity = re.compile(rb"([+-]?+)(?:inf|infinity)", re.IGNORECASE).fullmatch
+_infinity = re.compile(rb"([+-]?)(?:inf|infinity)", re.IGNORECASE).fullmatch
 
 
 def integer(arg: bytes, error: ReplyError = NOT_AN_INTEGER) -> int:

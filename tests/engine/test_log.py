@@ -163,6 +163,37 @@ def test_frames_larger_than_a_read_are_recovered(disk: SimDisk) -> None:
     assert replay(disk.kill()).frames == written
 
 
+@pytest.mark.parametrize("length", [-1, 0, 1, 100_000])
+def test_a_long_entry_is_written_as_any_other(length: int) -> None:
+    """It is not copied into its frame, which shows nowhere: the bytes are those of the usual way."""
+    raw = bytes(range(256)) * 1024
+    raw += b"x" * (log_module._LONG_PIECE_BYTES + length - len(raw))
+    entry = (COMPLETE, 7, b"row", raw[: log_module._LONG_PIECE_BYTES + length])
+    contents = []
+    for filler in ([], [(COMPLETE, 0, b"", b"")]):
+        disk = SimDisk(random.Random(0))
+        log = open_log(disk)
+        write(log, entry, *filler)
+        file = disk.open(segment_name(0))
+        contents.append(file.read(HEADER_BYTES + FRAME_BYTES, len(entry[3]) + 14))
+        assert replay(disk.kill()).entries == [entry, *filler]
+    assert contents[0] == contents[1]
+
+
+def test_a_long_entry_that_could_not_be_written_leaves_nothing(disk: SimDisk) -> None:
+    log = open_log(disk)
+    write(log, ENTRY)
+    before = disk.size(segment_name(0))
+    long = (COMPLETE, 8, b"long", bytes(log_module._LONG_PIECE_BYTES))
+    for fault in (1, 2):  # Its head, then the entry itself.
+        disk.faults.write_error_in = fault
+        with pytest.raises(DiskError):
+            write(log, *([long] if fault == 1 else []))
+        assert disk.size(segment_name(0)) == before
+    log.write()
+    assert replay(disk.kill()).entries == [ENTRY, long]
+
+
 def test_position_goes_on_after_a_restart(disk: SimDisk) -> None:
     first = open_log(disk)
     end = write(first, ENTRY)
