@@ -19,13 +19,14 @@ from respkv.front import (
     PROTECTED,
     READ,
     READ_BYTES,
+    SEND_BYTES_PER_TICK,
     TOO_MANY_CLIENTS,
     UNPARSED_BYTES_MAX,
     _gathered,
     _is_loopback,
     _shown,
 )
-from respkv.session import CLOSING, LARGE_REPLY_BYTES, WAITING
+from respkv.session import CLOSING, LARGE_REPLY_BYTES, WAITING, Session
 from tests.respkv.serving import Client, TestNode, connect, encode, make_node, serving, until
 
 KIB = 1024
@@ -325,6 +326,50 @@ async def test_a_pipeline_has_its_share_of_a_tick(tmp_path: Path) -> None:
         assert await client.replies(5000) == [b"PONG"] * 5000
         assert node.runner.commands_total - commands == 5000
         assert node.front.ticks_total - ticks >= 50
+
+
+async def test_sessions_with_commands_left_over_take_turns(tmp_path: Path) -> None:
+    """A tick has little time for them: here each takes more than all of it."""
+    async with serving(tmp_path, {"client.commands_per_tick_max": 10}) as node:
+        served: list[tuple[int, int]] = []
+        serve_queue = node.runner.serve_queue
+
+        def slowly(session: Session, now_ms: int) -> None:
+            served.append((node.front.ticks_total, session.id))
+            serve_queue(session, now_ms)
+            node.later(0.003)
+
+        node.runner.serve_queue = slowly  # type: ignore[method-assign]
+        clients = [await connect(node) for _ in range(5)]
+        for client in clients:
+            await client.send(PING * 1000)
+        for client in clients:
+            assert await client.replies(1000) == [b"PONG"] * 1000
+        ticks, numbers = zip(*served, strict=True)
+        assert len(set(ticks)) == len(ticks) >= 500
+        begin = max(numbers.index(number) for number in set(numbers))
+        end = min(len(numbers) - numbers[::-1].index(number) for number in set(numbers))
+        assert end - begin > 50
+        for at in range(begin, end - 5):
+            assert len(set(numbers[at : at + 5])) == 5
+
+
+async def test_one_client_has_its_share_of_what_a_tick_sends(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node:
+        client = await connect(node)
+        assert await client.ask(set_(b"k", b"v" * 9 * MIB)) == b"OK"
+        sent = []
+        tick = node.front.tick
+
+        def watched(events: list[tuple[int, int]]) -> None:
+            before = node.front.bytes_out
+            tick(events)
+            sent.append(node.front.bytes_out - before)
+
+        node.front.tick = watched  # type: ignore[method-assign]
+        await client.send(get(b"k"))
+        assert len(await client.reply()) == 9 * MIB
+        assert max(sent) <= SEND_BYTES_PER_TICK
 
 
 async def test_what_comes_while_a_command_waits(tmp_path: Path) -> None:
