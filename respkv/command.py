@@ -118,6 +118,12 @@ class Command:
     failed_calls: int = 0
     histogram: Histogram = field(default_factory=Histogram)  # Of the calls' durations.
 
+    def count(self, calls: int, elapsed_ns: int) -> None:
+        """Count calls that were timed together."""
+        self.calls += calls
+        self.elapsed_ns += elapsed_ns
+        self.histogram.add(elapsed_ns // calls, calls)
+
     def reset(self) -> None:
         """Forget what was counted."""
         self.calls = self.elapsed_ns = self.rejected_calls = self.failed_calls = 0

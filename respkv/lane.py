@@ -8,6 +8,10 @@ arguments, a long key, a hash tag, a row that is not in memory, an expiry, sibli
 and the runner goes on there the usual way. tests/respkv/test_lane.py holds both ways equal, byte by
 byte, in replies, log and memtable; bench/serving.py measures.
 
+The run comes from one session's pipeline, or from many sessions that sent one command each
+(`Runner.serve_lone`). A lane appends one piece to `out` for each command, but for a large value,
+which is a run of its own.
+
 A lane's commands are too small to be slow one by one, so they are timed together.
 
 Core.
@@ -74,9 +78,10 @@ def get_lane(context: Context, commands: list[list[bytes]], start: int, out: lis
                 done += 1
                 continue
         if raw[0] != STRING or len(raw) > _RAW_BYTES_MAX:
-            done += _show_large(context, raw, out)
+            if not done:
+                done = _show_large(context, raw, out)
             break
-        out += (heads[len(raw) - HEADER_BYTES], raw[HEADER_BYTES:], CRLF)
+        out.append(heads[len(raw) - HEADER_BYTES] + raw[HEADER_BYTES:] + CRLF)
         done += 1
     context.hits += done - misses
     context.misses += misses

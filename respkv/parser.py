@@ -551,6 +551,39 @@ def _number(text: bytes | bytearray) -> int | None:
     return number if -_INT64_MAX - 1 <= number <= _INT64_MAX else None
 
 
+def may_be_lone(data: bytes) -> bool:
+    """Whether `data`, fed at a boundary, may be one whole multibulk command and nothing else."""
+    return data[0] == _STAR and not data.rfind(b"*")
+
+
+def parse_lone(chunks: list[bytes]) -> list[list[bytes]] | None:
+    """The one command in each chunk, or None if it takes a parser to tell.
+
+    Each chunk is what the socket of another session gave, whose parser is at rest, and `may_be_lone`.
+    Together they cost half of what they cost one by one.
+
+    Proof: there are as many commands as chunks, and as many stars. Each command starts with a star,
+    so each star starts a command; and each chunk starts with one.
+    """
+    data = b"".join(chunks)
+    if len(data) > _FAST_CHUNK_BYTES_MAX or _announces_many(data) is not None:
+        return None
+    gets = _SHARED.gets
+    _SHARED.feed(data)
+    with suppress(hiredis.ProtocolError, TypeError):  # TypeError as in `feed`.
+        commands = [gets() for _ in chunks]
+        if (
+            all(commands)
+            and not _SHARED.has_data()
+            and (_is_plain(data, commands) or _encoded(commands) == data)
+        ):
+            if len(data) > _READER_BYTES_KEPT_MAX:
+                _SHARED.renew()
+            return commands
+    _SHARED.renew()
+    return None
+
+
 def _is_plain(data: bytes, commands: list[list[bytes]]) -> bool:
     """Without a doubt, `data` starts with `commands`, all of them full arrays of bulk strings.
 
