@@ -127,3 +127,31 @@ def test_a_lane_takes_a_whole_run(pair: tuple[Served, Served]) -> None:
     assert lane(served.node.context, [*run, [b"PING"], *run], 0, out) == 10
     assert lane(served.node.context, [[b"PING"], *run], 1, out) == 10
     assert out == [b"+OK\r\n"] * 20
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_lone_commands_are_done_as_one_by_one(pair: tuple[Served, Served], seed: int) -> None:
+    """Many sessions that send one command each: the same replies, log and memtable."""
+    rng = random.Random(f"lone-{seed}")
+    sessions = [
+        [Session(n, "peer", "local", Limits(), 0.0, authenticated=True) for n in range(20)]
+        for _ in pair
+    ]
+    plain = {b"GET", b"get", b"SET", b"set", b"GeT", b"INCR", b"DEL", b"APPEND"}
+    now_ms = START_NS // 1_000_000
+    for _ in range(60):
+        chosen = rng.sample(range(20), rng.randrange(1, 20))
+        sent = [
+            rng.choice([c for c in commands(rng) if c[0] in plain] or [[b"GET"]]) for _ in chosen
+        ]
+        together = [sessions[0][n] for n in chosen]
+        pair[0].node.runner.serve_lone(together, sent, now_ms)
+        one_by_one = [sessions[1][n] for n in chosen]
+        for session, command in zip(one_by_one, sent, strict=True):
+            pair[1].node.runner.serve(session, [command], now_ms)
+        for n, a, b in zip(chosen, together, one_by_one, strict=True):
+            assert b"".join(a.out) == b"".join(b.out), f"seed {seed}, session {n}: {sent}"
+            a.out.clear()
+            b.out.clear()
+            a.has_large_reply = b.has_large_reply = False
+        assert pair[0].state() == pair[1].state(), f"seed {seed}: {sent}"

@@ -17,7 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from respkv import parser as parser_module
-from respkv.parser import Limits, Parser, ProtocolError, split_words
+from respkv.parser import (
+    Limits,
+    Parser,
+    ProtocolError,
+    may_be_lone,
+    parse_lone,
+    split_words,
+)
 
 MIB = 1024 * 1024
 SMALL = Limits(arguments_max=20_000, bulk_bytes_max=300_000, inline_bytes_max=200)
@@ -717,6 +724,48 @@ def test_mutated_streams_in_small_steps(seed: int) -> None:
 
 
 # ---- Costs, printed by `python -m tests.respkv.test_parser`.
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_chunks_of_many_sessions_at_once(seed: int) -> None:
+    """Either the one command in each chunk, as its own parser would give it, or nothing."""
+    rng = random.Random(f"lone-{seed}")
+    names = (b"GET", b"SET", b"", b"*", b"$3\r\n", b"a+b", b"=(~|>%", b"x" * 300)
+    chunks = []
+    for _ in range(rng.randrange(1, 40)):
+        chunk = encode(*rng.choices(names, k=rng.choice((1, 2, 3, 3, 12))))
+        if rng.random() < 0.02:
+            chunk = mutated(chunk, rng)
+        if rng.random() < 0.02:
+            chunk = chunk[: rng.randrange(len(chunk))]
+        if rng.random() < 0.02:
+            chunk += rng.choice((b"\r\n", b"PING\r\n", encode(b"PING"), b"x"))
+        if chunk and may_be_lone(chunk):
+            chunks.append(chunk)
+    if not chunks:
+        return
+    alone = []
+    is_clean = True
+    for chunk in chunks:
+        parser = Parser()
+        alone.append(parser.feed(chunk))
+        is_clean = is_clean and parser.is_at_rest
+    commands = parse_lone(chunks)
+    if commands is not None:
+        assert is_clean
+        assert [[command] for command in commands] == alone
+    elif is_clean:  # It gives up for a reason only.
+        assert (
+            any(len(each) != 1 for each in alone) or [encode(*each[0]) for each in alone] != chunks
+        )
+    # Nothing of it is left for the next.
+    assert Parser().feed(encode(b"PING")) == [[b"PING"]]
+
+
+def test_what_ends_in_another_chunk_is_not_taken_for_a_command() -> None:
+    halves = [b"*2\r\n$3\r\nGET\r\n$5\r\nab", b"*1\r\n$1\r\nx\r\n"]
+    assert parse_lone(halves) is None
+    assert parse_lone([encode(b"GET", b"a")[:-1], b"*1\n$1\r\nx\r\n"]) is None
 
 
 def best_us(run: Callable[[], object], count: int) -> float:
