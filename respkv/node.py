@@ -37,14 +37,14 @@ from engine.errors import DiskError, EngineError, LogFailedError, SyncError
 from engine.store import PageFault, StoreSettings
 from engine.worker import Worker
 from respkv import logs
-from respkv.command import TABLE
+from respkv.command import TABLE, Command
 from respkv.commands import load as load_commands
 from respkv.config import Config
 from respkv.context import DATABASES_ROW, Context
 from respkv.front import Front
 from respkv.latency import LatencyMonitor
 from respkv.parser import Limits
-from respkv.process import Process, RealProcess
+from respkv.process import Process, RealProcess, allow_files
 from respkv.reply import Reply, ReplyError
 from respkv.runner import Runner
 from respkv.saves import Kind, Saves
@@ -58,6 +58,7 @@ TICKER_S: Final = 0.1
 TICKER_SLACK_S: Final = 0.001  # A tick that comes a little early counts.
 DISK_RESERVE_BYTES: Final = 64 << 20
 LOG_BYTES_PER_MEMTABLE_BYTE: Final = 2
+FILES_BESIDE_CLIENTS: Final = 1024  # Tables, log segments, listeners.
 DISK_FULL: Final = ReplyError(
     "MISCONF The disk that holds the data is nearly full: writes are refused until there is room. Reads go on."
 )
@@ -175,6 +176,14 @@ class Node:
         code = error.code
         if code in self.errors or len(self.errors) < 128:
             self.errors[code] = self.errors.get(code, 0) + 1
+
+    def internal_error(self, command: Command, error: Exception) -> ReplyError:
+        """A handler failed in a way that it did not mean to: a bug, told to the log with all that is known."""
+        self.log.error("a command failed", command=command.name, exc_info=error)
+        return ReplyError(
+            f"ERR internal error in '{command.name.lower()}': {type(error).__name__}. "
+            "Nothing was changed. The server's log has the details; please report them."
+        )
 
     def feed_monitors(self, session: Session, args: list[bytes]) -> None:
         """Show a command to the clients that asked for MONITOR."""
@@ -641,7 +650,8 @@ class Node:
     def _say_ready(self) -> None:
         client = self.config.client
         if self.ready_port:
-            print(f"ready {client.hosts[0]}:{self.ready_port}", file=sys.stderr, flush=True)
+            host = f"[{client.hosts[0]}]" if ":" in client.hosts[0] else client.hosts[0]
+            print(f"ready {host}:{self.ready_port}", file=sys.stderr, flush=True)
         else:
             print(f"ready unix:{client.unix_socket}", file=sys.stderr, flush=True)
 
@@ -673,6 +683,13 @@ def run(config: Config, data_dir: str, node_name: str) -> int:
     )
     for torn in recovery.torn:
         log.warning("the log's torn end was cut off", file=torn.name, offset=torn.offset)
+    files_max = config.client.clients_max + FILES_BESIDE_CLIENTS
+    if (allowed := allow_files(files_max)) < files_max:
+        log.warning(
+            "not all of client.clients_max will fit: raise the limit on open files (ulimit -n)",
+            files_max=allowed,
+            needed=files_max,
+        )
     node = Node(config, replica, name=node_name, data_dir=data_dir, rng=rng)
     try:
         return trio.run(node.run)

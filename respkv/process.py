@@ -72,3 +72,19 @@ class RealProcess:
             ctypes.CDLL(None).malloc_trim(0)
             return True
         return False
+
+
+def allow_files(needed: int) -> int:
+    """Raise the limit on open files to `needed` if it is lower, as far as that is allowed; returns the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft == unlimited or soft >= needed:
+        return needed
+    try:  # As root the hard limit can be raised too.
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (needed, hard if hard == unlimited else max(hard, needed))
+        )
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return hard
+    return needed

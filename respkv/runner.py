@@ -141,6 +141,12 @@ class Runner:
             except (PageFault, Block):
                 context.drop()
                 break
+            except Exception as error:
+                context.drop()
+                failure = self.node.internal_error(command, error)
+                self.node.count_error(failure)
+                out.append(b"-%b\r\n" % failure.line)
+                command.failed_calls += 1
             else:
                 if context.effects or context.flushed:
                     context.commit()
@@ -332,9 +338,7 @@ class Runner:
         session.last_command = command
         reply: Reply
         try:
-            assert command.handler is not None
-            skip = 2 if "|" in command.name else 1
-            reply = command.handler(context, *args[skip:])
+            reply = self._call(command, args)
             if command.is_sliced:
                 self._start_slices(session, wait, reply)
                 return
@@ -362,6 +366,16 @@ class Runner:
             self._wait(session, wait)
             return
         self._finish(session, wait, reply, started)
+
+    def _call(self, command: Command, args: list[bytes]) -> Any:
+        """Run a handler. What it did not mean to raise becomes an error reply, and nothing else changes."""
+        assert command.handler is not None
+        try:
+            return command.handler(self.context, *args[2 if "|" in command.name else 1 :])
+        except (ReplyError, PageFault, Block):
+            raise
+        except Exception as error:
+            raise self.node.internal_error(command, error) from error
 
     def _commit(self, session: Session) -> None:
         context = self.context
@@ -580,6 +594,11 @@ class Runner:
             wait.command.failed_calls += 1
             self.node.count_error(error)
             reply = error
+        except Exception as bug:
+            context.drop()
+            wait.command.failed_calls += 1
+            reply = self.node.internal_error(wait.command, bug)
+            self.node.count_error(reply)
         finally:
             context.store.pinned = NO_PINS
         self._finish(session, wait, reply, started - wait.spent_ns)
@@ -657,10 +676,9 @@ class Runner:
         return replies
 
     def _run_inside(self, context: Context, command: Command, args: list[bytes]) -> Reply:
-        assert command.handler is not None
         context.db = context.databases[context.session.db]
         context.args = args
-        reply = command.handler(context, *args[2 if "|" in command.name else 1 :])
+        reply = self._call(command, args)
         if command.is_sliced:
             try:
                 while True:
@@ -669,6 +687,10 @@ class Runner:
                         raise step
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
+            except (ReplyError, PageFault):
+                raise
+            except Exception as error:
+                raise self.node.internal_error(command, error) from error
         return reply  # type: ignore[no-any-return]
 
     @staticmethod

@@ -765,6 +765,7 @@ def test_chunks_of_many_sessions_at_once(seed: int) -> None:
 def test_what_ends_in_another_chunk_is_not_taken_for_a_command() -> None:
     halves = [b"*2\r\n$3\r\nGET\r\n$5\r\nab", b"*1\r\n$1\r\nx\r\n"]
     assert parse_lone(halves) is None
+    assert parse_lone([encode(b"PING"), encode(b"PING") + b"x"]) is None
     assert parse_lone([encode(b"GET", b"a")[:-1], b"*1\n$1\r\nx\r\n"]) is None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 from respkv.process import RealProcess
 
@@ -31,3 +33,18 @@ def test_names() -> None:
     assert process.pid == os.getpid()
     assert process.system.startswith("Linux ")
     assert process.trim() in (True, False)
+
+
+def test_the_limit_on_open_files_is_raised_as_far_as_allowed() -> None:
+    """In a process of its own: the limit is the process's."""
+    script = (
+        "import resource; from respkv.process import allow_files;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128));"
+        "print(allow_files(50), allow_files(100), resource.getrlimit(resource.RLIMIT_NOFILE)[0]);"
+        "got = allow_files(256);"
+        "print(got == resource.getrlimit(resource.RLIMIT_NOFILE)[0] and got in (128, 256))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout.splitlines() == ["50 100 100", "True"]

@@ -780,3 +780,38 @@ def collect(rig: Rig, answered: dict[Session, list[int]]) -> None:
                     pass
                 case _:
                     raise AssertionError(reply)
+
+
+# Bugs
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("APPEND", "APPEND k x"), ("CONFIG|GET", "CONFIG GET save"), ("KEYS", "KEYS *")],
+)
+def test_a_bug_in_a_handler_is_an_error_reply_and_changes_nothing(
+    name: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig()
+    client = rig.open()
+    command = next(each for each in TABLE.everything() if each.name == name)
+
+    def slices() -> Any:
+        yield
+        raise ZeroDivisionError
+
+    def broken(context: Any, *args: bytes) -> Any:
+        if command.is_sliced:
+            return slices()
+        context.put_string(b"k", b"half")
+        raise ZeroDivisionError
+
+    assert rig.all_of(client, "SET k v") == [b"OK"]
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "handler", broken)
+        said = rig.all_of(client, f"{line} ; PING")
+        in_exec = rig.all_of(client, f"MULTI ; {line} ; PING ; EXEC")
+    assert f"internal error in '{name.lower()}'" in str(said[0])
+    assert said[1] == b"PONG"
+    assert "internal error" in str(in_exec[-1][0] if isinstance(in_exec[-1], list) else in_exec[-1])
+    assert rig.all_of(client, "GET k") == [b"v"]
