@@ -46,6 +46,10 @@ class SlotClock:
         if upto:
             self.base[actor] = upto
 
+    def freeze(self) -> tuple[tuple[Dot, ...], tuple[Dot, ...]]:
+        """Base and the dots beyond it, sorted: the causal context that a record carries."""
+        return tuple(sorted(self.base.items())), tuple(sorted(self.beyond))
+
     def join(self, other: SlotClock) -> None:
         """See what the other has seen."""
         for actor, counter in other.base.items():

@@ -20,6 +20,7 @@ With MANY (siblings, or a context that is not "all before my dot"):
 
     1 byte   kind = MANY
     2 bytes  count of context entries, each: 8 bytes actor, 8 bytes counter
+    2 bytes  count of dots beyond them, each: 8 bytes actor, 8 bytes counter
     2 bytes  count of versions, each: 4 bytes length, then a version as above
 
 The context of the short form is implied: everything that its actor did before its dot. Nearly every
@@ -35,7 +36,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
-from cluster.clock import Actor, Counter, Dot, Hlc
+from cluster.clock import Dot, Hlc, SlotClock
 from cluster.slot import TAG_OFFSET
 from engine.codec import Fate
 
@@ -56,8 +57,6 @@ HEADER_BYTES: Final = HEADER.size  # 25
 EXPIRY_HEADER: Final = Struct("<BQQQQ")
 EXPIRY_HEADER_BYTES: Final = EXPIRY_HEADER.size  # 33
 _ENTRY: Final = Struct("<QQ")
-
-Context = dict[Actor, Counter]  # What a record has seen: all counters up to it, per actor.
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +81,15 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The versions of a row, highest rank first, and the context that they were written with."""
+    """The versions of a row, highest rank first, and the context that they were written with.
+
+    The context is a slot clock, frozen: `context` has one counter per actor and covers all up to it,
+    sorted; `beyond` has the single dots after a gap, sorted.
+    """
 
     versions: tuple[Version, ...]
-    context: tuple[tuple[Actor, Counter], ...] = ()  # Sorted by actor.
+    context: tuple[Dot, ...] = ()
+    beyond: tuple[Dot, ...] = ()
 
     def winner(self, now_ms: int) -> Version | None:
         """The version that plain commands see, or None if all are deleted or expired."""
@@ -95,9 +99,10 @@ class Record:
     def dots(self) -> frozenset[Dot]:
         return frozenset(version.dot for version in self.versions)
 
-
-def covers(context: tuple[tuple[Actor, Counter], ...], dot: Dot) -> bool:
-    return any(actor == dot[0] and dot[1] <= counter for actor, counter in context)
+    def has_seen(self, dot: Dot) -> bool:
+        return dot in self.beyond or any(
+            actor == dot[0] and dot[1] <= counter for actor, counter in self.context
+        )
 
 
 def join_records(a: Record, b: Record) -> Record:
@@ -106,19 +111,23 @@ def join_records(a: Record, b: Record) -> Record:
     Where one side has only the stub of a version, the stub stays.
     """
     a_dots, b_dots = a.dots, b.dots
-    kept = {v.dot: v for v in a.versions if v.dot in b_dots or not covers(b.context, v.dot)}
+    kept = {v.dot: v for v in a.versions if v.dot in b_dots or not b.has_seen(v.dot)}
     for v in b.versions:
         if v.dot in a_dots:
             if v.type == DELETION:
                 kept[v.dot] = v
-        elif not covers(a.context, v.dot):
+        elif not a.has_seen(v.dot):
             kept[v.dot] = v
-    seen: Context = dict(a.context)
-    for actor, counter in b.context:
-        if counter > seen.get(actor, 0):
-            seen[actor] = counter
-    versions = sorted(kept.values(), key=lambda v: v.rank, reverse=True)
-    return Record(tuple(versions), tuple(sorted(seen.items())))
+    versions = tuple(sorted(kept.values(), key=lambda v: v.rank, reverse=True))
+    if not a.beyond and not b.beyond:
+        seen = dict(a.context)
+        for actor, counter in b.context:
+            if counter > seen.get(actor, 0):
+                seen[actor] = counter
+        return Record(versions, tuple(sorted(seen.items())))
+    clock = SlotClock(dict(a.context), set(a.beyond))
+    clock.join(SlotClock(dict(b.context), set(b.beyond)))
+    return Record(versions, *clock.freeze())
 
 
 def encode_version(version: Version) -> bytes:
@@ -150,12 +159,14 @@ def decode_version(raw: bytes) -> Version:
 
 def encode(record: Record) -> bytes:
     """The bytes of a record; the short form where the context is what its only dot implies."""
-    if len(record.versions) == 1:
-        actor, counter = record.versions[0].dot
-        if record.context == ((actor, counter),):
+    if len(record.versions) == 1 and not record.beyond:
+        dot = record.versions[0].dot
+        if record.context == (dot,):
             return encode_version(record.versions[0])
-    parts = [bytes([MANY]), len(record.context).to_bytes(2, "little")]
-    parts += [_ENTRY.pack(actor, counter) for actor, counter in record.context]
+    parts = [bytes([MANY])]
+    for dots in (record.context, record.beyond):
+        parts.append(len(dots).to_bytes(2, "little"))
+        parts += [_ENTRY.pack(actor, counter) for actor, counter in dots]
     parts.append(len(record.versions).to_bytes(2, "little"))
     for version in record.versions:
         raw = encode_version(version)
@@ -167,11 +178,8 @@ def decode(raw: bytes) -> Record:
     if raw[0] != MANY:
         version = decode_version(raw)
         return Record((version,), (version.dot,))
-    offset = 3
-    context = []
-    for _ in range(int.from_bytes(raw[1:3], "little")):
-        context.append(_ENTRY.unpack_from(raw, offset))
-        offset += _ENTRY.size
+    context, offset = _decode_dots(raw, 1)
+    beyond, offset = _decode_dots(raw, offset)
     count = int.from_bytes(raw[offset : offset + 2], "little")
     offset += 2
     versions = []
@@ -180,7 +188,14 @@ def decode(raw: bytes) -> Record:
         offset += 4
         versions.append(decode_version(raw[offset : offset + length]))
         offset += length
-    return Record(tuple(versions), tuple(context))
+    return Record(tuple(versions), context, beyond)
+
+
+def _decode_dots(raw: bytes, offset: int) -> tuple[tuple[Dot, ...], int]:
+    count = int.from_bytes(raw[offset : offset + 2], "little")
+    offset += 2
+    end = offset + count * _ENTRY.size
+    return tuple(_ENTRY.iter_unpack(raw[offset:end])), end
 
 
 class Codec:
@@ -210,7 +225,7 @@ class Codec:
         if raw[0] & MANY:
             record = decode(raw)
             gone = tuple(Version(v.dot, v.hlc, DELETION) for v in record.versions)
-            return encode(Record(gone, record.context))
+            return encode(Record(gone, record.context, record.beyond))
         return bytes([DELETION]) + raw[1:HEADER_BYTES]
 
     def tag(self, row: bytes) -> int:

@@ -161,7 +161,7 @@ FORMS: list[tuple[str, Record, bytes]] = [
     (
         "a string that has seen another actor",
         Record((Version((1, 1), 1, STRING, b"v"),), ((1, 1), (2, 1))),
-        b"\x20\2\0" + (b"\1\0\0\0\0\0\0\0" * 2 + b"\2\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0") + b"\1\0"
+        b"\x20\2\0" + (b"\1\0\0\0\0\0\0\0" * 2 + b"\2\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0") + b"\0\0\1\0"
         b"\x1a\0\0\0" + (b"\1" + b"\1\0\0\0\0\0\0\0" * 3 + b"v"),
     ),
     (
@@ -172,16 +172,21 @@ FORMS: list[tuple[str, Record, bytes]] = [
         ),
         b"\x20\1\0"
         + b"\1\0\0\0\0\0\0\0" * 2
-        + b"\2\0"
+        + b"\0\0\2\0"
         + (b"\x1a\0\0\0\1" + b"\1\0\0\0\0\0\0\0" * 3 + b"v")
         + (b"\x19\0\0\0\0" + b"\1\0\0\0\0\0\0\0" * 3),
     ),
     (
         "a context without versions",
         Record((), ((1, 1),)),
-        b"\x20\1\0" + b"\1\0\0\0\0\0\0\0" * 2 + b"\0\0",
+        b"\x20\1\0" + b"\1\0\0\0\0\0\0\0" * 2 + b"\0\0\0\0",
     ),
-    ("nothing", Record(()), b"\x20\0\0\0\0"),
+    (
+        "a context with a gap",
+        Record((), (), ((1, 1),)),
+        b"\x20\0\0\1\0" + b"\1\0\0\0\0\0\0\0" * 2 + b"\0\0",
+    ),
+    ("nothing", Record(()), b"\x20\0\0\0\0\0\0"),
 ]
 
 
@@ -205,6 +210,7 @@ records = st.builds(
     Record,
     versions=st.lists(versions, max_size=4).map(tuple),
     context=st.lists(st.tuples(u64, u64), max_size=4).map(tuple),
+    beyond=st.lists(st.tuples(u64, u64), max_size=2).map(tuple),
 )
 
 
