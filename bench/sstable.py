@@ -1,11 +1,15 @@
 """What SSTables cost, in µs a record or a call: building, finding, missing, scanning, merging.
 
+At the end is what compression costs and saves: file, memory, and reads whose block is not cached.
+
     python -m bench.sstable [--records 100000] [--value-bytes 100] [--block-bytes 8192]
 
 Each figure is the least CPU time of several runs, on files that the kernel has cached. The codec is
 as cheap as one can be, so the figures are the engine's own. "get hit" is the whole way of a read
 below the memtable for one table: hash, filter, index, block cache, search in the block. It is
 measured with few keys, whose blocks the CPU's cache holds, and with many, where it does not.
+"find" is the same without the block cache: each one reads a block from the kernel and decompresses
+it.
 """
 
 from __future__ import annotations
@@ -15,20 +19,30 @@ import gc
 import random
 import tempfile
 import time
+import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
+from unittest.mock import patch
 
 from engine.bloom import hash_of
 from engine.cache import BlockCache, RowCache
 from engine.codec import COMPLETE, Entry, Fate, Key
+from engine.compression import Compression
 from engine.disk import Disk, RealDisk
 from engine.merge import merge, merge_groups
 from engine.sstable import Table, TableWriter
 
 REPEATS = 9
 SOURCE_COUNT = 4
+COMPRESSED: list[tuple[str, Compression]] = [
+    ("none", "none"),
+    ("lz4", "lz4"),
+    ("zstd", "zstd"),
+    ("zstd, dictionary", "zstd"),
+]
 
 
 class CheapCodec:
@@ -75,8 +89,14 @@ def made_entries(rng: random.Random, count: int, value_bytes: int) -> list[Entry
     return [entries[key] for key in sorted(entries)]
 
 
-def write_table(disk: Disk, name: str, entries: Iterable[Entry], block_bytes: int) -> None:
-    writer = TableWriter(disk, name, block_bytes=block_bytes, compression="lz4", codec=CODEC)
+def write_table(
+    disk: Disk,
+    name: str,
+    entries: Iterable[Entry],
+    block_bytes: int,
+    compression: Compression = "lz4",
+) -> None:
+    writer = TableWriter(disk, name, block_bytes=block_bytes, compression=compression, codec=CODEC)
     for key, flags, raw in entries:
         writer.add_key(key, flags, raw)
     writer.finish(0, 0)
@@ -188,6 +208,82 @@ def measure_parts(load: Load) -> Iterator[str]:
     yield f"row cache get          {cached_us:7.3f} µs"
 
 
+def measure_compression(load: Load, key_count: int) -> Iterator[str]:
+    """Yield lines to print: reads that miss the block cache, and what a table takes."""
+    hits = [entry[0] for entry in load.rng.sample(load.entries, key_count)]
+    misses = [key[:-1] + b"x" for key in hits]
+    count = len(load.entries)
+    yield "                        build     find     miss     load     open     file   memory"
+    yield "                     µs/record µs, no cache  µs  µs/block       ms        %  a 1000 blocks"
+    for title, compression in COMPRESSED:
+        learns = title == "zstd, dictionary"
+        with nullcontext() if learns else patch("engine.sstable.train", lambda blocks: b""):
+
+            def build(compression: Compression = compression) -> None:
+                load.disk.remove("packed")
+                write_table(load.disk, "packed", load.entries, load.block_bytes, compression)
+
+            write_table(load.disk, "packed", load.entries, load.block_bytes, compression)
+            building = best_us(build, count)
+        table = Table.open(load.disk, "packed")
+
+        def finds(keys: list[Key], table: Table = table) -> None:
+            for key in keys:
+                if table.may_contain_hash(hash_of(key)):
+                    block_no = table.block_of(key)
+                    if block_no is not None:
+                        block = table.load(block_no, cached_only=False)
+                        assert block is not None
+                        block.find(key)
+
+        def loads(table: Table = table) -> None:
+            for block_no in range(table.block_count):
+                table.load(block_no, cached_only=False)
+
+        opening = best_us(lambda: Table.open(load.disk, "packed").close(), 1) / 1000
+        size = 100 * table.meta.file_bytes / table.meta.raw_bytes
+        memory = table.memory_bytes / table.block_count * 1000
+        yield (
+            f"{title:17} {building:11.3f} {best_us(lambda: finds(hits), key_count):8.3f} "
+            f"{best_us(lambda: finds(misses), key_count):8.3f} "
+            f"{best_us(loads, table.block_count):8.3f} {opening:8.3f} {size:8.1f} {memory:8.0f}"
+        )
+        if table.dictionary_bytes:
+            yield f"    a dictionary of {table.dictionary_bytes} bytes"
+        elif learns:
+            yield "    no dictionary: it would not pay"
+        table.close()
+        load.disk.remove("packed")
+
+
+def measure_memory(load: Load, block_count: int) -> Iterator[str]:
+    """Yield lines to print: an index of many blocks, as `tracemalloc` sees it."""
+    rng = load.rng
+    keys = sorted(rng.randbytes(8) + b"\0user:%d" % number for number in range(block_count))
+    write_table(load.disk, "many", ((key, COMPLETE, b"v" * 8) for key in keys), 1)
+    tracemalloc.start()
+    table = Table.open(load.disk, "many")
+    traced = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    index_bytes = table.index_bytes / table.block_count * 1000
+    yield (
+        f"memory                 {index_bytes:7.0f} bytes of index a 1000 blocks, {table.block_count} blocks; "
+        f"{traced} bytes in all, said to be {table.memory_bytes}"
+    )
+    # Made anew, in the order of asking: to fetch keys from all over the memory is not its work.
+    asked = [bytes(bytearray(key)) for key in rng.sample(keys, min(20_000, len(keys)))]
+
+    def find_all(keys: list[Key]) -> None:
+        exhaust(map(table.block_of, keys))
+
+    yield (
+        f"block_of               {best_us(lambda: find_all(asked[:300]), 300):7.3f} µs for 300 keys, "
+        f"{best_us(lambda: find_all(asked), len(asked)):.3f} for {len(asked)}"
+    )
+    table.close()
+    load.disk.remove("many")
+
+
 def measure_merging(load: Load) -> Iterator[str]:
     """Yield lines to print: random parts of the records, a tenth of them in two sources."""
     sources: list[list[Entry]] = [[] for _ in range(SOURCE_COUNT)]
@@ -237,7 +333,10 @@ def main() -> None:
             measure_gets(load, min(300, given.records)),
             measure_gets(load, min(20_000, given.records)),
             measure_parts(load),
+            measure_memory(load, 10_000),
+            measure_memory(load, 100_000),
             measure_merging(load),
+            measure_compression(load, min(3000, given.records)),
         )
         for line in lines:
             print(line, flush=True)

@@ -44,6 +44,20 @@ class ReplicaState(msgspec.Struct, array_like=True):
     actor: Actor
     last_hlc: int
     counters: list[Counter]
+    # The last dot of each other actor that wrote here, by slot: this node's former incarnations.
+    past: dict[Actor, list[Counter]] = {}
+    # This is the state in a snapshot or backup: what it was taken of may go on writing as `actor`.
+    is_copy: bool = False
+
+
+def state_of_copy(state: bytes) -> bytes:
+    """The state to put into a copy of the data: whoever opens it writes as a new actor.
+
+    Otherwise two nodes, or one node before and after a restore, would give the same dot to two
+    different writes. Of a copy's state it is that state.
+    """
+    kept = msgspec.msgpack.decode(state, type=ReplicaState)
+    return msgspec.msgpack.encode(msgspec.structs.replace(kept, is_copy=True))
 
 
 class Replica:
@@ -56,11 +70,13 @@ class Replica:
         self.expiry = ExpiryIndex()
         self.clock = HybridClock()
         # The last dot of `actor`, by slot. An array: a list would hold as many objects, far apart.
-        self.counters: array[Counter] = array("q", bytes(8 * (SLOT_COUNT + 1)))
+        self.counters: array[Counter] = _no_counters()
+        # The same of every other actor that entries here name.
+        self.past: dict[Actor, array[Counter]] = {}
 
     @classmethod
     def open(cls, disk: Disk, settings: StoreSettings, new_actor: Actor) -> Replica:
-        """Open the data folder, or begin one as `new_actor`. Raises EngineError."""
+        """Open the data folder, or begin one as `new_actor`; a copy's goes on as it. Raises EngineError."""
         replica = cls(new_actor)
         replica.store = Store.open(
             disk,
@@ -76,14 +92,23 @@ class Replica:
     def capture(self) -> bytes:
         """The state to keep, as `restore` takes it."""
         return msgspec.msgpack.encode(
-            ReplicaState(self.actor, self.clock.last, list(self.counters))
+            ReplicaState(
+                self.actor,
+                self.clock.last,
+                list(self.counters),
+                {actor: list(counters) for actor, counters in self.past.items()},
+            )
         )
 
     def restore(self, state: bytes) -> None:
         kept = msgspec.msgpack.decode(state, type=ReplicaState)
-        self.actor = kept.actor
         self.clock.observe(kept.last_hlc)
-        self.counters = array("q", kept.counters)
+        self.past = {actor: array("q", counters) for actor, counters in kept.past.items()}
+        counters = array("q", kept.counters)
+        if kept.is_copy and kept.actor != self.actor:
+            self.past[kept.actor] = counters
+        else:
+            self.actor, self.counters = kept.actor, counters
 
     def write(self, effects: dict[Row, Effect], now_ms: int) -> None:
         """Give each write a dot and a timestamp, encode it, stage it for the log and put it into the memtable.
@@ -151,8 +176,19 @@ class Replica:
         else:
             seen = [HEADER.unpack_from(raw)[1:]]
         for actor, counter, hlc in seen:
-            if actor == self.actor and counter > self.counters[slot]:
-                self.counters[slot] = counter
+            counters = self.counters if actor == self.actor else self._past_of(actor)
+            if counter > counters[slot]:
+                counters[slot] = counter
             self.clock.observe(hlc)
         if at_ms := CODEC.expires_at_ms(raw):
             self.expiry.add(slot, row, at_ms)
+
+    def _past_of(self, actor: Actor) -> array[Counter]:
+        counters = self.past.get(actor)
+        if counters is None:
+            counters = self.past[actor] = _no_counters()
+        return counters
+
+
+def _no_counters() -> array[Counter]:
+    return array("q", bytes(8 * (SLOT_COUNT + 1)))

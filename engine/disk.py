@@ -3,7 +3,7 @@
 Shell. It takes no decision beyond turning every OSError into a typed `EngineError`. It knows no
 file format, and it does not run anything in threads: the caller decides which calls may block it.
 
-A `Disk` is one flat folder. Names are file names in it, never paths. The rules that both the real
+A `Disk` is one folder. Names are names in it, never paths. The rules that both the real
 disk and the simulated one (`tests/sim/disk.py`) keep, and that their common tests check:
 
 - What `append` and `truncate` did is durable once `sync` of that file has returned, and not before.
@@ -11,6 +11,11 @@ disk and the simulated one (`tests/sim/disk.py`) keep, and that their common tes
 - What `create`, `rename` and `remove` did to names is durable once `sync_names` has returned.
   Syncing a file does not make its name durable.
 - `rename` replaces the target in one step.
+- A folder may hold folders, each a `Disk` of its own. That one was made is durable at once; that one
+  was removed is durable once `sync_names` of the outer folder has returned.
+- `link` gives a file a second name in another folder of the same file system: one file from then on,
+  whose bytes go with the last name. The new name is durable once `sync_names` *of that folder* has
+  returned.
 - A failed `append` may leave a part of the data in the file; `size` then tells the true end.
 - A failed `sync` is final. The kernel may drop the unwritten data, keep showing it to readers from
   its cache, and report success the next time. `drop_cache` is the way back to the truth: the next
@@ -56,6 +61,8 @@ _ADVICE = {
     errno.EMFILE: "Raise the limit on open files (ulimit -n).",
     errno.ENFILE: "Raise the system's limit on open files (fs.file-max).",
     errno.ENOTDIR: "Give the node the path of a folder.",
+    errno.EXDEV: "Both must be on one file system.",
+    errno.ENOTEMPTY: "Look at what is in it; it was not put there by this program.",
     errno.ENOENT: "Make the folder that should hold it, or mount its disk.",
     errno.EBADF: "The file is closed, or open for the other direction: this is a bug.",
 }
@@ -90,7 +97,7 @@ class File(Protocol):
 
 
 class Disk(Protocol):
-    """One flat data folder."""
+    """One folder."""
 
     path: str
 
@@ -104,7 +111,7 @@ class Disk(Protocol):
         """Open an existing file for reading."""
 
     def names(self) -> list[str]:
-        """Return the names of all files, sorted."""
+        """Return the names of all files and folders in it, sorted."""
 
     def size(self, name: str) -> int:
         """Return the length of a file in bytes."""
@@ -114,6 +121,18 @@ class Disk(Protocol):
 
     def remove(self, name: str) -> None:
         """Take a name away. Handles that are open go on working."""
+
+    def link(self, name: str, target: "Disk") -> None:
+        """Give a file the same name in `target`, a folder of the same kind on the same file system.
+
+        Nothing is copied. `NameTakenError` if the name exists there.
+        """
+
+    def folder(self, name: str) -> "Disk":
+        """Open a folder in this one; it is made, durably, if it is absent."""
+
+    def remove_folder(self, name: str) -> None:
+        """Take an empty folder away. `DiskError` if it is not empty."""
 
     def sync_names(self) -> None:
         """Make all changes of names durable. Raises `SyncError`."""
@@ -191,6 +210,24 @@ class RealDisk:
             os.unlink(name, dir_fd=self._descriptor)
         except OSError as error:
             raise _typed(error, path, "remove") from error
+
+    def link(self, name: str, target: Disk) -> None:
+        assert isinstance(target, RealDisk), target
+        path = self._path_of(name)
+        try:
+            os.link(name, name, src_dir_fd=self._descriptor, dst_dir_fd=target._descriptor)
+        except OSError as error:
+            raise _typed(error, path, f"link into {target.path}") from error
+
+    def folder(self, name: str) -> "RealDisk":
+        return RealDisk(self._path_of(name))
+
+    def remove_folder(self, name: str) -> None:
+        path = self._path_of(name)
+        try:
+            os.rmdir(name, dir_fd=self._descriptor)
+        except OSError as error:
+            raise _typed(error, path, "remove the folder") from error
 
     def sync_names(self) -> None:
         _sync_descriptor(self._descriptor, self.path)

@@ -1,8 +1,12 @@
-"""Background jobs as plain data, and the one function that does them: a log's segments or some tables become a table.
+"""Background jobs as plain data, and the one function that does them: a log's segments or some tables become tables.
 
 It runs wherever it is called: in the worker process (`engine/worker.py`), or at once in tests and
-the simulation. A job is repeatable: it reads immutable files and writes one new one, whose name the
+the simulation. A job is repeatable: it reads immutable files and writes new ones, whose names the
 store forgets if the job is lost.
+
+A job's first table has the name that the store gave it, `NUMBER.sst`; where the output is cut, the
+others are `NUMBER-1.sst`, `NUMBER-2.sst` and so on, in the order of their keys. A cut is between
+keys; a key has one entry in the output.
 """
 
 from __future__ import annotations
@@ -10,23 +14,37 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterator
-from typing import cast
+from typing import Final, cast
 
 import msgspec
 
-from engine.codec import RecordCodec
+from engine.codec import Entry, RecordCodec
 from engine.disk import Disk
+from engine.drop import DropIndex, Marker, hiding
 from engine.errors import DiskError, EngineError
 from engine.log import COMPLETE, MARKER, read_segment
 from engine.manifest import Drop
 from engine.merge import Drops, groups_of, merge_groups
 from engine.sstable import Compression, Table, TableWriter
 
-Entry = tuple[bytes, int, bytes]
+EVERYTHING: Final = (1 << 63) - 1
+"""As a horizon: whatever is dead may be forgotten."""
+
+SUFFIX: Final = ".sst"
 
 
 class Job(msgspec.Struct):
-    """`kind` is "flush" (inputs: log segments, oldest first) or "compact" (inputs: tables, newest first)."""
+    """One thing to do in the background, by its `kind`:
+
+    - "flush": log segments, oldest first, become one table of level 0;
+    - "compact": tables, newest first, become tables of `level`;
+    - "move": tables become tables of `level` as they are;
+    - "remove": tables of which nothing is left to see go.
+
+    The last two need no work: only the manifest changes. The positions are those of a flush. What
+    is dead is forgotten at the bottom, if all of it was made up to `horizon_position`. Tables are
+    cut at `table_bytes`, if that is not 0.
+    """
 
     kind: str
     inputs: list[str]
@@ -38,10 +56,19 @@ class Job(msgspec.Struct):
     compression: Compression
     is_bottom: bool
     now_ms: int
+    horizon_position: int = EVERYTHING
+    table_bytes: int = 0
+    level: int = 0
+
+    def output_name(self, number: int) -> str:
+        """Return the name of the table `number`, counted from 0."""
+        return (
+            self.output if number == 0 else f"{self.output.removesuffix(SUFFIX)}-{number}{SUFFIX}"
+        )
 
 
 class JobResult(msgspec.Struct):
-    """The tables made: none if nothing was left."""
+    """The tables made, in the order of their keys: none if nothing was left."""
 
     tables: list[str]
     entry_count: int
@@ -56,64 +83,114 @@ def load_codec(path: str) -> RecordCodec:
 def run_job(disk: Disk, job: Job, codec: RecordCodec) -> JobResult:
     """Do a job. Raises EngineError; then nothing is left behind, as far as the disk lets it be removed.
 
-    The table's bytes are durable when it returns, its name is not: that is for
+    The tables' bytes are durable when it returns, their names are not: that is for
     `Store.write_manifest`.
     """
     if job.kind == "flush":
-        return _write(
-            disk, job, codec, _flushed(disk, job, codec), job.position_min, job.position_max
-        )
+        writer = _Writer(disk, job, codec, job.position_min, job.position_max)
+        return writer.write(_flushed(disk, job, codec))
+    if job.kind != "compact":
+        return JobResult([], 0)
     tables: list[Table] = []
     try:
         tables += (Table.open(disk, name) for name in job.inputs)
+        metas = [table.meta for table in tables]
+        position_max = max(meta.position_max for meta in metas)
         groups = merge_groups(
             [table.groups() for table in tables],
             codec,
             now_ms=job.now_ms,
             is_bottom=job.is_bottom,
+            may_forget=position_max <= job.horizon_position,
             drops=_drop_test(tables, job, codec),
         )
-        position_min = min(table.meta.position_min for table in tables)
-        position_max = max(table.meta.position_max for table in tables)
-        return _write(disk, job, codec, groups, position_min, position_max)
+        # What was carried out must not be asked of the output again.
+        positions = [drop.position for drop in hiding(job.drops, metas)]
+        position_min = min(meta.position_min for meta in metas)
+        writer = _Writer(disk, job, codec, position_min, max([position_max, *positions]))
+        return writer.write(groups)
     finally:
         for table in tables:
             table.close()
 
 
-def _write(
-    disk: Disk,
-    job: Job,
-    codec: RecordCodec,
-    groups: Iterator[list[Entry]],
-    position_min: int,
-    position_max: int,
-) -> JobResult:
-    writer = TableWriter(
-        disk,
-        job.output,
-        block_bytes=job.block_bytes,
-        compression=job.compression,
-        codec=codec,
-        now_ms=job.now_ms,
-    )
-    count = 0
-    add = writer.add_key
-    try:
-        for group in groups:
-            for key, flags, raw in group:
-                add(key, flags, raw)
-            count += len(group)
-        if count == 0:
-            writer.discard()
-            return JobResult([], 0)
-        writer.finish(position_min, position_max)
-    except EngineError:
-        # What a full disk needs least is half a table.
+class _Writer:
+    """Writes the output of a job, in one table or several."""
+
+    def __init__(
+        self, disk: Disk, job: Job, codec: RecordCodec, position_min: int, position_max: int
+    ) -> None:
+        self._disk = disk
+        self._job = job
+        self._codec = codec
+        self._positions = (position_min, position_max)
+        self._done: list[str] = []
+        self._current: TableWriter | None = None
+
+    def write(self, groups: Iterator[list[Entry]]) -> JobResult:
+        """Write all groups. On EngineError it removes what it has written."""
+        count = 0
+        self._writer()  # First, so that a disk that takes no file is noticed before the work is done.
+        try:
+            for group in groups:
+                count += len(group)
+                self._add(group)
+            if count:
+                self._finish()
+            else:
+                self._discard()
+        except EngineError:
+            # What a full disk needs least is half a table.
+            self._discard()
+            raise
+        return JobResult(self._done, count)
+
+    def _add(self, group: list[Entry]) -> None:
+        writer = self._writer()
+        limit = self._job.table_bytes
+        if limit:
+            group_bytes = sum(len(key) + len(raw) for key, _, raw in group)
+            if writer.size_bytes + group_bytes >= limit:
+                return self._add_with_cuts(group, limit)
+        add = writer.add_key
+        for key, flags, raw in group:
+            add(key, flags, raw)
+        return None
+
+    def _add_with_cuts(self, group: list[Entry], limit: int) -> None:
+        for key, flags, raw in group:
+            writer = self._writer()
+            if writer.size_bytes >= limit:
+                self._finish()
+                writer = self._writer()
+            writer.add_key(key, flags, raw)
+
+    def _writer(self) -> TableWriter:
+        if self._current is None:
+            self._current = TableWriter(
+                self._disk,
+                self._job.output_name(len(self._done)),
+                block_bytes=self._job.block_bytes,
+                compression=self._job.compression,
+                codec=self._codec,
+                now_ms=self._job.now_ms,
+            )
+        return self._current
+
+    def _finish(self) -> None:
+        if self._current is not None:
+            self._current.finish(*self._positions)
+            self._done.append(self._job.output_name(len(self._done)))
+            self._current = None
+
+    def _discard(self) -> None:
         with contextlib.suppress(DiskError):
-            writer.discard()
-        raise
-    return JobResult([job.output], count)
+            if self._current is not None:
+                self._current.discard()
+                self._current = None
+        for name in self._done:
+            with contextlib.suppress(DiskError):
+                self._disk.remove(name)
 
 
 def _flushed(disk: Disk, job: Job, codec: RecordCodec) -> Iterator[list[Entry]]:
@@ -122,8 +199,8 @@ def _flushed(disk: Disk, job: Job, codec: RecordCodec) -> Iterator[list[Entry]]:
     for name in job.inputs:
         for flags, slot, row, raw in read_segment(disk, name):
             if flags & MARKER:
-                dropped = frozenset(raw)
-                state = {k: v for k, v in state.items() if codec.tag(k[2:]) not in dropped}
+                marker = Marker.decode(row, raw)
+                state = {k: v for k, v in state.items() if not _is_covered(marker, k, codec)}
                 continue
             key = slot.to_bytes(2, "big") + row
             if flags & COMPLETE:
@@ -132,14 +209,24 @@ def _flushed(disk: Disk, job: Job, codec: RecordCodec) -> Iterator[list[Entry]]:
                 old = state.get(key)
                 state[key] = (0, raw) if old is None else (old[0], codec.join(raw, old[1]))
     source = groups_of((key, *state[key]) for key in sorted(state))
-    return merge_groups([source], codec, now_ms=job.now_ms, is_bottom=job.is_bottom)
+    return merge_groups(
+        [source],
+        codec,
+        now_ms=job.now_ms,
+        is_bottom=job.is_bottom,
+        may_forget=job.position_max <= job.horizon_position,
+    )
+
+
+def _is_covered(marker: Marker, key: bytes, codec: RecordCodec) -> bool:
+    return marker.covers(int.from_bytes(key[:2], "big"), codec.tag(key[2:]))
 
 
 def _drop_test(tables: list[Table], job: Job, codec: RecordCodec) -> Drops | None:
-    dropped = [
-        frozenset(d.tag for d in job.drops if table.meta.position_max < d.position)
-        for table in tables
-    ]
-    if not any(dropped):
+    if not hiding(job.drops, [table.meta for table in tables]):
         return None
-    return lambda source, key: codec.tag(key[2:]) in dropped[source]
+    index = DropIndex(job.drops)
+    positions = [table.meta.position_max for table in tables]
+    return lambda source, key: index.hides(
+        int.from_bytes(key[:2], "big"), codec.tag(key[2:]), positions[source]
+    )

@@ -422,6 +422,27 @@ def recover(disk: Disk, *, start: int, apply: Apply) -> Recovery:
     was changed. Raises `UnknownFormatError` for the segment of another version. Both mean that the
     node must not start on this log.
     """
+    replay, rest = _replayed(disk, start, apply)
+    torn = _cut(disk, rest, replay.end)
+    remaining = _remove_empty(disk, replay.end)
+    disk.sync_names()
+    return Recovery(start, replay.end, replay.frame_count, replay.entry_count, torn, remaining)
+
+
+def examine(disk: Disk, *, start: int, apply: Apply) -> Recovery:
+    """Do as `recover`, and change no file: `torn` is what a recovery would cut off.
+
+    For tools that look at a folder which no process uses. Raises as `recover` does.
+    """
+    replay, rest = _replayed(disk, start, apply)
+    torn = tuple(_torn_of(disk, segment, replay.end) for segment in rest)
+    kept = tuple(segment for segment in list_segments(disk) if segment.base < replay.end)
+    lost = tuple(each for each in torn if each.bytes_count)
+    return Recovery(start, replay.end, replay.frame_count, replay.entry_count, lost, kept)
+
+
+def _replayed(disk: Disk, start: int, apply: Apply) -> "tuple[_Replay, list[Segment]]":
+    """Apply all that is valid, and return the segments from the end of the log on."""
     segments = list_segments(disk)
     # Begin in the last segment that can hold `start`; what comes before ends at or below it.
     first = max((i for i, s in enumerate(segments) if s.base <= start), default=0)
@@ -430,10 +451,7 @@ def recover(disk: Disk, *, start: int, apply: Apply) -> Recovery:
     while index < len(segments) and replay.run(segments[index]):
         index += 1
     _refuse_if_vouched(disk, segments[index:], replay.end)
-    torn = _cut(disk, segments[index:], replay.end)
-    remaining = _remove_empty(disk, replay.end)
-    disk.sync_names()
-    return Recovery(start, replay.end, replay.frame_count, replay.entry_count, torn, remaining)
+    return replay, segments[index:]
 
 
 def read_segment(disk: Disk, name: str) -> Iterator[Entry]:
@@ -533,15 +551,21 @@ def _cut(disk: Disk, rest: list[Segment], end: int) -> tuple[Torn, ...]:
     """Cut the first of `rest` at `end`, and remove the others. The caller syncs the names."""
     torn = []
     for segment in rest:
-        size = disk.size(segment.name)
-        offset = _offset(segment.base, end) if segment.base < end else 0
-        if offset == 0:
+        lost = _torn_of(disk, segment, end)
+        if lost.offset == 0:
             disk.remove(segment.name)
-        elif offset < size:
-            _truncate(disk, segment.name, offset)
-        if offset < size:
-            torn.append(Torn(segment.name, offset, size - offset))
+        elif lost.bytes_count:
+            _truncate(disk, segment.name, lost.offset)
+        if lost.bytes_count:
+            torn.append(lost)
     return tuple(torn)
+
+
+def _torn_of(disk: Disk, segment: Segment, end: int) -> Torn:
+    """What is to be cut off a segment, maybe nothing, if the log ends at `end`."""
+    size = disk.size(segment.name)
+    offset = _offset(segment.base, end) if segment.base < end else 0
+    return Torn(segment.name, offset, max(0, size - offset))
 
 
 def _truncate(disk: Disk, name: str, length: int) -> None:

@@ -4,6 +4,11 @@ It is not ordered: rows live in one dict per slot, so that no dict grows large e
 process when it is resized, and sorting happens in the worker at flush, or for one slot when it is
 scanned. Values are encoded records (`bytes`), which the garbage collector does not look at.
 
+A large slot that is scanned page by page would be sorted for each page. So the order of the slots
+scanned last is kept, and brought up to date at the next page: a dict keeps its rows in the order
+of their first insertion, so that those which came since are its last ones. Writes, which are hot and
+partly done elsewhere (`cluster/replica.py`), need not know of it; removals do.
+
 `slots` holds complete entries only, so that a reader who finds a row there needs nothing else.
 Entries that are deltas over older ones stand apart in `deltas`.
 
@@ -12,7 +17,9 @@ Core: no I/O.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from engine.codec import RecordCodec
@@ -24,17 +31,26 @@ Slot = int
 # at its usual load.
 ENTRY_OVERHEAD_BYTES: Final = 200
 
+ORDERED_ROWS_MIN: Final = 256
+"""The order of a smaller slot is not kept: sorting it costs microseconds."""
+
+ORDERS_MAX: Final = 8
+"""Of so many slots the order is kept."""
+
+_FEW: Final = 16  # Rows that are put into a long list one by one; more are sorted into it.
+
 
 class Memtable:
     """Rows by slot, written from log position `base_position` on. `weight_bytes` estimates the memory held."""
 
-    __slots__ = ("base_position", "deltas", "slots", "weight_bytes")
+    __slots__ = ("_orders", "base_position", "deltas", "slots", "weight_bytes")
 
     def __init__(self, slot_count: int, base_position: int) -> None:
         self.slots: list[dict[Row, bytes]] = [{} for _ in range(slot_count)]
         self.deltas: dict[tuple[Slot, Row], bytes] = {}
         self.weight_bytes = 0
         self.base_position = base_position
+        self._orders: dict[Slot, list[Row]] = {}
 
     def put(self, slot: Slot, row: Row, raw: bytes) -> bool:
         """Store a complete entry: it has seen what is here, so it is the join. True if the row was not here. Hot."""
@@ -73,16 +89,59 @@ class Memtable:
         """Forget a complete entry that shows nothing and hides nothing."""
         raw = self.slots[slot].pop(row)
         self.weight_bytes -= len(row) + len(raw) + ENTRY_OVERHEAD_BYTES
+        order = self._orders.get(slot)
+        if order is not None:
+            place = bisect_left(order, row)
+            if place < len(order) and order[place] == row:  # Else it came after the last page.
+                del order[place]
 
-    def drop(self, tags: frozenset[int], codec: RecordCodec) -> None:
-        """Remove the rows of some keyspaces."""
-        for slot, rows in enumerate(self.slots):
-            if rows:
-                for row in [row for row in rows if codec.tag(row) in tags]:
-                    self.remove(slot, row)
-        for slot, row in [key for key in self.deltas if codec.tag(key[1]) in tags]:
-            raw = self.deltas.pop((slot, row))
-            self.weight_bytes -= len(row) + len(raw) + ENTRY_OVERHEAD_BYTES
+    def drop(
+        self, tags: frozenset[int] | None, codec: RecordCodec, slots: range | None = None
+    ) -> None:
+        """Remove the rows of some keyspaces (None: of all), in some slots or in all."""
+        if slots is None:
+            slots = range(len(self.slots))
+        for slot in slots:
+            rows = self.slots[slot]
+            if not rows:
+                continue
+            self._orders.pop(slot, None)
+            for row in [row for row in rows if tags is None or codec.tag(row) in tags]:
+                self.remove(slot, row)
+        deltas = [key for key in self.deltas if key[0] in slots]
+        for key in [key for key in deltas if tags is None or codec.tag(key[1]) in tags]:
+            raw = self.deltas.pop(key)
+            self.weight_bytes -= len(key[1]) + len(raw) + ENTRY_OVERHEAD_BYTES
+
+    def rows_from(self, slot: Slot, start: Row, limit: int) -> list[tuple[Row, bytes]]:
+        """Return the first `limit` complete entries of a slot from `start` on, in order."""
+        rows = self.slots[slot]
+        if not rows:
+            return []
+        order = sorted(rows) if len(rows) < ORDERED_ROWS_MIN else self._order_of(slot)
+        first = bisect_left(order, start)
+        return [(row, rows[row]) for row in order[first : first + limit]]
+
+    def _order_of(self, slot: Slot) -> list[Row]:
+        rows = self.slots[slot]
+        order = self._orders.get(slot)
+        if order is None:
+            if len(self._orders) == ORDERS_MAX:
+                del self._orders[next(iter(self._orders))]
+            order = self._orders[slot] = sorted(rows)
+            return order
+        fresh = list(islice(reversed(rows), len(rows) - len(order)))
+        if len(fresh) <= _FEW:
+            for row in fresh:
+                insort(order, row)
+        else:
+            order += fresh
+            order.sort()  # It finds the run that is sorted already.
+        return order
+
+    def deltas_of(self, slot: Slot, start: Row) -> list[tuple[Row, bytes]]:
+        """Return the deltas of a slot from `start` on, in order. It looks at those of all slots."""
+        return sorted((r, raw) for (s, r), raw in self.deltas.items() if s == slot and r >= start)
 
     def entries_of(self, slot: Slot, start: Row) -> Iterator[tuple[Row, bytes, bool]]:
         """(row, raw, is complete) of a slot, in order, from `start` on."""

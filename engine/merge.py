@@ -4,8 +4,9 @@ Not a scheduler: which tables are merged, and when, is decided elsewhere.
 
 **What comes out.** For every key one entry: its newest version, joined with older ones down to the
 first complete version, inclusive. Versions from sources that `drops` names vanish before that. A
-record that is dead becomes a stub, because older entries may lie in tables that take no part; at
-the bottom no such tables exist, so the record is left out altogether, and what remains is complete.
+record that is dead becomes a stub, because older entries may lie in tables that take no part. At
+the bottom no such tables exist, so that all that remains is complete, and a dead record is left out
+altogether where the caller lets it be forgotten; other replicas may still have to hear of it.
 
 **How.** Sources are consumed in groups of about `GROUP_BYTES`. Each round takes the smallest of the
 groups' last keys as its boundary, takes from every group what is not above it, and sorts all of
@@ -45,15 +46,19 @@ def merge(
     *,
     now_ms: int,
     is_bottom: bool,
+    may_forget: bool = True,
     drops: Drops | None = None,
 ) -> Iterator[Entry]:
     """Yield the merged entries of `sources`, newest source first, each increasing by key.
 
     `is_bottom` claims that no table outside of the merge holds older entries of its keys.
+    `may_forget`: then the dead are left out; else their stubs stay.
     """
     grouped = [groups_of(source) for source in sources]
     return chain.from_iterable(
-        merge_groups(grouped, codec, now_ms=now_ms, is_bottom=is_bottom, drops=drops)
+        merge_groups(
+            grouped, codec, now_ms=now_ms, is_bottom=is_bottom, may_forget=may_forget, drops=drops
+        )
     )
 
 
@@ -63,11 +68,13 @@ def merge_groups(
     *,
     now_ms: int,
     is_bottom: bool,
+    may_forget: bool = True,
     drops: Drops | None = None,
 ) -> Iterator[list[Entry]]:
     """Like `merge`, but in groups on both sides, as `Table.groups` yields them: faster."""
     for entries in _rounds(sources, drops):
-        survivors = _settle(_join_versions(entries, codec), codec, now_ms, is_bottom)
+        joined = join_versions(entries, codec)
+        survivors = _settle(joined, codec, now_ms, is_bottom, is_bottom and may_forget)
         if survivors:
             yield survivors
 
@@ -125,7 +132,7 @@ def _kept(part: list[Entry], number: int, drops: Drops) -> list[Entry]:
     return [entry for entry in part if not drops(number, entry[0])]
 
 
-def _join_versions(entries: list[Entry], codec: RecordCodec) -> list[Entry]:
+def join_versions(entries: list[Entry], codec: RecordCodec) -> list[Entry]:
     """Reduce neighbours with the same key, newest first, to one entry.
 
     Only those that have such a neighbour are looked at in Python; the others move in slices.
@@ -147,7 +154,9 @@ def _join_versions(entries: list[Entry], codec: RecordCodec) -> list[Entry]:
     return joined
 
 
-def _settle(entries: list[Entry], codec: RecordCodec, now_ms: int, is_bottom: bool) -> list[Entry]:
+def _settle(
+    entries: list[Entry], codec: RecordCodec, now_ms: int, is_bottom: bool, is_forgetting: bool
+) -> list[Entry]:
     """Remove what is dead or make stubs of it; at the bottom, mark the rest complete.
 
     In bulk, because nearly always nothing is dead and everything is complete. `count` finds that
@@ -155,17 +164,15 @@ def _settle(entries: list[Entry], codec: RecordCodec, now_ms: int, is_bottom: bo
     """
     rows = map(_row, map(_key, entries))
     fates = list(map(codec.fate, rows, map(_raw, entries), repeat(now_ms)))
-    has_dead = fates.count(Fate.LIVE) < len(fates)
-    if not is_bottom:
-        if not has_dead:
-            return entries
-        return [
-            entry if fate is Fate.LIVE else (entry[0], entry[1], codec.stub(entry[2]))
-            for entry, fate in zip(entries, fates, strict=True)
-        ]
-    if has_dead:
+    if fates.count(Fate.LIVE) < len(fates):
         pairs = zip(entries, fates, strict=True)
-        entries = [entry for entry, fate in pairs if fate is Fate.LIVE]
-    if bytes(map(_flags, entries)).count(COMPLETE) < len(entries):
+        if is_forgetting:
+            entries = [entry for entry, fate in pairs if fate is Fate.LIVE]
+        else:
+            entries = [
+                entry if fate is Fate.LIVE else (entry[0], entry[1], codec.stub(entry[2]))
+                for entry, fate in pairs
+            ]
+    if is_bottom and bytes(map(_flags, entries)).count(COMPLETE) < len(entries):
         entries = [(key, flags | COMPLETE, raw) for key, flags, raw in entries]
     return entries

@@ -8,49 +8,25 @@ A `TableWriter` takes increasing keys, writes to `name + ".tmp"`, and at `finish
 The caller syncs the folder's names, and only then may refer to the table. A `Table` holds index,
 filter and meta of a file in memory, and reads blocks: one `read` and one checksum each.
 
-**Format**, version 1. Numbers are little endian. Checksums are xxh3_64, *seeded with the offset in
+**Format**, version 2. Numbers are little endian. Checksums are xxh3_64, *seeded with the offset in
 the file of what they cover*, so that right bytes in the wrong place are noticed too.
 
-    blocks    one after the other, from offset 0
-    index     see below
-    filter    Bloom filter over the keys, format of `engine/bloom.py`
-    meta      see `engine/table_meta.py`
-    footer    72 bytes
+    blocks        one after the other, from offset 0
+    dictionary    what zstd was told beforehand, or nothing (`engine/compression.py`); its checksum
+    index         see `engine/table_index.py`; its checksum
+    filter        Bloom filter over the keys, see `engine/bloom.py`; its checksum
+    meta          see `engine/table_meta.py`; its checksum
+    footer        72 bytes, see `engine/table_footer.py`
 
-Blocks. Each is the layout of `engine/block.py`, compressed by lz4 (the raw block format, without a
-size in front) unless that gains less than 12 %. A block is compressed when its stored length in the
-index differs from its raw length. Blocks hold up to `block_bytes`, or a single larger entry.
+Blocks. Each is the layout of `engine/block.py`, compressed as the footer says unless that gains too
+little. A block is compressed when its stored length in the index differs from its raw length.
+Blocks hold up to `block_bytes`, or a single larger entry. Their checksums are in the index and not
+with them, so that reading a block needs no slicing, and an old block in the place of a new one is
+noticed.
 
-Index of `n` blocks, as columns:
-
-    u32 [n]       stored lengths; their sums are the offsets
-    u32 [n]       raw lengths
-    u64 [n]       checksums of the stored bytes
-    u32 [n - 1]   lengths of the separators
-    ...           the separators, joined
-
-Separator `i` is the shortest prefix of the first key of block `i + 1` that is above the last key of
-block `i`. So a key is in the block whose number is how many separators are not above it. (Prefixes
-rather than keys, because they stay in memory: 3 to 8 bytes instead of 20 to 100.) The checksums are
-here and not with the blocks, so that reading a block needs no slicing, and an old block in the
-place of a new one is noticed.
-
-Footer, the last 72 bytes:
-
-     0  u64   offset of the index, which is the length of all blocks
-     8  u64   offset of the filter
-    16  u64   offset of the meta
-    24  u64   checksum of the index
-    32  u64   checksum of the filter
-    40  u64   checksum of the meta
-    48  u32   number of blocks
-    52  u32   format version
-    56  u64   checksum of the bytes 0 to 55 of the footer
-    64  8s    magic, "RKVTABLE"
-
-In every version the footer ends with version, checksum and magic, and has this length.
 Every byte of a file is under a checksum, or is one, or is the magic: a flipped byte anywhere is
-noticed at `open` or when its block is loaded.
+noticed at `open` or when its block is loaded. Tables of version 1 are read, and not written: they
+have no dictionary section, and other ways to write index, meta and footer.
 
 Shell, in that it reads and writes files; but it decides nothing about time, and the disk is handed
 in. A `Table` never changes after `open`, so that threads may share it. Source: LevelDB's table
@@ -64,19 +40,28 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, count, pairwise, repeat
+from itertools import chain, count, repeat
 from operator import itemgetter
 from struct import Struct
-from typing import Final, Literal
+from typing import Final
 
-from lz4.block import LZ4BlockError, compress, decompress
 from xxhash import xxh3_64_intdigest
 
-from engine.block import Block, encode_block, little_endian
-from engine.bloom import BloomBuilder, BloomFilter, KeyHash, hash_of
-from engine.codec import SLOT_BYTES, SLOT_MAX, Entry, Fate, Key, RecordCodec, Row
+from engine.block import Block, encode_block
+from engine.bloom import WORD_BYTES, BloomBuilder, BloomFilter, KeyHash, hash_of
+from engine.codec import COMPLETE, SLOT_BYTES, SLOT_MAX, Entry, Fate, Key, RecordCodec, Row
+from engine.compression import SAMPLES_BYTES, Compression, Packer, Unpacker, train
 from engine.disk import Disk, File
-from engine.errors import CorruptionError, EngineError, UnknownFormatError
+from engine.errors import CorruptionError, EngineError
+from engine.table_footer import (
+    FOOTER_BYTES,
+    SECTION_END_BYTES,
+    Footer,
+    Section,
+    decode_footer,
+    encode_footer,
+)
+from engine.table_index import IndexBuilder, TableIndex, decode_index
 from engine.table_meta import TableMeta, TagCount, decode_meta, encode_meta, quantiles_of
 
 __all__ = [
@@ -90,27 +75,23 @@ __all__ = [
     "hash_of",
 ]
 
-Compression = Literal["lz4", "none"]
-
 TEMPORARY_SUFFIX: Final = ".tmp"
 """What a table is called until it is finished. Files of this name are rubbish after a restart."""
 
-FORMAT_VERSION: Final = 1
 ENTRY_BYTES_MAX: Final = 1 << 30
 SCAN_READ_BYTES: Final = 64 * 1024
 """How much a scan decodes at a time, unless a single block is larger: what fits the CPU's cache."""
 
-_MAGIC: Final = b"RKVTABLE"
-_FOOTER: Final = Struct("<QQQQQQII")
-_FOOTER_END: Final = Struct("<Q8s")
-_FOOTER_BYTES: Final = _FOOTER.size + _FOOTER_END.size
+_CHECKSUM: Final = Struct("<Q")
+_first_eight = Struct(">Q").unpack_from
 _ids = count()
 _key = itemgetter(0)
 _row = itemgetter(slice(SLOT_BYTES, None))
-_GAIN_MIN_PERCENT: Final = 12
 _WRITE_BYTES: Final = 256 * 1024
 _ENTRY_OVERHEAD_BYTES: Final = 5
 """What an entry takes in a block besides key and record: two bounds of two bytes, and flags."""
+_TABLE_OVERHEAD_BYTES: Final = 900
+"""The objects of an open table: itself, its file, its index and what decompresses."""
 
 
 @dataclass(eq=False)
@@ -128,7 +109,10 @@ class TableWriter:
     """Writes one table. Ends with `finish` or `discard`.
 
     Keeps in memory one write buffer, the index, 16 bytes a key for the filter, and 8 bytes for each
-    expiry. Raises what the disk raises; `NameTakenError` if a file of the temporary name is left.
+    expiry. With zstd also the first blocks, up to `SAMPLES_BYTES`: the dictionary is trained on
+    them, and they are written after that.
+
+    Raises what the disk raises; `NameTakenError` if a file of the temporary name is left.
     """
 
     def __init__(
@@ -146,7 +130,7 @@ class TableWriter:
         self._name = name
         self._file: File = disk.create(name + TEMPORARY_SUFFIX)
         self._block_bytes = block_bytes
-        self._compression = compression
+        self._compression: Compression = compression
         self._codec = codec
         self._now_ms = now_ms
 
@@ -160,21 +144,27 @@ class TableWriter:
         self._bloom = BloomBuilder()
         self._entry_counts: Counter[int] = Counter()
         self._live_counts: Counter[int] = Counter()
-        self._raw_bytes = 0
+        self._complete_count = 0
+        self._keys_bytes = 0
+        self._raws_bytes = 0
         self._expiries_ms = array("Q")
 
-        self._stored_lengths = array("I")
-        self._raw_lengths = array("I")
-        self._checksums = array("Q")
-        self._separators: list[bytes] = []
+        self._samples: list[bytes] = []
+        self._samples_bytes = 0
+        self._dictionary = b""
+        self._packer = None if compression == "zstd" else Packer(compression)
+        self._index = IndexBuilder()
         self._offset = 0
         self._unwritten: list[bytes] = []
         self._unwritten_bytes = 0
 
     @property
     def size_bytes(self) -> int:
-        """How large the file is so far, about: what callers cut tables by."""
-        return self._offset + self._pending_bytes
+        """How large the file is so far, about: what callers cut tables by.
+
+        Blocks that are not compressed yet count in full: the last one, and with zstd the samples.
+        """
+        return self._offset + self._samples_bytes + self._pending_bytes
 
     def add(self, slot: int, row: Row, flags: int, raw: bytes) -> None:
         """Add an entry above all earlier ones.
@@ -192,7 +182,7 @@ class TableWriter:
             raise EntryTooLargeError(entry_bytes)
         if self._pending_bytes + entry_bytes > self._block_bytes and self._keys:
             self._finish_block()
-            self._separators.append(_separator(self._last_key, key))
+            self._index.add_border(self._last_key, key)
         self._keys.append(key)
         self._flags.append(flags)
         self._raws.append(raw)
@@ -206,10 +196,12 @@ class TableWriter:
         """
         if self._keys:
             self._finish_block()
+        if self._packer is None:
+            self._end_sampling()
         meta = TableMeta(
             entry_count=self._entry_counts.total(),
             live_count=self._live_counts.total(),
-            raw_bytes=self._raw_bytes,
+            raw_bytes=self._keys_bytes + self._raws_bytes,
             position_min=position_min,
             position_max=position_max,
             expiring_count=len(self._expiries_ms),
@@ -220,10 +212,14 @@ class TableWriter:
                 tag: TagCount(count, self._live_counts[tag])
                 for tag, count in sorted(self._entry_counts.items())
             },
-            block_count=len(self._checksums),
+            block_count=len(self._index),
             file_bytes=0,
+            complete_count=self._complete_count,
+            key_bytes=self._keys_bytes,
         )
-        self._write_sections([self._encode_index(), self._bloom.finish(), encode_meta(meta)])
+        self._write_sections(
+            [self._dictionary, self._index.finish(), self._bloom.finish(), encode_meta(meta)]
+        )
         self._write_out()
         self._file.sync()
         self._file.close()
@@ -236,20 +232,35 @@ class TableWriter:
         self._disk.remove(self._name + TEMPORARY_SUFFIX)
 
     def _finish_block(self) -> None:
-        keys, raws = self._keys, self._raws
-        if not self._checksums:
+        keys, flags, raws = self._keys, self._flags, self._raws
+        if not self._key_min:
             self._key_min = keys[0]
-        self._count(keys, raws)
+        self._count(keys, flags, raws)
         self._bloom.add_all(keys)
-        block = encode_block(keys, self._flags, raws)
-        stored = self._compressed(block)
-        self._stored_lengths.append(len(stored))
-        self._raw_lengths.append(len(block))
-        self._checksums.append(xxh3_64_intdigest(stored, self._offset))
-        self._write(stored)
+        block = encode_block(keys, flags, raws)
         self._keys, self._flags, self._raws, self._pending_bytes = [], [], [], 0
+        if self._packer is not None:
+            self._write_block(self._packer, block)
+            return
+        self._samples.append(block)
+        self._samples_bytes += len(block)
+        if self._samples_bytes >= SAMPLES_BYTES:
+            self._end_sampling()
 
-    def _count(self, keys: list[Key], raws: list[bytes]) -> None:
+    def _end_sampling(self) -> None:
+        """Decide on a dictionary, and write the blocks that waited for it."""
+        self._dictionary = train(self._samples)
+        self._packer = Packer(self._compression, self._dictionary)
+        samples, self._samples, self._samples_bytes = self._samples, [], 0
+        for block in samples:
+            self._write_block(self._packer, block)
+
+    def _write_block(self, packer: Packer, block: bytes) -> None:
+        stored = packer.pack(block)
+        self._index.add_block(len(stored), len(block), xxh3_64_intdigest(stored, self._offset))
+        self._write(stored)
+
+    def _count(self, keys: list[Key], flags: list[int], raws: list[bytes]) -> None:
         """Count a block's entries for the meta. In bulk: a call less for each entry."""
         codec = self._codec
         tags = list(map(codec.tag, map(_row, keys)))
@@ -260,30 +271,16 @@ class TableWriter:
             tags = [tag for tag, fate in pairs if fate is Fate.LIVE]
         self._live_counts.update(tags)
         self._expiries_ms.extend(filter(None, map(codec.expires_at_ms, raws)))
-        self._raw_bytes += sum(map(len, keys)) + sum(map(len, raws))
-
-    def _compressed(self, block: bytes) -> bytes:
-        if self._compression == "none":
-            return block
-        smaller: bytes = compress(block, store_size=False)
-        return smaller if len(smaller) * 100 <= len(block) * (100 - _GAIN_MIN_PERCENT) else block
-
-    def _encode_index(self) -> bytes:
-        columns = [
-            self._stored_lengths,
-            self._raw_lengths,
-            self._checksums,
-            array("I", map(len, self._separators)),
-        ]
-        return b"".join([little_endian(column).tobytes() for column in columns] + self._separators)
+        self._complete_count += sum(map(COMPLETE.__and__, flags))
+        self._keys_bytes += sum(map(len, keys))
+        self._raws_bytes += sum(map(len, raws))
 
     def _write_sections(self, sections: list[bytes]) -> None:
-        offsets = list(accumulate(map(len, sections), initial=self._offset))
-        checksums = list(map(xxh3_64_intdigest, sections, offsets))
+        offsets = []
         for section in sections:
-            self._write(section)
-        footer = _FOOTER.pack(*offsets[:3], *checksums, len(self._checksums), FORMAT_VERSION)
-        self._write(footer + _FOOTER_END.pack(xxh3_64_intdigest(footer, self._offset), _MAGIC))
+            offsets.append(self._offset)
+            self._write(section + _CHECKSUM.pack(xxh3_64_intdigest(section, self._offset)))
+        self._write(encode_footer(self._offset, offsets, self._compression, len(self._index)))
 
     def _write(self, data: bytes) -> None:
         """Append to the file, in large pieces."""
@@ -310,11 +307,15 @@ class Table:
         "_bloom",
         "_checksums",
         "_file",
+        "_has_tails",
+        "_heads",
+        "_index",
         "_key_max",
         "_offsets",
         "_raw_lengths",
-        "_separators",
-        "_stored_lengths",
+        "_unpack",
+        "compression",
+        "dictionary_bytes",
         "id",
         "may_contain_hash",
         "memory_bytes",
@@ -322,21 +323,30 @@ class Table:
         "name",
     )
 
-    def __init__(self, name: str, file: File, index: _Index, bloom: bytes, meta: TableMeta) -> None:
+    def __init__(self, name: str, file: File, parts: _Parts) -> None:
         """Use `Table.open`."""
         self.id = next(_ids)
         self.name = name
-        self.meta = meta
-        self._key_max = meta.key_max  # A look-up less in `block_of`.
+        self.meta = parts.meta
+        self.compression: Compression = parts.compression
+        self.dictionary_bytes = parts.unpacker.dictionary_bytes
         self._file = file
-        self._bloom = BloomFilter(bloom)
-        self.may_contain_hash: Callable[[KeyHash], bool] = self._bloom.may_contain
-        self._stored_lengths = index.stored_lengths
-        self._raw_lengths = index.raw_lengths
-        self._checksums = index.checksums
-        self._separators = index.separators
-        self._offsets = array("Q", accumulate(index.stored_lengths, initial=0))
-        self.memory_bytes = self._bloom.memory_bytes + index.memory_bytes + 8 * len(self._offsets)
+        self._bloom = parts.bloom
+        self.may_contain_hash: Callable[[KeyHash], bool] = parts.bloom.may_contain
+        self._index = parts.index
+        self._unpack = parts.unpacker.unpack
+        self._key_max = parts.meta.key_max  # These are for `block_of` and `load`: a look-up less.
+        self._heads = parts.index.heads
+        self._has_tails = parts.index.has_tails
+        self._offsets = parts.index.offsets
+        self._raw_lengths = parts.index.raw_lengths
+        self._checksums = parts.index.checksums
+        self.memory_bytes = parts.memory_bytes + _TABLE_OVERHEAD_BYTES
+
+    @property
+    def index_bytes(self) -> int:
+        """How much of `memory_bytes` is the index."""
+        return self._index.memory_bytes
 
     @classmethod
     def open(cls, disk: Disk, name: str) -> Table:
@@ -346,7 +356,7 @@ class Table:
         """
         file = disk.open(name)
         try:
-            return _read_table(file, name)
+            return cls(name, file, _read_parts(file, name))
         except BaseException:
             file.close()
             raise
@@ -358,7 +368,12 @@ class Table:
     @property
     def block_count(self) -> int:
         """How many blocks there are; they are numbered from 0."""
-        return len(self._stored_lengths)
+        return len(self._checksums)
+
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes the blocks have in the file."""
+        return self._offsets[-1]
 
     def may_contain(self, key: Key) -> bool:
         """Return False when the key is certainly not in the table."""
@@ -371,7 +386,26 @@ class Table:
         """
         if key > self._key_max:
             return None
-        return bisect_right(self._separators, key)
+        # What `TableIndex.block_of` does, without its calls: measured by `bench/sstable.py`.
+        if len(key) < 8:
+            return self._index.block_of(key)
+        number = bisect_right(self._heads, _first_eight(key)[0] | 255)
+        return self._index.by_tail(key, number) if self._has_tails else number
+
+    def slot_range(self, slot: int) -> range:
+        """Return the numbers of the blocks that can hold keys of the slot."""
+        low, high = (number.to_bytes(SLOT_BYTES, "big") for number in (slot, slot + 1))
+        if low > self._key_max or high <= self.meta.key_min:
+            return range(0)
+        return self._index.blocks_between(low, high)
+
+    def slot_bytes(self, slot: int) -> int:
+        """Return the bytes in the file of the blocks that can hold keys of the slot.
+
+        At most two of them are shared with other slots, and count in full for each.
+        """
+        numbers = self.slot_range(slot)
+        return self._offsets[numbers.stop] - self._offsets[numbers.start]
 
     def load(self, block_no: int, *, cached_only: bool) -> Block | None:
         """Read, check and decode a block.
@@ -380,7 +414,7 @@ class Table:
         Raises CorruptionError and what the disk raises.
         """
         offset = self._offsets[block_no]
-        length = self._stored_lengths[block_no]
+        length = self._offsets[block_no + 1] - offset
         stored: bytes | None
         if cached_only:
             stored = self._file.read_cached(offset, length)
@@ -399,7 +433,8 @@ class Table:
         file = disk.open(self.name)
         try:
             offset = self._offsets[block_no]
-            return self._decoded(block_no, file.read(offset, self._stored_lengths[block_no]))
+            length = self._offsets[block_no + 1] - offset
+            return self._decoded(block_no, file.read(offset, length))
         finally:
             file.close()
 
@@ -409,7 +444,7 @@ class Table:
         For those who read much and may wait: compaction, transfers. A list is what one read gave:
         up to `SCAN_READ_BYTES` of entries, or one huge entry. Raises as `load` does.
         """
-        block_no = bisect_right(self._separators, start_key)
+        block_no = self._index.block_of(start_key)
         while block_no < self.block_count:
             end_no = self._end_of_read(block_no)
             entries = self._read_blocks(block_no, end_no)
@@ -428,6 +463,63 @@ class Table:
     def scan(self, start_key: Key = b"", stop_key: Key | None = None) -> Iterator[Entry]:
         """Yield the entries from `start_key` to before `stop_key`, as `groups` does, one by one."""
         return chain.from_iterable(self.groups(start_key, stop_key))
+
+    def verify(
+        self,
+        on_block: Callable[[int], object] = lambda block_no: None,
+        on_damage: Callable[[CorruptionError], object] | None = None,
+    ) -> None:
+        """Read the whole file, and check all that it says: for those who may wait.
+
+        Checked are sections and blocks with their checksums, the order and number of keys, and that
+        index, filter and meta agree with the blocks. `on_block` hears of each block that was read,
+        right or not. What the kernel holds in memory is read from there.
+
+        Raises as `load` does. With `on_damage` that hears of each CorruptionError, and none is
+        raised.
+        """
+        is_damaged = False
+
+        def tell(error: CorruptionError) -> None:
+            nonlocal is_damaged
+            if on_damage is None:
+                raise error
+            is_damaged = True
+            on_damage(error)
+
+        try:
+            _read_parts(self._file, self.name)
+        except CorruptionError as error:
+            tell(error)
+        totals = _Totals()
+        for block_no in range(self.block_count):
+            try:
+                totals.add(self._verified(block_no, totals.last_key))
+            except CorruptionError as error:
+                tell(error)
+            on_block(block_no)
+        if not is_damaged and not totals.agree(self.meta):
+            said, found = f"what its meta says ({self.meta})", repr(totals)
+            tell(CorruptionError(self.name, self.stored_bytes, said, found))
+
+    def _verified(self, block_no: int, last_key: Key) -> list[Entry]:
+        """Read a block, and check its entries against each other, index and filter."""
+        offset = self._offsets[block_no]
+        block = self.load(block_no, cached_only=False)
+        assert block is not None
+        defect = block.defect()
+        if defect is not None:
+            raise CorruptionError(self.name, offset, "a block", defect)
+        entries = block.to_list()
+        first, last = entries[0][0], entries[-1][0]
+        if first <= last_key or (block_no == 0 and first != self.meta.key_min):
+            raise CorruptionError(self.name, offset, f"a key above {last_key!r}", repr(first))
+        if self.block_of(first) != block_no or self.block_of(last) != block_no:
+            raise CorruptionError(self.name, offset, "the keys of this block", "those of another")
+        for key, _, _ in entries:
+            if not self.may_contain(key):
+                raise CorruptionError(self.name, offset, "keys of the filter", repr(key))
+        return entries
 
     def _end_of_read(self, block_no: int) -> int:
         """Return the end of the blocks that are read together from `block_no` on."""
@@ -454,81 +546,96 @@ class Table:
         if checksum != self._checksums[block_no]:
             raise CorruptionError(self.name, offset, self._checksums[block_no], checksum)
         raw_length = self._raw_lengths[block_no]
-        if raw_length == len(stored):
-            return Block(stored)
         try:
-            return Block(decompress(stored, uncompressed_size=raw_length))
-        except LZ4BlockError:  # The right checksum over nonsense: memory failed while writing.
-            expected = f"lz4 of {raw_length} bytes"
-            raise CorruptionError(self.name, offset, expected, "something else") from None
+            if raw_length == len(stored):
+                return Block(stored)
+            return Block(self._unpack(stored, raw_length))
+        except (ValueError, IndexError) as error:
+            # The right checksum over nonsense: memory failed while writing.
+            expected = f"{self.compression} of {raw_length} bytes"
+            raise CorruptionError(self.name, offset, expected, str(error)) from None
 
 
 @dataclass(slots=True)
-class _Index:
-    """The index of a table, decoded."""
+class _Totals:
+    """What `verify` has counted."""
 
-    stored_lengths: array[int]
-    raw_lengths: array[int]
-    checksums: array[int]
-    separators: tuple[bytes, ...]
+    entry_count: int = 0
+    complete_count: int = 0
+    key_bytes: int = 0
+    raw_bytes: int = 0
+    last_key: Key = b""
+
+    def add(self, entries: list[Entry]) -> None:
+        self.entry_count += len(entries)
+        self.complete_count += sum(flags & COMPLETE for _, flags, _ in entries)
+        key_bytes = sum(len(key) for key, _, _ in entries)
+        self.key_bytes += key_bytes
+        self.raw_bytes += key_bytes + sum(len(raw) for _, _, raw in entries)
+        self.last_key = entries[-1][0]
+
+    def agree(self, meta: TableMeta) -> bool:
+        return (
+            (self.entry_count, self.raw_bytes) == (meta.entry_count, meta.raw_bytes)
+            and self.last_key == meta.key_max
+            and meta.complete_count in (self.complete_count, None)
+            and meta.key_bytes in (self.key_bytes, None)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The sections of a table, decoded."""
+
+    compression: Compression
+    unpacker: Unpacker
+    index: TableIndex
+    bloom: BloomFilter
+    meta: TableMeta
 
     @property
     def memory_bytes(self) -> int:
-        """How much memory the index takes, about."""
-        separators_bytes = sum(map(len, self.separators)) + 41 * len(self.separators)
-        return separators_bytes + 16 * len(self.stored_lengths)
+        """How much memory they take, about."""
+        parts = (self.unpacker, self.index, self.bloom, self.meta)
+        return sum(part.memory_bytes for part in parts)
 
 
-def _read_table(file: File, name: str) -> Table:
-    footer_offset = file.size - _FOOTER_BYTES
-    if footer_offset < 0:
-        raise CorruptionError(name, 0, f"at least {_FOOTER_BYTES} bytes", f"{file.size}")
-    data = file.read(footer_offset, _FOOTER_BYTES)
-    *fields, block_count, version = _FOOTER.unpack_from(data)
-    expected, magic = _FOOTER_END.unpack_from(data, _FOOTER.size)
-    if magic != _MAGIC:
-        raise CorruptionError(name, footer_offset, repr(_MAGIC), repr(magic))
-    actual = xxh3_64_intdigest(data[: _FOOTER.size], footer_offset)
-    if actual != expected:
-        raise CorruptionError(name, footer_offset, expected, actual)
-    if version != FORMAT_VERSION:
-        raise UnknownFormatError(name, version, FORMAT_VERSION)
-    starts, ends, checksums = fields[:3], [*fields[1:3], footer_offset], fields[3:]
-    sections = [
-        _read_section(file, name, start, end - start, checksum)
-        for start, end, checksum in zip(starts, ends, checksums, strict=True)
-    ]
-    index = _decode_index(sections[0], block_count)
-    meta = decode_meta(sections[2], block_count, file.size)
-    return Table(name, file, index, sections[1], meta)
+def _read_parts(file: File, name: str) -> _Parts:
+    """Read and check everything but the blocks. Raises as `Table.open` does."""
+    offset = file.size - FOOTER_BYTES
+    footer = decode_footer(file.read(max(0, offset), FOOTER_BYTES), offset, name)
+    sections = [_read_section(file, name, section) for section in footer.sections]
+    try:
+        return _decode_parts(footer, sections, file.size)
+    except ValueError as error:  # The right checksum over nonsense: memory failed while writing.
+        start = footer.sections[0].start
+        raise CorruptionError(name, start, "the sections of a table", str(error)) from None
 
 
-def _read_section(file: File, name: str, start: int, length: int, expected: int) -> bytes:
-    data = file.read(start, length)
+def _read_section(file: File, name: str, section: Section) -> bytes:
+    start = section.start
+    data = file.read(start, section.end - start)
+    if section.checksum is not None:
+        expected = section.checksum
+    elif len(data) < SECTION_END_BYTES:
+        raise CorruptionError(name, start, "a section with its checksum", f"{len(data)} bytes")
+    else:
+        (expected,) = _CHECKSUM.unpack_from(data, len(data) - SECTION_END_BYTES)
+        data = data[:-SECTION_END_BYTES]
     actual = xxh3_64_intdigest(data, start)
     if actual != expected:
         raise CorruptionError(name, start, expected, actual)
     return data
 
 
-def _decode_index(data: bytes, block_count: int) -> _Index:
-    columns: list[array[int]] = []
-    start = 0
-    for code, length in zip("IIQI", [block_count] * 3 + [max(0, block_count - 1)], strict=True):
-        column = array(code)
-        end = start + column.itemsize * length
-        column.frombytes(data[start:end])
-        columns.append(little_endian(column))
-        start = end
-    bounds = list(accumulate(columns[3], initial=start))
-    separators = tuple(data[a:b] for a, b in pairwise(bounds))
-    return _Index(columns[0], columns[1], columns[2], separators)
-
-
-def _separator(low: Key, high: Key) -> bytes:
-    """Return the shortest prefix of `high` that is above `low`; `low` is below `high`."""
-    # By big integers, because keys may be megabytes, and a loop would take a second over them.
-    shared = min(len(low), len(high))
-    difference = int.from_bytes(low[:shared], "big") ^ int.from_bytes(high[:shared], "big")
-    same_bytes = shared - (difference.bit_length() + 7) // 8
-    return high[: same_bytes + 1]
+def _decode_parts(footer: Footer, sections: list[bytes], file_bytes: int) -> _Parts:
+    """Raises ValueError where they do not say what they should."""
+    dictionary, index_data, bloom_data, meta_data = sections
+    index = decode_index(index_data, footer.block_count, footer.version)
+    if index.offsets[-1] != footer.sections[0].start:
+        raise ValueError(f"an index of {index.offsets[-1]} bytes")
+    if not bloom_data or len(bloom_data) % WORD_BYTES:
+        raise ValueError(f"a filter of {len(bloom_data)} bytes")
+    meta = decode_meta(meta_data, footer.block_count, file_bytes, footer.version)
+    unpacker = Unpacker(footer.compression, dictionary)
+    return _Parts(footer.compression, unpacker, index, BloomFilter(bloom_data), meta)

@@ -9,19 +9,28 @@ shell that owns it
   simulation), and hands the result to `prepare`, `write_manifest` (which blocks: in a thread) and
   `install`; or gives it up with `abandon`,
 - fetches rows whose look-up raised `PageFault`: `fetch` in a thread, then `arrive`,
-- holds back writes while `is_stalled`.
+- holds back writes for `write_delay_s`, and while `is_stalled`.
 
     apply -> log.pieces, active memtable            (tick)
     active full -> frozen, log rolls                (write)
     frozen -> flush job -> table                    (next_job .. install)
-    many tables -> compaction job -> one table
+    too many tables -> job: some are merged, moved a level down, or removed
 
-Reading goes active, frozen (newest first), row cache, tables (newest first) through their Bloom
-filters, joining deltas down to the first complete entry. Pages that the kernel holds are read
-inline; others raise `PageFault`.
+Reading goes active, frozen (newest first), row cache, tables (`engine/levels.py`), joining deltas down
+to the first complete entry. Pages that the kernel holds are read inline; others raise `PageFault`.
 
-Dropping keyspaces (FLUSHALL) is a marker in the log. A table made from earlier positions hides the
-dropped rows until a compaction has removed them; `drops` lists such markers.
+Dropping keyspaces (FLUSHALL) or slots is a marker in the log. Tables made from earlier positions hide
+the dropped rows until a job has removed them (`engine/drop.py`).
+
+What is dead is forgotten only up to `horizon_position`, which the owner sets: others may have to hear
+of a deletion that is later. A single node leaves it at "everything".
+
+Writes are slowed down before they have to be stopped: after each `write()`, `write_delay_s` says for
+how long the owner should not take further writes. It grows from 0 as level 0 gets long or the
+memtable fills while another one waits; after that comes `is_stalled`.
+
+Who scans a slot over a long time takes `snapshot_scan`: the tables that it reads stay open, and on
+the disk, until it is closed.
 
 What is durable, and in what order:
 
@@ -41,7 +50,7 @@ Sources: LevelDB's and Pebble's division of work; Cassandra's delta merging.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -49,92 +58,23 @@ from engine import compaction, manifest
 from engine.cache import BlockCache, BlockId, RowCache
 from engine.codec import Fate, RecordCodec
 from engine.disk import Disk
+from engine.drop import DropIndex, Marker, hiding, with_marker
 from engine.errors import DiskError, EngineError, MissingFileError
-from engine.job import Job, JobResult
+from engine.job import EVERYTHING, SUFFIX, Job, JobResult
+from engine.levels import NO_PINS, Levels, PageFault, Pages, Pins, Retirement
 from engine.log import COMPLETE, ENVELOPE, MARKER, CommitLog, Recovery, recover
 from engine.manifest import Drop, Manifest
 from engine.memtable import Memtable, Row, Slot
-from engine.sstable import TEMPORARY_SUFFIX, Block, Compression, Table, hash_of
+from engine.scan import ALL_ROWS, SlotScan
+from engine.setting import StoreSettings
+from engine.sstable import TEMPORARY_SUFFIX, Block, Table
+from engine.stats import LevelStats, StoreStats
 
 ABSENT = b""  # In the row cache: no table holds this row.
 LOCK_NAME = "lock"
 FROZEN_MAX: Final = 2
 # Far more than jobs that one start can give up without finishing any.
 TABLE_NUMBERS_PER_START: Final = 1_000_000
-
-Pins = dict[BlockId, Block]
-"""Blocks that a command waited for, kept for it until it is done: however small the caches are, it gets on."""
-
-NO_PINS: Final[Mapping[BlockId, Block]] = {}
-
-
-class PageFault(Exception):
-    """A row or a page of a slot is not in memory.
-
-    The caller runs `fetch` in a thread, then `arrive` in the serving thread, and asks again.
-    """
-
-    def __init__(self, store: Store, table: Table, number: int) -> None:
-        super().__init__()
-        self._store = store
-        self._table = table
-        self._number = number
-        self._block: Block | None = None
-        self._missing: MissingFileError | None = None
-
-    def fetch(self) -> None:
-        """Read the page, waiting for the disk. Raises EngineError."""
-        try:
-            self._block = self._table.load_alone(self._store.disk, self._number)
-        except MissingFileError as error:
-            self._missing = error
-
-    def arrive(self, pins: Pins | None = None) -> None:
-        """Keep what was fetched, also in the caller's `pins`, which it shows to the store (`Store.pinned`).
-
-        That the table was replaced meanwhile is no error. Raises MissingFileError if it was not,
-        and its file is gone.
-        """
-        if self._table not in self._store.tables:
-            return
-        if self._missing is not None:
-            raise self._missing
-        block, self._block = self._block, None
-        assert block is not None, "fetch() comes first"
-        block_id = (self._table.id, self._number)
-        self._store.blocks.put(block_id, block)
-        if pins is not None:
-            pins[block_id] = block
-
-    def resolve(self, pins: Pins | None = None) -> None:
-        """Both, for those who may wait."""
-        self.fetch()
-        self.arrive(pins)
-
-
-@dataclass(frozen=True, slots=True)
-class StoreSettings:
-    """Limits in bytes. `log_bytes_max`: a memtable is flushed when its log grew to this, however small it is."""
-
-    memtable_bytes: int
-    row_cache_bytes: int
-    block_cache_bytes: int
-    log_bytes_max: int
-    block_bytes: int = 8192
-    compression: Compression = "lz4"
-    slot_count: int = 16385
-
-
-@dataclass(slots=True)
-class StoreStats:
-    """Counted since the start."""
-
-    flushes: int = 0
-    compactions: int = 0
-    faults: int = 0
-    table_reads: int = 0
-    expired: int = 0
-    stalls: int = 0
 
 
 @dataclass(slots=True)
@@ -164,27 +104,34 @@ class Store:
         codec: RecordCodec,
         settings: StoreSettings,
         current: Manifest,
-        tables: list[Table],
+        levels: Levels,
     ) -> None:
         self.disk = disk
         self.codec = codec
         self.settings = settings
         self.manifest = current
-        self.tables = tables  # Newest first.
+        self.levels = levels
+        self.tables = levels.tables  # All of them.
         self.frozen: list[Frozen] = []  # Newest first.
         self.memtable = Memtable(settings.slot_count, current.log_start)
         self.active = self.memtable.slots  # Hot: read and written directly by slot and row.
         self.rows = RowCache(settings.row_cache_bytes)
         self.blocks = BlockCache(settings.block_cache_bytes)
-        self.pinned: Mapping[BlockId, Block] = NO_PINS  # Of the command that runs now.
         self.log: CommitLog
         self.recovery: Recovery
         self.stats = StoreStats()
+        self.horizon_position = EVERYTHING  # Up to here what is dead may be forgotten.
+        self.write_delay_s = 0.0  # For which the owner should not take further writes.
+        self._pages = Pages(disk, self.blocks, self.stats)
+        self._pages.table_ids = {table.id for table in levels.tables}
+        self._drop_index = DropIndex(current.drops)
         self.capture: Callable[[], bytes] = bytes  # The owner's state, asked for at each freeze.
         self._job: Job | None = None
         self._next_table = current.next_table
         self.freeze_failure: DiskError | None = None  # Why a full memtable is not frozen.
         self._garbage: list[str] = []  # Files that may go once the next manifest is durable.
+        self._lacks_room = False  # There is no room for the compaction that is wanted.
+        self._retirement = Retirement()
 
     # Life
 
@@ -208,10 +155,10 @@ class Store:
         disk.lock(LOCK_NAME)
         current = manifest.read(disk)
         if current is None:
-            current = Manifest(manifest.FORMAT_VERSION, 0, 0, [], [], initial_state)
+            current = Manifest(manifest.FORMAT_VERSION, 0, 0, [[]], [], initial_state)
             manifest.write(disk, current)
-        tables = [Table.open(disk, name) for name in current.tables]
-        store = cls(disk, codec, settings, current, tables)
+        tables = [[Table.open(disk, name) for name in level] for level in current.levels]
+        store = cls(disk, codec, settings, current, Levels(tables))
         restore(current.state)
         store.recovery = recover(disk, start=current.log_start, apply=store._replayer(observe))
         cls._remove_leftovers(disk, current)
@@ -224,14 +171,15 @@ class Store:
         self._next_table += TABLE_NUMBERS_PER_START - self._next_table % TABLE_NUMBERS_PER_START
         # The drops as they were: those found in the log since are in the log.
         manifest.write(
-            self.disk, self._manifest_with(current.log_start, current.tables, current.state)
+            self.disk, self._manifest_with(current.log_start, current.levels, current.state)
         )
 
     @staticmethod
     def _remove_leftovers(disk: Disk, current: Manifest) -> None:
         """Tables of jobs that never finished, and files that a finished one had replaced."""
+        live = set(current.tables)
         for name in disk.names():
-            if name.endswith(".tmp") or (name.endswith(".sst") and name not in current.tables):
+            if name.endswith(TEMPORARY_SUFFIX) or (name.endswith(SUFFIX) and name not in live):
                 disk.remove(name)
 
     def _replayer(
@@ -239,7 +187,7 @@ class Store:
     ) -> Callable[[int, Slot, Row, bytes, int], None]:
         def apply(flags: int, slot: Slot, row: Row, raw: bytes, position: int) -> None:
             if flags & MARKER:
-                self._drop(raw, position)
+                self._drop(Marker.decode(row, raw), position)
             elif flags & COMPLETE:
                 self.memtable.put(slot, row, raw)
                 observe(slot, row, raw)
@@ -260,7 +208,7 @@ class Store:
         try:
             self.log.close()
         finally:
-            for table in self.tables:
+            for table in self.tables + self._retirement.all():
                 table.close()
 
     # Writing
@@ -285,23 +233,31 @@ class Store:
 
     def drop(self, tags: list[int]) -> None:
         """Remove all rows of some keyspaces, as of now. Staged like any write: nothing is written to the disk yet."""
-        marker = bytes(tags)
-        self.log.stage(MARKER, 0, b"", marker)
+        self._stage_drop(Marker(frozenset(tags)))
+
+    def drop_slots(self, first: Slot, last: Slot) -> None:
+        """Remove all rows of the slots from `first` to `last`, as `drop` does."""
+        assert 0 <= first <= last < self.settings.slot_count
+        self._stage_drop(Marker(None, first, last))
+
+    def _stage_drop(self, marker: Marker) -> None:
+        self.log.stage(MARKER, 0, *marker.encode())
         # Above the end of every frozen memtable, and not above the end of the frame that the marker
         # will be in.
         self._drop(marker, self.log.position + 1)
 
-    def _drop(self, marker: bytes, position: int) -> None:
-        tags = frozenset(marker)
-        self.memtable.drop(tags, self.codec)
-        for frozen in self.frozen:
-            frozen.memtable.drop(tags, self.codec)
+    def _drop(self, marker: Marker, position: int) -> None:
+        slots = range(marker.slot_min, min(marker.slot_max + 1, self.settings.slot_count))
+        for memtable in self._memtables():
+            memtable.drop(marker.tags, self.codec, slots)
         self.rows.clear()
         if self.tables or self.frozen:
-            # Earlier ones of this memtable are covered: its flush makes them durable all at once.
             base = self.memtable.base_position
-            kept = [d for d in self.manifest.drops if d.tag not in tags or d.position <= base]
-            self.manifest.drops = kept + [Drop(position, tag) for tag in sorted(tags)]
+            self.manifest.drops = with_marker(self.manifest.drops, marker, position, base)
+
+    def _memtables(self) -> list[Memtable]:
+        """Newest first."""
+        return [self.memtable, *(frozen.memtable for frozen in self.frozen)]
 
     def write(self) -> int:
         """Write what was applied to the log in one frame; freeze the memtable if it is full. Returns the log's end.
@@ -316,7 +272,22 @@ class Store:
             or position - memtable.base_position > self.settings.log_bytes_max
         ) and self.freeze_failure is None:
             self._freeze_if_possible()
+        if self.frozen or self.write_delay_s or self._level_0_pressure() > 0.0:
+            self._set_delay()
+            self.stats.delays += self.write_delay_s > 0.0
         return position
+
+    def _level_0_pressure(self) -> float:
+        return self.settings.level_0_pressure(len(self.levels.levels[0]))
+
+    def _set_delay(self) -> None:
+        pressure = self._level_0_pressure()
+        if len(self.frozen) >= FROZEN_MAX - 1:  # The next freeze stops all writes.
+            memtable = self.memtable
+            logged_bytes = self.log.position - memtable.base_position
+            of_memtable = self.settings.memtable_pressure(memtable.weight_bytes, logged_bytes)
+            pressure = max(pressure, of_memtable)
+        self.write_delay_s = self.settings.write_delay_max_s * min(1.0, max(0.0, pressure))
 
     def _freeze_if_possible(self) -> None:
         if len(self.frozen) < FROZEN_MAX:
@@ -340,11 +311,15 @@ class Store:
 
     @property
     def is_stalled(self) -> bool:
-        """Too much waits for a flush: the owner holds back writes until one is done."""
+        """Too much waits for the worker: the owner holds back writes until a job is done.
+
+        Not for a compaction that will not come, because there is no room for it.
+        """
         return (
             len(self.frozen) >= FROZEN_MAX
             # Could not be frozen for want of room.
             or self.memtable.weight_bytes > 2 * self.settings.memtable_bytes
+            or (self._level_0_pressure() >= 1.0 and not self._lacks_room)
         )
 
     def forget(self, slot: Slot, row: Row, now_ms: int) -> bool:
@@ -355,13 +330,23 @@ class Store:
         raw = self.active[slot].get(row)
         if raw is None or self.codec.fate(row, raw, now_ms) is not Fate.DEAD:
             return False
-        if not self.frozen and not self.tables:
+        is_at_bottom = not self.frozen and not self.tables
+        if is_at_bottom and self.log.position < self.horizon_position:
             self.memtable.remove(slot, row)
         else:
             self.memtable.put(slot, row, self.codec.stub(raw))
         return True
 
     # Reading
+
+    @property
+    def pinned(self) -> Mapping[BlockId, Block]:
+        """The pages that the command waited for which runs now: its owner sets and resets them."""
+        return self._pages.pinned
+
+    @pinned.setter
+    def pinned(self, pins: Mapping[BlockId, Block]) -> None:
+        self._pages.pinned = pins
 
     def get(self, slot: Slot, row: Row) -> bytes | None:
         """The state of a row, or None. Raises PageFault if the answer is not in memory."""
@@ -402,129 +387,90 @@ class Store:
         cached = self.rows.get(row)
         if cached is not None:
             return cached or None
-        raw = self._read_tables(slot.to_bytes(2, "big") + row)
+        key = slot.to_bytes(2, "big") + row
+        if self.manifest.drops:
+            tag = self.codec.tag(row)
+            raw = self.levels.lookup(key, self._pages, self.codec, self._drops(), tag)
+        else:
+            raw = self.levels.lookup(key, self._pages, self.codec)
         if len(row) + len(raw or ABSENT) < self.rows.bytes_max >> 4:
             self.rows.put(row, raw or ABSENT)
         return raw
 
-    def _read_tables(self, key: bytes) -> bytes | None:
-        """Join the entries of a key from newest to oldest. Raises PageFault."""
-        hashed = hash_of(key)
-        state: bytes | None = None
-        for table in self.tables:
-            if not table.may_contain_hash(hashed) or self._is_dropped(table, key[2:]):
-                continue
-            number = table.block_of(key)
-            if number is None:
-                continue
-            found = self._block(table, number).find(key)
-            if found is None:
-                continue
-            flags, raw = found
-            state = raw if state is None else self.codec.join(state, raw)
-            if flags & COMPLETE:
-                break
-        return state
-
-    def _block(self, table: Table, number: int) -> Block:
-        block_id = (table.id, number)
-        block = self.blocks.get(block_id)
-        if block is None:
-            if self.pinned and (block := self.pinned.get(block_id)) is not None:
-                return block
-            self.stats.table_reads += 1
-            try:
-                block = table.load(number, cached_only=True)
-            except EngineError:
-                block = None  # `fetch` meets the same error, and tells whoever waits for the page.
-            if block is None:
-                self.stats.faults += 1
-                raise PageFault(self, table, number)
-            self.blocks.put(block_id, block)
-        return block
-
-    def _is_dropped(self, table: Table, row: Row) -> bool:
+    def _drops(self) -> DropIndex | None:
         drops = self.manifest.drops
         if not drops:
-            return False
-        tag = self.codec.tag(row)
-        return any(d.tag == tag and table.meta.position_max < d.position for d in drops)
+            return None
+        if self._drop_index.drops is not drops:  # Each change makes a new list.
+            self._drop_index = DropIndex(drops)
+        return self._drop_index
 
     # Scanning
 
     def scan(
         self, slot: Slot, start: Row, limit: int
     ) -> tuple[list[tuple[Row, bytes]], Row | None]:
-        """Up to about `limit` rows of a slot from `start` on, in order, and where to go on (None: the slot is done).
+        """Up to `limit` rows of a slot from `start` on, in order, and where to go on (None: the slot is done).
 
         Rows whose state is dead are among them. Raises PageFault.
         """
         if not self.tables and not self.frozen and not self.memtable.deltas:
-            rows = sorted(item for item in self.active[slot].items() if item[0] >= start)
-            return (rows, None) if len(rows) <= limit else (rows[:limit], rows[limit][0])
-        merged: dict[Row, tuple[bytes, bool]] = {}
-        end: Row | None = None  # Beyond this, some source has more than was read.
-        sources: list[Iterator[tuple[Row, bytes, bool]]] = [self.memtable.entries_of(slot, start)]
-        sources += [frozen.memtable.entries_of(slot, start) for frozen in self.frozen]
-        sources += [self._entries_of_table(table, slot, start) for table in self.tables]
-        for source in sources:
-            for count, (row, raw, is_complete) in enumerate(source):
-                if count > limit:
-                    end = row if end is None or row < end else end
-                    break
-                above = merged.get(row)
-                if above is None:
-                    merged[row] = (raw, is_complete)
-                elif not above[1]:
-                    merged[row] = (self.codec.join(above[0], raw), is_complete)
-        rows = sorted((row, raw) for row, (raw, _) in merged.items() if end is None or row < end)
-        if len(rows) > limit:
-            return rows[:limit], rows[limit][0]
-        return rows, end
+            rows = self.memtable.rows_from(slot, start, limit + 1)
+        else:
+            scan = self._slot_scan(slot, start, self.levels.runs_of(slot), chunk_rows=limit + 1)
+            rows = scan.page(limit + 1)
+        return (rows, None) if len(rows) <= limit else (rows[:limit], rows[limit][0])
 
-    def _entries_of_table(
-        self, table: Table, slot: Slot, start: Row
-    ) -> Iterator[tuple[Row, bytes, bool]]:
-        prefix = slot.to_bytes(2, "big")
-        number = table.block_of(prefix + start)
-        while number is not None and number < table.block_count:
-            block = self._block(table, number)
-            for key, flags, raw in block.entries(prefix + start):
-                if key[:2] != prefix:
-                    return
-                if not self._is_dropped(table, key[2:]):
-                    yield key[2:], raw, bool(flags & COMPLETE)
-            number += 1
+    def snapshot_scan(self, slot: Slot) -> SlotScan:
+        """All rows of a slot as they are now, in order, however they change meanwhile.
+
+        For internal users who take their time. It costs references to what memtables have of the
+        slot. The owner closes it, or reads it to its end: until then its tables take room.
+        """
+        runs = self.levels.runs_of(slot)
+        tables = [table for run in runs for table in run]
+        self._retirement.hold(tables)
+        return self._slot_scan(slot, b"", runs, on_close=lambda: self._release(tables))
+
+    def _slot_scan(
+        self,
+        slot: Slot,
+        start: Row,
+        runs: Sequence[Sequence[Table]],
+        *,
+        chunk_rows: int = ALL_ROWS,
+        on_close: Callable[[], None] | None = None,
+    ) -> SlotScan:
+        drops = self._drops()
+        return SlotScan(
+            self._memtables(),
+            runs,
+            slot,
+            start,
+            pages=self._pages,
+            hidden={} if drops is None else drops.of_slot(slot),
+            codec=self.codec,
+            chunk_rows=chunk_rows,
+            on_close=on_close,
+        )
 
     def holds_slot(self, slot: Slot) -> bool:
         """Whether a slot may have rows: cheap, for skipping empty ones."""
-        if self.active[slot] or self.memtable.deltas:
+        if any(memtable.slots[slot] or memtable.deltas for memtable in self._memtables()):
             return True
-        if any(frozen.memtable.slots[slot] or frozen.memtable.deltas for frozen in self.frozen):
-            return True
-        low, high = slot.to_bytes(2, "big"), (slot + 1).to_bytes(2, "big")
-        return any(table.meta.key_min < high and table.meta.key_max >= low for table in self.tables)
+        return bool(self.tables) and self.levels.holds_slot(slot)
 
     def next_slot(self, slot: Slot) -> Slot | None:
         """The first slot from `slot` on that has rows, dead ones among them, or None. Raises PageFault.
 
         For scans over all slots: a table of few rows is not asked for each slot.
         """
-        memtables = [self.memtable, *(frozen.memtable for frozen in self.frozen)]
+        memtables = self._memtables()
         if any(memtable.slots[slot] for memtable in memtables):
             return slot
-        nearest = self.settings.slot_count
-        prefix = slot.to_bytes(2, "big")
-        for table in self.tables:  # First: they leave few slots to look for in the memtables.
-            number = table.block_of(prefix)
-            while number is not None and number < table.block_count:
-                entry = next(self._block(table, number).entries(prefix), None)
-                if entry is not None:
-                    nearest = min(nearest, int.from_bytes(entry[0][:2], "big"))
-                    break
-                number += 1
-            if nearest == slot:
-                return slot
+        slot_count = self.settings.slot_count
+        # Tables first: they leave few slots to look for in the memtables.
+        nearest = self.levels.next_slot(slot, slot_count, self._pages)
         for memtable in memtables:
             slots = memtable.slots
             for other in range(slot, nearest):
@@ -534,7 +480,7 @@ class Store:
             for other, _ in memtable.deltas:
                 if slot <= other < nearest:
                     nearest = other
-        return nearest if nearest < self.settings.slot_count else None
+        return nearest if nearest < slot_count else None
 
     # Background work
 
@@ -557,21 +503,39 @@ class Store:
                 "flush", inputs, oldest.memtable.base_position, oldest.end_position
             )
         else:
-            metas = [table.meta for table in self.tables]
-            chosen = compaction.choose(metas, now_ms, self._durable_drops())
-            if chosen is not None:
-                tables = self.tables[chosen]
-                if sum(table.meta.file_bytes for table in tables) <= room_bytes:
-                    self._job = self._make_job("compact", [table.name for table in tables], 0, 0)
+            self._choose(now_ms, room_bytes)
         if self._job is not None:
-            self._job.is_bottom = (self._job.kind == "flush" and not self.tables) or (
-                self._job.kind == "compact" and self._job.inputs[-1] == self.tables[-1].name
-            )
             self._job.now_ms = now_ms
+            self._job.horizon_position = self.horizon_position
+            if self._job.kind == "flush":
+                self._job.is_bottom = not self.tables
         return self._job
 
+    def _choose(self, now_ms: int, room_bytes: int) -> None:
+        levels = self.levels.levels
+        choice = compaction.choose(
+            [[table.meta for table in level] for level in levels],
+            self.settings.shape,
+            now_ms,
+            self._durable_drops(),
+            self.horizon_position,
+        )
+        tables = [levels[level][number] for level, number in choice.inputs] if choice else []
+        self._lacks_room = (
+            choice is not None
+            and choice.kind == "compact"
+            and sum(table.meta.file_bytes for table in tables) > room_bytes
+        )
+        if choice is None or self._lacks_room:
+            return
+        job = self._job = self._make_job(choice.kind, [table.name for table in tables], 0, 0)
+        job.is_bottom = choice.is_bottom
+        job.level = choice.level
+        # A table of level 0 stays one: each costs every read a look.
+        job.table_bytes = self.settings.table_bytes if choice.level else 0
+
     def _make_job(self, kind: str, inputs: list[str], start: int, end: int) -> Job:
-        name = f"{self._next_table:016d}.sst"
+        name = f"{self._next_table:016d}{SUFFIX}"
         self._next_table += 1
         return Job(
             kind=kind,
@@ -595,24 +559,26 @@ class Store:
         """The job failed, or was lost with its worker, who is gone: it will be given again."""
         assert job is self._job
         self._job = None
-        self._remove(job.output + TEMPORARY_SUFFIX)
-        # The manifest may have reached the disk and only its confirmation failed: then this table
-        # is in use.
-        self._garbage.append(job.output)
+        with contextlib.suppress(DiskError):  # What is not found now is removed at the next start.
+            for name in self.disk.names():
+                if not name.startswith(job.output.removesuffix(SUFFIX)):
+                    continue
+                if name.endswith(TEMPORARY_SUFFIX):
+                    self._remove(name)
+                else:
+                    # The manifest may have reached the disk and only its confirmation failed: then
+                    # this table is in use.
+                    self._garbage.append(name)
 
     def prepare(self, job: Job, result: JobResult) -> Prepared:
         """The manifest that makes a finished job's output live: for `write_manifest`, then `install`."""
-        names = [table.name for table in self.tables]
         log_start, state = self.manifest.log_start, self.manifest.state
         if job.kind == "flush":
             log_start, state = self.frozen[-1].end_position, self.frozen[-1].state
-            names = result.tables + names
-        else:
-            at = names.index(job.inputs[0])
-            names[at : at + len(job.inputs)] = result.tables
-        return Prepared(self._manifest_with(log_start, names, state), result.tables)
+        levels = self.levels.names_after(job, result)
+        return Prepared(self._manifest_with(log_start, levels, state), result.tables)
 
-    def _manifest_with(self, log_start: int, names: list[str], state: bytes) -> Manifest:
+    def _manifest_with(self, log_start: int, names: list[list[str]], state: bytes) -> Manifest:
         drops = [drop for drop in self.manifest.drops if drop.position <= log_start]
         version = manifest.FORMAT_VERSION
         return Manifest(version, log_start, self._next_table, names, drops, state)
@@ -638,32 +604,65 @@ class Store:
         """Serve from the job's output, and remove what it replaced."""
         assert job is self._job
         written = prepared.manifest
-        known = {table.name: table for table in [*self.tables, *prepared.tables]}
-        replaced = [table for table in self.tables if table.name not in written.tables]
+        before = self.tables
+        known = {table.name: table for table in [*before, *prepared.tables]}
         written.drops = self.manifest.drops
         self.manifest = written
-        self.tables = [known[name] for name in written.tables]
+        self.levels = Levels([[known[name] for name in level] for level in written.levels])
+        self.tables = self.levels.tables
+        self._pages.table_ids.update(table.id for table in prepared.tables)
         self._job = None
+        live = {table.id for table in self.tables}
+        self._retirement.add([table for table in before if table.id not in live])
+        self._count(job, result, before, prepared.tables)
         if job.kind == "flush":
             self._forget_frozen(written.log_start)
-        else:
-            self.stats.compactions += 1
+        self._set_delay()
         self._retire_drops()
         if not self.tables:
             self.rows.clear()  # `forget_below` relies on it.
-        for table in replaced:
-            self.blocks.drop_table(table.id)
-            table.close()
         garbage, self._garbage = self._garbage, []
-        for name in garbage + [table.name for table in replaced]:
+        for name in garbage:
             self._remove(name)
+        self._remove_retired()
+
+    def _count(
+        self, job: Job, result: JobResult, before: Sequence[Table], made: Sequence[Table]
+    ) -> None:
+        stats = self.stats
+        bytes_made = sum(table.meta.file_bytes for table in made)
+        if job.kind == "flush":
+            stats.flushes += 1
+            stats.bytes_flushed += bytes_made
+            return
+        if job.kind == "move":
+            stats.tables_moved += len(job.inputs)
+            return
+        read = sum(table.meta.entry_count for table in before if table.name in job.inputs)
+        stats.entries_dropped += read - result.entry_count
+        stats.compactions += job.kind == "compact"
+        stats.bytes_compacted += bytes_made
+
+    def _release(self, tables: Sequence[Table]) -> None:
+        """A scan no longer needs them."""
+        self._retirement.release(tables)
+        self._remove_retired()
+
+    def _remove_retired(self) -> None:
+        """Close and remove what was replaced, as far as no scan reads it."""
+        gone = self._retirement.due()
+        for table in gone:
+            self.blocks.drop_table(table.id)
+            self._pages.table_ids.discard(table.id)
+            table.close()
+        for table in gone:
+            self._remove(table.name)
 
     def _forget_frozen(self, log_start: int) -> None:
         frozen = self.frozen.pop()
         # The row cache has the tables' state as it was below these.
         for _, row in frozen.memtable.deltas:
             self.rows.invalidate(row)
-        self.stats.flushes += 1
         with contextlib.suppress(DiskError):  # The next flush tries again.
             self.log.remove_before(log_start)
 
@@ -678,15 +677,9 @@ class Store:
 
     def _retire_drops(self) -> None:
         """Forget drops that hide nothing: no table that is older has such rows."""
-        self.manifest.drops = [
-            drop
-            for drop in self.manifest.drops
-            if self.frozen
-            or any(
-                table.meta.position_max < drop.position and drop.tag in table.meta.tags
-                for table in self.tables
-            )
-        ]
+        if self.manifest.drops and not self.frozen:
+            metas = [table.meta for table in self.tables]
+            self.manifest.drops = hiding(self.manifest.drops, metas)
 
     @property
     def memtable_bytes(self) -> int:
@@ -698,6 +691,10 @@ class Store:
         """Memory that data takes: memtables and caches."""
         return self.memtable_bytes + self.rows.bytes_used + self.blocks.bytes_used
 
+    def level_stats(self) -> list[LevelStats]:
+        """What each level holds, level 0 first."""
+        return self.levels.stats()
+
     @property
     def table_bytes(self) -> int:
         return sum(table.meta.file_bytes for table in self.tables)
@@ -707,8 +704,10 @@ __all__ = [
     "ABSENT",
     "NO_PINS",
     "EngineError",
+    "LevelStats",
     "PageFault",
     "Pins",
+    "SlotScan",
     "Store",
     "StoreSettings",
     "StoreStats",

@@ -3,7 +3,7 @@
 Not the footer, which finds it and says the format's version: see `engine/sstable.py`. The section's
 checksum is in the footer too.
 
-**Format**, version 1, numbers little endian:
+**Format**, version 2, numbers little endian:
 
     u64   entries
     u64   entries that were live when the table was written
@@ -11,6 +11,8 @@ checksum is in the footer too.
     i64   smallest log position that the table covers
     i64   largest log position that the table covers
     u64   entries that expire
+    u64   complete entries; the others are deltas
+    u64   bytes of keys
     u32   q, the number of quantiles: as many as entries that expire, at most 65
     u32   tags that occur
     u32   length of the smallest key
@@ -21,6 +23,8 @@ checksum is in the footer too.
 
 Quantile `j` is the expiry at rank `j * (expiring - 1) // (q - 1)` when they are sorted: the first
 is the earliest and the last is the latest.
+
+In version 1 the complete entries and the bytes of keys are not there.
 
 Core: pure and synchronous.
 """
@@ -36,9 +40,13 @@ from typing import Final
 from engine.block import little_endian
 from engine.codec import Key
 
-_META: Final = Struct("<QQQqqQIIII")
+_META: Final = Struct("<QQQqqQQQIIII")
+_META_1: Final = Struct("<QQQqqQIIII")
 _TAG: Final = Struct("<BQQ")
 _QUANTILES_MAX: Final = 65
+_MEMORY_OVERHEAD_BYTES: Final = 500
+_NUMBER_BYTES: Final = 40
+_TAG_BYTES: Final = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,8 @@ class TableMeta:
 
     `live_count` is as of writing: entries expire, and newer tables may hide them. The keys are
     empty in an empty table. `expiries_ms` are quantiles, from the earliest to the latest expiry.
+    `raw_bytes` are keys and records. A table of version 1 does not say how many entries are
+    complete, nor how much of its bytes are keys.
     """
 
     entry_count: int
@@ -69,6 +79,25 @@ class TableMeta:
     tags: dict[int, TagCount]
     block_count: int
     file_bytes: int
+    complete_count: int | None = None
+    key_bytes: int | None = None
+
+    @property
+    def delta_count(self) -> int | None:
+        """How many entries are deltas over older ones."""
+        return None if self.complete_count is None else self.entry_count - self.complete_count
+
+    @property
+    def value_bytes(self) -> int | None:
+        """How many bytes the raw records have."""
+        return None if self.key_bytes is None else self.raw_bytes - self.key_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """How much memory this takes, about."""
+        keys_bytes = len(self.key_min) + len(self.key_max)
+        numbers_bytes = _NUMBER_BYTES * len(self.expiries_ms) + _TAG_BYTES * len(self.tags)
+        return _MEMORY_OVERHEAD_BYTES + keys_bytes + numbers_bytes
 
     def expired_count(self, now_ms: int) -> int:
         """Return how many entries have expired, at least: exact for few, else within 1/64."""
@@ -80,6 +109,8 @@ class TableMeta:
 
 def encode_meta(meta: TableMeta) -> bytes:
     """Return the section. `block_count` and `file_bytes` are not in it."""
+    assert meta.complete_count is not None
+    assert meta.key_bytes is not None
     head = _META.pack(
         meta.entry_count,
         meta.live_count,
@@ -87,6 +118,8 @@ def encode_meta(meta: TableMeta) -> bytes:
         meta.position_min,
         meta.position_max,
         meta.expiring_count,
+        meta.complete_count,
+        meta.key_bytes,
         len(meta.expiries_ms),
         len(meta.tags),
         len(meta.key_min),
@@ -97,15 +130,23 @@ def encode_meta(meta: TableMeta) -> bytes:
     return b"".join([head, meta.key_min, meta.key_max, expiries, *tags])
 
 
-def decode_meta(data: bytes, block_count: int, file_bytes: int) -> TableMeta:
-    """Read the section; the caller has checked its checksum."""
-    *numbers, quantile_count, tag_count, min_bytes, max_bytes = _META.unpack_from(data)
-    entry_count, live_count, raw_bytes, position_min, position_max, expiring_count = numbers
-    key_max_start = _META.size + min_bytes
+def decode_meta(data: bytes, block_count: int, file_bytes: int, version: int) -> TableMeta:
+    """Read the section; the caller has checked its checksum.
+
+    Raises ValueError where it does not say what it should.
+    """
+    head = _META if version > 1 else _META_1
+    if len(data) < head.size:
+        raise ValueError("a meta section that ends early")
+    *numbers, quantile_count, tag_count, min_bytes, max_bytes = head.unpack_from(data)
+    entry_count, live_count, raw_bytes, position_min, position_max, expiring_count = numbers[:6]
+    complete_count, key_bytes = numbers[6:] or (None, None)
+    key_max_start = head.size + min_bytes
     expiries_start = key_max_start + max_bytes
     tags_start = expiries_start + 8 * quantile_count
+    if tags_start + _TAG.size * tag_count != len(data):
+        raise ValueError("a meta section of another length")
     expiries = array("Q", data[expiries_start:tags_start])
-    tags = _TAG.iter_unpack(data[tags_start : tags_start + _TAG.size * tag_count])
     return TableMeta(
         entry_count=entry_count,
         live_count=live_count,
@@ -114,11 +155,16 @@ def decode_meta(data: bytes, block_count: int, file_bytes: int) -> TableMeta:
         position_max=position_max,
         expiring_count=expiring_count,
         expiries_ms=tuple(little_endian(expiries)),
-        key_min=data[_META.size : key_max_start],
+        key_min=data[head.size : key_max_start],
         key_max=data[key_max_start:expiries_start],
-        tags={tag: TagCount(entries, live) for tag, entries, live in tags},
+        tags={
+            tag: TagCount(entries, live)
+            for tag, entries, live in _TAG.iter_unpack(data[tags_start:])
+        },
         block_count=block_count,
         file_bytes=file_bytes,
+        complete_count=complete_count,
+        key_bytes=key_bytes,
     )
 
 

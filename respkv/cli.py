@@ -1,7 +1,8 @@
-"""The command line: `respkv serve`, `check-config`, `default-config`, `--version`.
+"""The command line: `respkv serve`, `check-config`, `default-config`, `--version`, and the operator's tools.
 
 Not a client, and not the server: `serve` reads the configuration, decides where the data is, and
-calls `respkv.node.run`, which is imported only then, so that help and errors come at once.
+calls `respkv.node.run`, which is imported only then, so that help and errors come at once. The tools are in
+`respkv/tools/command.py`.
 
 This is where the environment is read (for the usual place of data and the host's name), and nowhere
 else. What a user got wrong is one line on standard error and exit status 2, never a traceback.
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
+from respkv.tools import command as tools
 from respkv.version import VERSION
 
 if TYPE_CHECKING:
@@ -102,6 +104,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None, run: Run | None = None) -> int:
     """Carry out a command line and return its exit status. `run` None means the real node."""
     arguments = _parser().parse_args(argv)
+    if "tool" in arguments:
+        return tools.run(arguments)
     from respkv.setting import ConfigError
 
     try:
@@ -147,6 +151,7 @@ def _parser() -> _Parser:
     check = add("check-config", "check a configuration file", _CHECK)
     check.add_argument("file", metavar="FILE", help="TOML file")
     add("default-config", "print every setting at its default", _DEFAULT)
+    tools.add_to(add)
     return parser
 
 

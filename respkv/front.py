@@ -256,12 +256,14 @@ class Front:
                 self._is_asleep = True
                 await trio.lowlevel.wait_readable(epoll.fileno())
                 self._is_asleep = False
-            until_ns = clock_ns() + BURST_NS
+            started_ns = clock_ns()
             events = epoll.poll(0)
             self.tick(events)
+            until_ns = started_ns + BURST_NS
             while len(events) >= BUSY_EVENTS and not self._held and clock_ns() < until_ns:
                 events = epoll.poll(0)
                 self.tick(events)
+            self.node.note_pause(started_ns)
 
     def tick(self, events: list[tuple[int, int]]) -> None:
         """Serve what is ready, then write the log and send."""

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from cluster.slot import DATABASE_COUNT
 from respkv.command import TABLE
+from respkv.histogram import Histogram
 from respkv.keyspace import Counts
 from respkv.version import REDIS_VERSION, VERSION
 
@@ -350,10 +351,15 @@ def _latencystats(node: Node) -> Fields:
     fields: Fields = {}
     for command in TABLE.everything():
         if command.histogram.count:
-            times = zip(PERCENTILES, command.histogram.percentiles_us(PERCENTILES), strict=True)
-            text = ",".join(f"p{percent:g}={time_us:.3f}" for percent, time_us in times)
+            text = _times(command.histogram, PERCENTILES)
             fields[f"latency_percentiles_usec_{command.name.lower()}"] = text
     return fields
+
+
+def _times(histogram: Histogram, percents: tuple[float, ...]) -> str:
+    """Percentiles in microseconds; nothing where nothing was counted."""
+    times = zip(percents, histogram.percentiles_us(percents), strict=bool(histogram.count))
+    return ",".join(f"p{percent:g}={time_us:.3f}" for percent, time_us in times)
 
 
 def _cluster(node: Node) -> Fields:
@@ -375,6 +381,10 @@ def _respkv(node: Node) -> Fields:
     store, log = node.store, node.store.log
     rows, blocks = store.rows, store.blocks
     first = log.sealed[0] if log.sealed else log.segment
+    levels: Fields = {
+        f"level{number}": f"tables={level.table_count},bytes={level.file_bytes},entries={level.entry_count}"
+        for number, level in enumerate(store.level_stats())
+    }
     return {
         "version": VERSION,
         "actor": f"{node.replica.actor:016x}",
@@ -383,15 +393,31 @@ def _respkv(node: Node) -> Fields:
         "ticks": node.front.ticks_total,
         "log_files": len(log.sealed) + 1,
         "log_bytes": log.position - first.base,
+        "log_unsynced_bytes": log.position - log.synced,
+        "log_syncs": node.syncs.count,
+        "log_sync_us": _times(node.syncs, (50.0, 99.0, 99.9)),
+        "loop_pause_ms_max": round(node.loop_pause_ns_max / 1e6, 3),
         "table_files": len(store.tables),
         "table_bytes": store.table_bytes,
         "table_entries": sum(table.meta.entry_count for table in store.tables),
+        "table_memory_bytes": sum(table.memory_bytes for table in store.tables),
         "memtable_bytes": store.memtable_bytes,
         "memtables_frozen": len(store.frozen),
         "is_stalled": int(store.is_stalled),
         "stalls": store.stats.stalls,
+        "stall_ms": int(node.throttle.stopped_s * 1e3),
+        "write_delay_ms": round(store.write_delay_s * 1e3, 3),
+        "write_delays": store.stats.delays,
+        "write_delays_ms": int(node.throttle.delayed_s * 1e3),
         "flushes": store.stats.flushes,
         "compactions": store.stats.compactions,
+        "tables_moved": store.stats.tables_moved,
+        "job": node.job_kind,
+        "bytes_flushed": store.stats.bytes_flushed,
+        "bytes_compacted": store.stats.bytes_compacted,
+        "write_amplification": f"{store.stats.write_amplification:.2f}",
+        "entries_dropped": store.stats.entries_dropped,
+        **levels,
         "table_reads": store.stats.table_reads,
         "page_faults": store.stats.faults,
         "row_cache_rows": len(rows),

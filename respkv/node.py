@@ -25,13 +25,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 import structlog
 import trio
 
 from cluster.replica import Replica
 from cluster.slot import DATABASE_COUNT, SYSTEM_SLOT
+from engine.compression import Compression
 from engine.disk import RealDisk
 from engine.errors import DiskError, EngineError, LogFailedError, SyncError
 from engine.store import PageFault, StoreSettings
@@ -42,6 +43,7 @@ from respkv.commands import load as load_commands
 from respkv.config import Config
 from respkv.context import DATABASES_ROW, Context
 from respkv.front import Front
+from respkv.histogram import Histogram
 from respkv.latency import LatencyMonitor
 from respkv.parser import Limits
 from respkv.process import Process, RealProcess, allow_files
@@ -51,6 +53,7 @@ from respkv.saves import Kind, Saves
 from respkv.session import CLOSING, UNAUTHENTICATED, Session
 from respkv.slowlog import Slowlog
 from respkv.stats import Stats
+from respkv.throttle import Throttle
 from respkv.tracking import Tracking
 
 CODEC_PATH: Final = "cluster.record:CODEC"
@@ -58,6 +61,7 @@ TICKER_S: Final = 0.1
 TICKER_SLACK_S: Final = 0.001  # A tick that comes a little early counts.
 DISK_RESERVE_BYTES: Final = 64 << 20
 LOG_BYTES_PER_MEMTABLE_BYTE: Final = 2
+MEMTABLE_COUNT: Final = 2
 FILES_BESIDE_CLIENTS: Final = 1024  # Tables, log segments, listeners.
 DISK_FULL: Final = ReplyError(
     "MISCONF The disk that holds the data is nearly full: writes are refused until there is room. Reads go on."
@@ -127,6 +131,10 @@ class Node:
         self._fault_wake = trio.Event()
         self._sync_wake = trio.Event()
         self._timer_wake = trio.Event()
+        self.throttle = Throttle()
+        self.syncs = Histogram()  # Of the log.
+        self.loop_pause_ns_max = 0  # The longest that the loop served nobody.
+        self.job_kind = "none"  # What the worker does.
         self._work_wake = trio.Event()
         self._stop_wake = trio.Event()
         self._sync_waits: list[tuple[Session, Reply, Callable[[], Reply]]] = []
@@ -266,6 +274,8 @@ class Node:
         self.expired_total = 0
         self.runner.commands_total = 0
         self.context.hits = self.context.misses = 0
+        self.syncs.clear()
+        self.loop_pause_ns_max = 0
         front = self.front
         front.connections_total = front.rejected_total = front.bytes_in = front.bytes_out = 0
 
@@ -322,9 +332,11 @@ class Node:
             return 1 << 63
         except DiskError as error:
             return self._keep_staged(error)
-        if store.frozen:
+        if store.frozen or store.write_delay_s:
             self._work_wake.set()
-            if store.is_stalled and not self.runner.is_stalled:
+            if store.write_delay_s:
+                self.throttle.wrote(position, store.write_delay_s, self.now_s)
+            if not self.runner.is_stalled:
                 self._check_stall()
         if position > self._check_position:
             self._check_disk()
@@ -364,14 +376,23 @@ class Node:
         return position
 
     def _check_stall(self) -> None:
-        """While too much waits for a flush, writes wait too, and reads go on."""
+        """While too much waits for the worker, writes wait too, and reads go on."""
         runner = self.runner
-        if runner.is_stalled == self.store.is_stalled:
+        is_held = self.throttle.update(self.monotonic_s(), is_stopped=self.store.is_stalled)
+        if is_held:
+            self.want_timer()  # It may be a delay, which ends by itself.
+        if runner.is_stalled == is_held:
             return
-        runner.is_stalled = not runner.is_stalled
+        runner.is_stalled = is_held
         self.observe_changed()
-        if not runner.is_stalled:
+        if not is_held:
             runner.try_again(self.now_ms())
+
+    def note_pause(self, started_ns: int) -> None:
+        """The loop did one thing since `started_ns`, on its clock."""
+        elapsed_ns = self.clock_ns() - started_ns
+        if elapsed_ns > self.loop_pause_ns_max:
+            self.loop_pause_ns_max = elapsed_ns
 
     def want_timer(self) -> None:
         """A wait or a pause has got a new end: the ticker looks at it."""
@@ -415,8 +436,10 @@ class Node:
                 except (SyncError, LogFailedError) as error:
                     self.fail(error)
                     return
+                elapsed_ns = self.clock_ns() - started_ns
+                self.syncs.add(elapsed_ns)
                 if has_waiters:
-                    self.latency.add("aof-fsync-always", self.clock_ns() - started_ns)
+                    self.latency.add("aof-fsync-always", elapsed_ns)
             self.front.release(self.releasable)
             if waits:
                 self._end_waits(waits)
@@ -465,17 +488,21 @@ class Node:
                 self._freeze_for_save()
                 job = self.store.next_job(self.now_ms(), self._room_bytes())
                 if job is None:
+                    self.job_kind = "none"
                     with trio.move_on_after(5):
                         await self._work_wake.wait()
                     self._work_wake = trio.Event()
                     continue
+                self.job_kind = job.kind
                 if job.kind == "flush":
                     self.saves.flush_begins(self.changes)
                 try:
                     result = await self.worker.run(job)
                     prepared = self.store.prepare(job, result)
                     await trio.to_thread.run_sync(self.store.write_manifest, prepared)
+                    started_ns = self.clock_ns()
                     self.store.install(job, result, prepared)
+                    self.note_pause(started_ns)
                 except EngineError as error:
                     if self._job_failures % JOB_FAILURES_PER_LINE == 0:
                         self.log.error("a job will be repeated", kind=job.kind, reason=str(error))
@@ -518,12 +545,18 @@ class Node:
         seconds = 0.0
         while True:
             interval_s = min(TICKER_S, self.config.expiry.interval_ms / 1000)
-            until_s = self.runner.next_deadline_s - self.monotonic_s()
-            with trio.move_on_after(max(0.0, min(interval_s, until_s))):
+            next_s = min(self.runner.next_deadline_s, self.throttle.wakes_at_s())
+            until_s = next_s - self.monotonic_s()
+            sleep_s = max(0.0, min(interval_s, until_s))
+            due_ns = self.clock_ns() + int(sleep_s * 1e9)
+            with trio.move_on_after(sleep_s):
                 await self._timer_wake.wait()
+            self.note_pause(due_ns)  # It is late by what stood in its way; early if it was woken.
             self._timer_wake = trio.Event()
             now_ms = self.begin_tick()
             self.runner.expire_waits(self.now_s, now_ms)
+            if self.now_s >= self.throttle.wakes_at_s():
+                self._check_stall()
             if (
                 self.now_s - self._expired_s
                 >= self.config.expiry.interval_ms / 1000 - TICKER_SLACK_S
@@ -700,12 +733,13 @@ def run(config: Config, data_dir: str, node_name: str) -> int:
 
 def _store_settings(config: Config) -> StoreSettings:
     memory = config.memory
-    memtable = int(memory.bytes_max * memory.memtable_share)
+    # One is being filled while another waits for its flush.
+    memtable = int(memory.bytes_max * memory.memtable_share) // MEMTABLE_COUNT
     return StoreSettings(
         memtable_bytes=memtable,
         row_cache_bytes=int(memory.bytes_max * memory.row_cache_share),
         block_cache_bytes=int(memory.bytes_max * memory.block_cache_share),
         log_bytes_max=memtable * LOG_BYTES_PER_MEMTABLE_BYTE,
         block_bytes=config.storage.block_bytes,
-        compression="none" if config.storage.compression == "none" else "lz4",
+        compression=cast(Compression, config.storage.compression),
     )

@@ -25,14 +25,16 @@ SEAMS: dict[str, set[str]] = {
         "respkv/front.py",
         "respkv/node.py",
         "respkv/process.py",
+        "respkv/tools/command.py",
     },
     "fcntl": {"engine/disk.py"},
     # The network. `setting` only asks whether a text is an address.
-    "socket": {"respkv/front.py", "respkv/setting.py"},
+    "socket": {"respkv/front.py", "respkv/setting.py", "respkv/tools/client.py"},
     "select": {"respkv/front.py"},
     # The clock.
-    "time": {"respkv/logs.py", "respkv/node.py"},
-    "datetime": {"respkv/logs.py"},
+    "time": {"respkv/logs.py", "respkv/node.py", "respkv/tools/command.py"},
+    # `show` writes times that it is handed.
+    "datetime": {"respkv/logs.py", "respkv/tools/show.py"},
     # Randomness. `random.Random` as the type of an argument is for everyone.
     "random": {"respkv/node.py"},
     # Tasks, threads and processes. The log holds a lock, and starts nothing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from itertools import repeat
 
+import msgspec
 import pytest
 
 from cluster.clock import Dot
@@ -23,8 +24,9 @@ from cluster.record import (
     encode,
     encode_version,
 )
-from cluster.replica import Effect, Replica
+from cluster.replica import Effect, Replica, state_of_copy
 from cluster.slot import SYSTEM_SLOT, Row, Slot, row_of, slot_of
+from engine import manifest
 from engine.codec import Fate
 from engine.job import run_job
 from engine.store import StoreSettings
@@ -307,3 +309,73 @@ def test_flush_drops_the_given_databases_only() -> None:
 def values_of(replica: Replica) -> list[bytes | None]:
     found = [replica.store.get(slot_of(b"k"), row_of(db, b"k")) for db in range(3)]
     return [raw and raw[-1:] for raw in found]
+
+
+# Copies
+
+
+def as_copy(replica: Replica) -> SimDisk:
+    """The replica's disk, marked as a backup of it."""
+    replica.store.close()
+    disk = replica.store.disk
+    assert isinstance(disk, SimDisk)
+    disk = disk.kill()
+    current = manifest.read(disk)
+    assert current is not None
+    marked = msgspec.structs.replace(current, state=state_of_copy(current.state))
+    manifest.write(disk, marked)
+    return disk
+
+
+def test_a_copy_goes_on_as_a_new_actor_and_knows_the_old_one_s_dots() -> None:
+    replica = new_replica()
+    one_key(replica, b"a", 0)
+    flush_memtable(replica)
+    one_key(replica, b"a", 0)  # One dot is in a table, one in the log, and one is of another slot.
+    one_key(replica, b"b", 0)
+    last_hlc = replica.clock.last
+    copy = Replica.open(as_copy(replica), SETTINGS, 77)
+    assert copy.actor == 77
+    assert sum(copy.counters) == 0
+    assert list(copy.past) == [ACTOR]
+    assert copy.past[ACTOR][slot_of(b"a")] == 2
+    assert copy.past[ACTOR][slot_of(b"b")] == 1
+    assert copy.clock.last >= last_hlc
+    one_key(copy, b"a", 0)
+    raw = entry(copy, b"a")
+    assert raw is not None
+    assert decode(raw).versions[0].dot == (77, 1)
+
+
+def test_a_copy_that_was_flushed_is_a_replica_like_others() -> None:
+    replica = new_replica()
+    one_key(replica, b"a", 0)
+    copy = Replica.open(as_copy(replica), SETTINGS, 77)
+    one_key(copy, b"a", 0)
+    flush_memtable(copy)
+    copy = reopened(copy, is_clean=False, actor=78)
+    assert copy.actor == 77
+    assert copy.counters[slot_of(b"a")] == 1
+    assert copy.past[ACTOR][slot_of(b"a")] == 1
+
+
+@pytest.mark.parametrize("is_clean", [True, False])
+def test_a_copy_that_was_not_flushed_mints_again_and_forgets_no_actor(is_clean: bool) -> None:
+    replica = new_replica()
+    one_key(replica, b"a", 0)
+    copy = Replica.open(as_copy(replica), SETTINGS, 77)
+    one_key(copy, b"a", 0)
+    copy.store.write()
+    copy = reopened(copy, is_clean=is_clean, actor=78)
+    assert copy.actor == 78
+    assert {actor: counters[slot_of(b"a")] for actor, counters in copy.past.items()} == {
+        ACTOR: 1,
+        77: 1,
+    }
+
+
+def test_a_state_without_a_past_is_read() -> None:
+    """As the first version wrote it."""
+    replica = Replica(1)
+    replica.restore(msgspec.msgpack.encode([ACTOR, 5, [0] * (SYSTEM_SLOT + 1)]))
+    assert (replica.actor, replica.past) == (ACTOR, {})

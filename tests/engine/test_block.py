@@ -107,3 +107,37 @@ def test_the_layout_is_as_documented() -> None:
 def test_weight_covers_the_data() -> None:
     data = encoded([(b"key", 1, bytes(5000))])
     assert len(data) < Block(data).weight_bytes < len(data) + 1000
+
+
+@given(contents)
+def test_right_blocks_have_no_defect(content: dict[bytes, tuple[int, bytes]]) -> None:
+    block = Block(encoded(entries_of(content)))
+    assert (block.defect() is None) == (len(content) > 0)
+
+
+@pytest.mark.parametrize("keys", [[b"aa", b"aa"], [b"ab", b"aa"], [b"aaa", b"aa"]])
+def test_keys_out_of_order_are_a_defect(keys: list[bytes]) -> None:
+    block = Block(encode_block(keys, [1, 1], [b"x", b"y"]))
+    assert block.defect() == "a block with keys out of order"
+
+
+def test_bounds_that_lead_elsewhere_are_a_defect() -> None:
+    data = encode_block([b"aa", b"bb", b"cc"], [1, 1, 1], [b"x", b"y", b"z"])
+    bounds = struct.unpack_from("<7H", data, 4)
+    for number in range(7):
+        for change in (-3, 3):
+            wrong = [*bounds]
+            wrong[number] += change
+            block = Block(data[:4] + struct.pack("<7H", *wrong) + data[18:])
+            assert block.defect() is not None
+    for other in (data + b"!", data[:-1]):
+        assert "with bounds" in (Block(other).defect() or "")
+
+
+def test_too_few_bytes_are_an_error_or_a_defect() -> None:
+    data = encode_block([b"aa", b"bb"], [1, 1], [b"x", b"y"])
+    for length in range(len(data)):
+        try:
+            assert Block(data[:length]).defect() is not None
+        except (ValueError, IndexError):
+            continue

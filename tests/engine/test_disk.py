@@ -239,6 +239,59 @@ def test_closed_disk_takes_nothing_and_its_files_go_on(disk: Disk) -> None:
     file.close()
 
 
+def test_folder_is_made_once_and_listed(disk: Disk, open_disk: OpenDisk) -> None:
+    with closing(disk.folder("inner")) as inner:
+        write_file(inner, "a", b"1")
+        assert inner.path == f"{disk.path}/inner"
+    assert disk.names() == ["inner"]
+    with closing(open_disk().folder("inner")) as again:
+        assert read_file(again, "a") == b"1"
+
+
+def test_file_is_no_folder_and_the_other_way_round(disk: Disk) -> None:
+    write_file(disk, "a", b"")
+    with pytest.raises(DiskError, match="ot a directory"):
+        disk.folder("a")
+    disk.folder("b").close()
+    with pytest.raises(NameTakenError):
+        disk.create("b")
+
+
+def test_link_is_the_same_file_under_two_names(disk: Disk) -> None:
+    with closing(disk.folder("inner")) as inner, closing(disk.create("a")) as file:
+        file.append(b"1")
+        disk.link("a", inner)
+        file.append(b"2")
+        assert read_file(inner, "a") == b"12"
+        disk.remove("a")
+        file.append(b"3")
+        assert read_file(inner, "a") == b"123"
+        inner.sync_names()
+
+
+def test_link_replaces_nothing_and_needs_a_file(disk: Disk) -> None:
+    with closing(disk.folder("inner")) as inner:
+        write_file(disk, "a", b"outer")
+        write_file(inner, "a", b"inner")
+        with pytest.raises(NameTakenError):
+            disk.link("a", inner)
+        with pytest.raises(MissingFileError):
+            disk.link("b", inner)
+        assert read_file(inner, "a") == b"inner"
+
+
+def test_only_an_empty_folder_is_removed(disk: Disk) -> None:
+    with closing(disk.folder("inner")) as inner:
+        write_file(inner, "a", b"")
+        with pytest.raises(DiskError, match="not empty"):
+            disk.remove_folder("inner")
+        inner.remove("a")
+    disk.remove_folder("inner")
+    assert disk.names() == []
+    with pytest.raises(MissingFileError):
+        disk.remove_folder("inner")
+
+
 # -- The real disk ----------------------------------------------------------------------------
 
 

@@ -9,10 +9,11 @@ import msgspec
 import pytest
 
 from engine.codec import COMPLETE, Entry, RecordCodec
+from engine.drop import Marker, hiding
 from engine.errors import CorruptionError, DiskError, MissingFileError
 from engine.job import Job, JobResult, load_codec, run_job
 from engine.log import MARKER, CommitLog, recover
-from engine.manifest import Drop
+from engine.manifest import ALL_TAGS, Drop
 from engine.sstable import Table, TableWriter
 from tests.engine.toy import REGISTERS, SETS, register
 from tests.sim.disk import SimDisk
@@ -271,6 +272,98 @@ def test_the_dead_stay_as_stubs_unless_nothing_lies_below(is_bottom: bool) -> No
     stubs = [(key(b"a"), COMPLETE, register(5, dead=True)), (key(b"c"), 0, register(5, dead=True))]
     expected = [entries[1]] if is_bottom else [stubs[0], entries[1], stubs[1]]
     assert entries_of(disk) == expected
+
+
+def stubs_of(position_max: int, horizon_position: int, kind: str) -> list[bytes]:
+    disk = new_disk()
+    dead, live = register(5, dead=True), register(5, b"v")
+    if kind == "flush":
+        names = segments_of(disk, [(COMPLETE, 1, b"a", dead), (0, 1, b"b", live)])
+    else:
+        entries = [(key(b"a"), COMPLETE, dead), (key(b"b"), 0, live)]
+        names = [table_of(disk, "1.sst", entries, REGISTERS, (0, position_max))]
+        names.append(table_of(disk, "0.sst", [(key(b"c"), 0, dead)], REGISTERS, (0, 1)))
+    job = new_job(kind, names, is_bottom=True, position_max=position_max)
+    job.horizon_position = horizon_position
+    run_job(disk, job, REGISTERS)
+    assert all(flags == COMPLETE for _, flags, _ in entries_of(disk))
+    return [found[2:] for found, _, _ in entries_of(disk)]
+
+
+@pytest.mark.parametrize("kind", ["flush", "compact"])
+def test_the_dead_are_forgotten_at_the_bottom_only_up_to_the_horizon(kind: str) -> None:
+    assert stubs_of(9, 9, kind) == [b"b"]
+    assert stubs_of(9, 8, kind)[:2] == [b"a", b"b"]
+
+
+def test_the_output_is_cut_between_keys_and_a_flush_is_not() -> None:
+    disk = new_disk()
+    rows = [b"a%03d" % number for number in range(300)]
+    upper = [(key(row), 0, b"ab") for row in rows[::2]]
+    lower = [(key(row), COMPLETE, b"bc") for row in rows]
+    names = [
+        table_of(disk, "2.sst", upper, SETS, (5, 9)),
+        table_of(disk, "1.sst", lower, SETS, (0, 4)),
+    ]
+    result = run_job(disk, new_job("compact", names, table_bytes=1000), SETS)
+    count = len(result.tables)
+    assert count > 3
+    assert result.tables == ["out.sst", *(f"out-{number}.sst" for number in range(1, count))]
+    found = [entries_of(disk, name) for name in result.tables]
+    assert [k[2:] for entries in found for k, _, _ in entries] == rows  # Each key once, in order.
+    raws = [raw for entries in found for _, _, raw in entries]
+    assert raws == [b"abc", b"bc"] * 150
+    assert result.entry_count == 300
+    metas = [Table.open(disk, name).meta for name in result.tables]
+    assert {(meta.position_min, meta.position_max) for meta in metas} == {(0, 9)}
+    assert len({meta.entry_count for meta in metas[:-1]}) == 1
+    assert 900 <= metas[0].raw_bytes + 5 * metas[0].entry_count < 1100
+    segment = segments_of(disk, [(COMPLETE, 1, row, b"x") for row in rows])
+    assert run_job(disk, new_job("flush", segment, output="f.sst"), SETS).tables == ["f.sst"]
+
+
+@pytest.mark.parametrize("nth", range(1, 8))
+@pytest.mark.parametrize("fault", ["write_error_in", "sync_error_in"])
+def test_a_job_that_fails_in_a_later_table_removes_the_earlier_ones(fault: str, nth: int) -> None:
+    disk = new_disk()
+    entries = [(key(b"a%03d" % number), COMPLETE, b"x" * 50) for number in range(200)]
+    name = table_of(disk, "1.sst", entries, SETS, (0, 9))
+    setattr(disk.faults, fault, nth)
+    with pytest.raises(DiskError):
+        run_job(disk, new_job("compact", [name], table_bytes=1000), SETS)
+    assert disk.names() == [name]
+
+
+def test_a_move_and_a_removal_need_no_work() -> None:
+    disk = new_disk()
+    for kind in ("move", "remove"):
+        assert run_job(disk, new_job(kind, ["nothing.sst"]), SETS) == JobResult([], 0)
+    assert disk.names() == []
+
+
+def test_a_marker_of_slots_drops_what_came_before_it_there() -> None:
+    disk = new_disk()
+    row, raw = Marker(None, 2, 3).encode()
+    names = segments_of(
+        disk,
+        [(COMPLETE, slot, b"a", b"old") for slot in range(1, 5)],
+        [(MARKER, 0, row, raw), (COMPLETE, 3, b"b", b"new")],
+    )
+    run_job(disk, new_job("flush", names), SETS)
+    assert [found for found, _, _ in entries_of(disk)] == [key(b"a"), key(b"b", 3), key(b"a", 4)]
+
+
+def test_a_drop_that_was_carried_out_is_not_asked_of_the_output_again() -> None:
+    """Else a table of which it hides a part by its slots would be rewritten for ever."""
+    disk = new_disk()
+    entries = [(key(b"a", slot), COMPLETE, b"x") for slot in range(1, 6)]
+    name = table_of(disk, "1.sst", entries, SETS, (0, 9))
+    drops = [Drop(20, ALL_TAGS, 2, 4), Drop(30, ALL_TAGS, 7, 8), Drop(40, ord("b"))]
+    run_job(disk, new_job("compact", [name], drops=drops), SETS)
+    assert [found for found, _, _ in entries_of(disk)] == [key(b"a"), key(b"a", 5)]
+    meta = Table.open(disk, "out.sst").meta
+    assert meta.position_max == 20  # Not the others': they hide nothing here.
+    assert hiding(drops, [meta]) == []
 
 
 # What goes wrong

@@ -10,11 +10,13 @@ from xxhash import xxh3_64_intdigest
 
 from engine import manifest
 from engine.errors import CorruptionError, DiskError, SyncError, UnknownFormatError
-from engine.manifest import FORMAT_VERSION, MAGIC, NAME, Drop, Manifest
+from engine.manifest import ALL_TAGS, FORMAT_VERSION, MAGIC, NAME, Drop, Manifest
 from tests.sim.disk import PowerCut, SimDisk
 
-FULL = Manifest(FORMAT_VERSION, 12, 7, ["b.sst", "a.sst"], [Drop(9, 3), Drop(10, 255)], b"state")
-EMPTY = Manifest(FORMAT_VERSION, 0, 0, [], [], b"")
+LEVELS = [["d.sst", "c.sst"], [], ["a.sst", "b.sst"]]
+DROPS = [Drop(9, 3), Drop(10, 255), Drop(11, ALL_TAGS, 5, 6)]
+FULL = Manifest(FORMAT_VERSION, 12, 7, LEVELS, DROPS, b"state")
+EMPTY = Manifest(FORMAT_VERSION, 0, 0, [[]], [], b"")
 TEMPORARY = "manifest.tmp"
 
 
@@ -63,13 +65,28 @@ def test_a_new_one_replaces_the_old_one() -> None:
     assert manifest.read(disk) == EMPTY
 
 
-def test_the_bytes_of_version_1_are_still_read() -> None:
-    body = bytes.fromhex("96010c0791a5") + b"b.sst" + bytes.fromhex("91920903")
+def test_the_bytes_of_version_1_become_level_0() -> None:
+    body = bytes.fromhex("96010c0792a5") + b"b.sst" + b"\xa5a.sst" + bytes.fromhex("91920903")
     body += bytes.fromhex("c401") + b"s"
     disk = new_disk()
     put(disk, NAME, framed(body))
-    assert manifest.read(disk) == Manifest(1, 12, 7, ["b.sst"], [Drop(9, 3)], b"s")
-    assert written(Manifest(1, 12, 7, ["b.sst"], [Drop(9, 3)], b"s")) == framed(body)
+    expected = Manifest(2, 12, 7, [["b.sst", "a.sst"]], [Drop(9, 3)], b"s")
+    assert manifest.read(disk) == expected
+    assert manifest.read(disk).drops == [Drop(9, 3, 0, 16384)]  # type: ignore[union-attr]
+    assert bytes_of(disk) == framed(body)
+    manifest.write(disk, expected)
+    assert manifest.read(disk) == expected
+
+
+def test_the_bytes_of_version_2_are_still_read() -> None:
+    body = bytes.fromhex("96020c0792") + b"\x91\xa5b.sst" + b"\x91\xa5a.sst"
+    body += bytes.fromhex("91940903 05 06") + bytes.fromhex("c401") + b"s"
+    disk = new_disk()
+    put(disk, NAME, framed(body))
+    expected = Manifest(2, 12, 7, [["b.sst"], ["a.sst"]], [Drop(9, 3, 5, 6)], b"s")
+    assert manifest.read(disk) == expected
+    assert written(expected) == framed(body)
+    assert expected.tables == ["b.sst", "a.sst"]
 
 
 def test_a_new_folder_has_none() -> None:
@@ -106,7 +123,7 @@ def test_every_cut_and_anything_appended_is_found() -> None:
             manifest.read(disk)
 
 
-@pytest.mark.parametrize("version", [0, 2, 3, 1 << 40])
+@pytest.mark.parametrize("version", [0, 3, 4, 1 << 40])
 def test_another_format_version_is_refused_and_not_touched(version: int) -> None:
     """Whatever its layout is: only the version stands at its place."""
     disk = new_disk()

@@ -217,3 +217,26 @@ def test_groups_are_bounded_in_bytes_and_number() -> None:
         group_bytes = sum(len(key) + len(raw) for key, _, raw in group)
         assert len(group) == 1 or (group_bytes <= GROUP_BYTES and len(group) <= 1024)
     assert len(groups) < 20
+
+
+def test_at_the_bottom_stubs_stay_where_they_may_not_be_forgotten() -> None:
+    layers = [
+        [(b"\0\1a", 0, register(2, dead=True)), (b"\0\1b", 0, register(2, b"v"))],
+        [(b"\0\1a", COMPLETE, register(1, b"old"))],
+    ]
+    for is_bottom in (True, False):
+        sources = [iter(layer) for layer in layers]
+        found = list(
+            merge(sources, RegisterCodec(), now_ms=NOW_MS, is_bottom=is_bottom, may_forget=False)
+        )
+        assert found == [
+            (b"\0\1a", COMPLETE, register(2, dead=True)),
+            (b"\0\1b", COMPLETE if is_bottom else 0, register(2, b"v")),
+        ]
+    sources = [iter(layer) for layer in layers]
+    assert [k for k, _, _ in merge(sources, RegisterCodec(), now_ms=NOW_MS, is_bottom=True)] == [
+        b"\0\1b"
+    ]
+    # Above the bottom nothing is forgotten, whoever allows it.
+    sources = [iter(layer) for layer in layers]
+    assert len(list(merge(sources, RegisterCodec(), now_ms=NOW_MS, is_bottom=False))) == 2

@@ -11,13 +11,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import msgspec
 import pytest
+from xxhash import xxh3_64_intdigest
 
+from engine import manifest
 from engine.codec import Fate, RecordCodec
+from engine.compaction import L0_COUNT
 from engine.errors import CorruptionError, DiskFullError, LockedError
 from engine.job import Job, JobResult, run_job
+from engine.manifest import Drop
 from engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
-from engine.store import FROZEN_MAX, NO_PINS, PageFault, Pins, Store, StoreSettings
+from engine.store import FROZEN_MAX, NO_PINS, PageFault, Pins, SlotScan, Store, StoreSettings
 from tests.engine.toy import REGISTERS, SETS, register
 from tests.sim.disk import SimDisk
 
@@ -27,9 +32,28 @@ Place = tuple[int, bytes]
 """Slot and row."""
 
 SETTINGS = {
-    "no caches": StoreSettings(600, 0, 0, 1 << 20, block_bytes=64, slot_count=SLOT_COUNT),
+    "no caches": StoreSettings(
+        600,
+        0,
+        0,
+        1 << 20,
+        block_bytes=64,
+        slot_count=SLOT_COUNT,
+        table_bytes=400,
+        level_1_bytes=700,
+        l0_count=3,
+    ),
     "tiny caches": StoreSettings(
-        1500, 3000, 20_000, 1 << 20, block_bytes=100, compression="none", slot_count=SLOT_COUNT
+        1500,
+        3000,
+        20_000,
+        1 << 20,
+        block_bytes=100,
+        compression="none",
+        slot_count=SLOT_COUNT,
+        table_bytes=700,
+        level_1_bytes=900,
+        l0_count=4,
     ),
     "short logs": StoreSettings(
         1 << 20, 1 << 20, 1 << 20, 800, block_bytes=200, slot_count=SLOT_COUNT
@@ -92,6 +116,7 @@ class World:
         self.job: Job | None = None
         self.result: JobResult | None = None
         self.counts: dict[str, int] = {}
+        self.scan: tuple[SlotScan, list[tuple[bytes, bytes]], int] | None = None
         self.open(SimDisk(random.Random(seed)))
 
     def open(self, disk: SimDisk) -> None:
@@ -106,6 +131,7 @@ class World:
         )
         self.store.capture = lambda: b"%d" % self.time
         self.job = self.result = None
+        self.scan = None
 
     def restore(self, state: bytes) -> None:
         self.seen_time = int(state)
@@ -154,6 +180,41 @@ class World:
         tags = self.rng.sample(TAGS, self.rng.randrange(1, 3))
         self.store.drop(tags)
         self.model = {place: raw for place, raw in self.model.items() if place[1][0] not in tags}
+
+    def drop_slots(self) -> None:
+        first = self.rng.randrange(SLOT_COUNT)
+        last = min(SLOT_COUNT - 1, first + self.rng.randrange(2))
+        self.store.drop_slots(first, last)
+        kept = {place: raw for place, raw in self.model.items() if not first <= place[0] <= last}
+        self.model = kept
+
+    def read_snapshot(self) -> None:
+        """Begin a scan of a slot, or read on in one: it shows the slot as it was when it began."""
+        if self.scan is None:
+            slot = self.rng.randrange(SLOT_COUNT)
+            shown = [
+                (row, raw)
+                for (at, row), raw in sorted(self.model.items())
+                if at == slot and self.visible(row, raw) is not None
+            ]
+            self.scan = self.store.snapshot_scan(slot), shown, self.now_ms
+            return
+        scan, expected, now_ms = self.scan
+        limit = self.rng.choice([1, 2, 5])
+        while True:
+            try:
+                page = scan.page(limit)
+                break
+            except PageFault as fault:
+                fault.resolve()
+        assert len(page) <= limit
+        live = [(row, raw) for row, raw in page if self.codec.fate(row, raw, now_ms) is Fate.LIVE]
+        assert expected[: len(live)] == live
+        self.scan = scan, expected[len(live) :], now_ms
+        if not page or self.rng.random() < 0.02:
+            assert page or expected == []
+            scan.close()
+            self.scan = None
 
     def write(self) -> None:
         """A tick; while the store is stalled, ticks and jobs go on, and writes do not."""
@@ -315,7 +376,9 @@ class World:
 OPERATIONS: dict[str, tuple[float, Callable[[World], None]]] = {
     "complete": (30, World.apply_complete),
     "delta": (15, World.apply_delta),
-    "drop": (0.6, World.drop),
+    "drop": (0.4, World.drop),
+    "drop slots": (0.5, World.drop_slots),
+    "snapshot": (5, World.read_snapshot),
     "write": (12, World.write),
     "sync": (2, World.sync),
     "freeze": (2, World.freeze),
@@ -367,14 +430,23 @@ def test_the_random_operations_reach_what_they_are_for() -> None:
             seen.add("deltas")
         if len(store.frozen) == FROZEN_MAX:
             seen.add("two frozen")
-        if len(store.tables) > 3:
+        if sum(map(bool, store.levels.levels)) > 2:
+            seen.add("three levels")
+        if any(len(level) > 2 for level in store.levels.levels[1:]):
             seen.add("many tables")
+        if any(drop.slot_max < SLOT_COUNT for drop in store.manifest.drops):
+            seen.add("drops of slots")
+        if world.scan and any(table not in store.tables for table in store._retirement.all()):
+            seen.add("held tables")
     stats = world.store.stats
-    assert seen == {"drops", "deltas", "two frozen", "many tables"}
+    expected = {"drops", "drops of slots", "deltas", "two frozen", "three levels", "many tables"}
+    assert seen == expected | {"held tables"}
     assert min(stats.flushes, stats.compactions, stats.faults, stats.stalls) > 5
+    assert min(stats.delays, stats.entries_dropped, stats.tables_moved) > 5
+    assert stats.write_amplification > 1
     assert min(store.rows.hit_count, store.rows.miss_count) > 5
     assert min(store.blocks.hit_count, store.blocks.miss_count) > 5
-    assert len(store.tables) < 15
+    assert len(store.levels.levels[0]) < 15
 
 
 # Single cases that the random operations would find late, or not at all
@@ -415,7 +487,7 @@ def test_a_table_that_was_replaced_while_a_page_was_awaited() -> None:
     """The file is gone, or its number is another's: the command asks again, and finds the new table."""
     for fetched_first in (False, True):
         store = new_store(SETTINGS["one block"])
-        for number in range(4):
+        for number in range(L0_COUNT):
             store.apply(0, b"a1", bytes(range(97, 98 + number)))
             store.apply(0, b"b%d" % number, b"y")
             flush(store)
@@ -433,7 +505,7 @@ def test_a_table_that_was_replaced_while_a_page_was_awaited() -> None:
         with pytest.raises(PageFault) as again:
             store.get(0, b"a1")
         again.value.resolve()
-        assert store.get(0, b"a1") == b"abcd"
+        assert store.get(0, b"a1") == b"abcdefgh"
 
 
 def test_a_damaged_page_is_an_error_and_not_a_wrong_answer() -> None:
@@ -568,8 +640,9 @@ def test_dropping_everything_gives_the_space_back_without_a_write() -> None:
     store.drop([ord("a")])
     store.write()
     store.log.sync()
-    for _ in range(3):
-        do_job(store)
+    assert do_job(store).kind == "remove"
+    assert store.stats.entries_dropped == 3
+    assert store.stats.table_reads == 0
     assert store.tables == []
     assert store.manifest.drops == []
     assert store.next_job(0) is None
@@ -633,8 +706,9 @@ def test_one_job_at_a_time_and_an_abandoned_one_is_given_again() -> None:
 
 def test_no_compaction_without_room_but_a_flush_is_what_makes_room() -> None:
     store = new_store()
-    for number in range(4):
-        store.apply(0, b"a%d" % number, b"x")
+    for number in range(L0_COUNT):
+        store.apply(0, b"a%d" % number, b"x" * number)
+        store.apply(0, b"a", b"x")
         flush(store)
     size = store.table_bytes
     assert store.next_job(0, room_bytes=size - 1) is None
@@ -698,3 +772,263 @@ def test_next_slot_passes_empty_slots_in_memory_and_in_tables() -> None:
     store.apply(1, b"a1", b"x")
     assert [store.next_slot(slot) for slot in range(SLOT_COUNT)] == [1, 1, 2, 4, 4]
     assert [store.holds_slot(slot) for slot in (1, 2, 4)] == [True] * 3
+
+
+# Levels
+
+
+def fill_levels(store: Store) -> None:
+    """Tables on three levels, with several versions of most rows."""
+    rng = random.Random(3)
+    for _ in range(30):
+        for _ in range(20):
+            number = rng.randrange(60)
+            store.apply(number % SLOT_COUNT, b"a%02d" % number, rng.randbytes(30))
+        flush(store)
+        compact(store)
+    assert sum(map(bool, store.levels.levels)) >= 2
+
+
+def compact(store: Store) -> list[str]:
+    store.log.sync()
+    kinds = []
+    while store.next_job(0) is not None:
+        job = store._job
+        assert job is not None
+        finish(store, job, run_job(store.disk, job, store.codec))
+        kinds.append(job.kind)
+    return kinds
+
+
+def contents(store: Store) -> dict[Place, bytes]:
+    return {
+        (slot, row): raw
+        for slot in range(SLOT_COUNT)
+        for row, raw in store.scan(slot, b"", 1000)[0]
+    }
+
+
+def test_levels_are_found_again_after_a_restart() -> None:
+    store = new_store(SETTINGS["no caches"])
+    fill_levels(store)
+    expected, levels = contents(store), store.levels.names
+    assert levels == store.manifest.levels
+    store.close()
+    store = open_store(disk_of(store).kill(), SETS, SETTINGS["no caches"])
+    assert store.levels.names == levels
+    assert contents(store) == expected
+
+
+def test_a_folder_of_format_1_is_converted() -> None:
+    """Its tables become level 0 in their order, and newer rows stay in front of older ones."""
+    store = new_store(SETTINGS["one block"])
+    for number in range(3):
+        store.apply(0, b"a1", b"%d" % number)
+        store.apply(0, b"a%d" % (5 + number), b"x")
+        flush(store)
+    store.drop([ord("b")])
+    store.close()
+    disk = disk_of(store).kill()
+    current = manifest.read(disk)
+    assert current is not None
+    fields = [1, current.log_start, current.next_table, current.levels[0], [[9, ord("z")]], b""]
+    put_manifest(disk, msgspec.msgpack.encode(fields))
+    store = open_store(disk, SETS, SETTINGS["one block"])
+    assert store.manifest.levels == current.levels
+    assert [store.get(0, row) for row in (b"a1", b"a5", b"a7")] == [b"2", b"x", b"x"]
+    assert store.manifest.drops[0] == Drop(9, ord("z"))
+    written = manifest.read(store.disk)
+    assert written is not None
+    assert written.format_version == manifest.FORMAT_VERSION == 2
+
+
+def put_manifest(disk: SimDisk, body: bytes) -> None:
+    disk.remove(manifest.NAME)
+    file = disk.create(manifest.NAME)
+    checksum = xxh3_64_intdigest(body).to_bytes(8, "little")
+    file.append(manifest.MAGIC + len(body).to_bytes(8, "little") + checksum + body)
+    file.sync()
+    file.close()
+    disk.sync_names()
+
+
+def test_a_table_that_overlaps_nothing_is_moved_as_it_is() -> None:
+    store = new_store(SETTINGS["no caches"])
+    for slot in range(SLOT_COUNT):
+        store.apply(slot, b"a1", b"x" * 100)
+        flush(store)
+    names = {table.name for table in store.tables}
+    assert set(compact(store)) == {"move"}
+    assert {table.name for table in store.tables} == names
+    assert store.stats.tables_moved >= 3
+    assert store.stats.bytes_compacted == 0
+    assert store.stats.write_amplification == 1.0
+    assert [store.get(slot, b"a1") for slot in range(SLOT_COUNT)] == [b"x" * 100] * SLOT_COUNT
+
+
+def test_the_statistics_of_levels_add_up() -> None:
+    store = new_store(SETTINGS["no caches"])
+    fill_levels(store)
+    stats = store.level_stats()
+    assert sum(level.file_bytes for level in stats) == store.table_bytes
+    assert sum(level.table_count for level in stats) == len(store.tables)
+    made = store.stats.bytes_flushed + store.stats.bytes_compacted
+    assert made > store.table_bytes
+    assert store.stats.write_amplification == made / store.stats.bytes_flushed
+    assert sum(level.entry_count for level in stats) + store.stats.entries_dropped > 300
+
+
+def test_abandoning_a_job_of_several_tables_leaves_none_of_them() -> None:
+    store = new_store(SETTINGS["no caches"])
+    for number in range(3):
+        for row in range(20):
+            store.apply(0, b"a%02d" % row, bytes(range(number, 100 + number)))
+        flush(store)
+    expected = contents(store)
+    job = store.next_job(0)
+    assert job is not None
+    assert len(run_job(store.disk, job, SETS).tables) > 2
+    store.disk.create(f"{job.output[:-4]}-9.sst.tmp").close()
+    store.abandon(job)
+    assert compact(store)
+    tables = {name for name in store.disk.names() if ".sst" in name}
+    assert tables == {table.name for table in store.tables}
+    assert contents(store) == expected
+
+
+def test_what_is_deleted_above_the_bottom_stays_deleted() -> None:
+    """Its stub must lie above the old version until both have met."""
+    settings = SETTINGS["no caches"]
+    store = open_store(SimDisk(random.Random(1)), REGISTERS, settings)
+    filler = register(1, b"f" * 60)
+    for number in range(60):
+        store.apply(number % SLOT_COUNT, b"a%02d" % number, filler)
+        if number % 10 == 9:
+            flush(store)
+            compact(store)
+    assert len(store.levels.levels) > 2
+    store.apply(0, b"a00", register(2, dead=True))
+    for round_number in range(20):
+        for slot in range(SLOT_COUNT):
+            store.apply(slot, b"b%02d" % round_number, filler)
+        flush(store)
+        compact(store)
+        raw = store.get(0, b"a00")
+        assert raw is None or raw == register(2, dead=True)
+
+
+# Drops of slots
+
+
+def test_drops_of_slots_hide_rows_in_memory_and_in_tables_and_after_a_restart() -> None:
+    settings = SETTINGS["one block"]
+    store = new_store(settings)
+
+    def found(slot: int) -> list[bytes | None]:
+        return [store.get(slot, b"%c%d" % (kind, slot)) for kind in b"abcd"]
+
+    for kind in b"abcd":
+        for slot in range(SLOT_COUNT):
+            is_complete = kind != ord("d")
+            store.apply(slot, b"%c%d" % (kind, slot), b"%c" % kind, is_complete=is_complete)
+        if kind == ord("a"):
+            flush(store)
+        elif kind == ord("b"):
+            store.freeze()
+    store.drop_slots(1, 2)
+    store.apply(2, b"a2", b"after")
+    for _ in range(2):
+        for slot in (0, 3, 4):
+            assert found(slot) == [b"a", b"b", b"c", b"d"]
+        assert found(1) == [None] * 4
+        assert found(2) == [b"after", None, None, None]
+        store.write()
+        store = open_store(disk_of(store).kill(), SETS, settings)
+    flush(store)
+    assert store.manifest.drops != []
+    assert found(1) == [None] * 4
+    compact(store)
+    assert store.manifest.drops == []  # Carried out: 2 of 5 slots are much of the first table.
+    assert not any(slot == 1 for slot, _ in contents(store))
+    assert found(2) == [b"after", None, None, None]
+
+
+def test_dropping_all_slots_of_a_table_removes_it_unread() -> None:
+    store = new_store()
+    store.apply(1, b"a1", b"x")
+    flush(store)
+    store.apply(3, b"a1", b"y")
+    flush(store)
+    store.drop_slots(0, 2)
+    store.write()
+    assert store.next_job(0) is None  # The marker is not durable.
+    assert compact(store) == ["remove"]
+    assert [len(store.tables), store.get(3, b"a1")] == [1, b"y"]
+    assert store.manifest.drops == []
+
+
+# The horizon
+
+
+def test_the_dead_are_kept_until_the_horizon_has_passed_them() -> None:
+    store = open_store(SimDisk(random.Random(1)), REGISTERS, SETTINGS["one block"])
+    store.horizon_position = 0
+    stub = register(1, dead=True)
+    store.apply(0, b"a1", stub)
+    store.apply(0, b"a2", register(1, b"v", expires_at_ms=5))
+    assert store.forget(0, b"a2", 10)
+    assert store.get(0, b"a2") == stub
+    store.freeze()
+    do_job(store, now_ms=10)
+    assert [store.get(0, row) for row in (b"a1", b"a2")] == [stub, stub]
+    assert compact(store) == []
+    store.horizon_position = store.tables[0].meta.position_max - 1
+    assert compact(store) == []
+    store.horizon_position += 1
+    assert compact(store) == ["compact"]
+    assert store.tables == []
+
+
+# Too much to do
+
+
+def test_writes_slow_down_before_they_stop_for_a_flush() -> None:
+    settings = StoreSettings(10_000, 0, 0, 1 << 20, slot_count=SLOT_COUNT, write_delay_max_s=0.5)
+    store = new_store(settings)
+    delays = []
+    for number in range(200):
+        store.apply(0, b"a%d" % number, b"x")
+        store.write()
+        delays.append((len(store.frozen), store.write_delay_s))
+        if store.is_stalled:
+            break
+    assert all(delay == 0.0 for frozen, delay in delays if frozen == 0)
+    slow = [delay for frozen, delay in delays if frozen == 1]
+    assert slow == sorted(slow)
+    assert slow[len(slow) // 3] == 0.0
+    assert 0.4 < slow[-1] <= 0.5
+    assert delays[-1][0] == FROZEN_MAX
+    assert store.stats.delays == sum(delay > 0 for _, delay in delays)
+    do_job(store)
+    do_job(store)
+    assert store.write_delay_s == 0.0
+
+
+def test_writes_slow_down_and_stop_where_level_0_gets_long() -> None:
+    settings = StoreSettings(
+        1 << 20, 0, 0, 1 << 20, slot_count=SLOT_COUNT, l0_slow_count=4, l0_stop_count=8
+    )
+    store = new_store(settings)
+    delays = []
+    for number in range(8):
+        store.apply(0, b"a1", b"x" * (number + 1))
+        flush(store)
+        delays.append(store.write_delay_s / settings.write_delay_max_s)
+        assert store.is_stalled == (number == 7)
+    assert delays == pytest.approx([0, 0, 0, 0, 0.25, 0.5, 0.75, 1.0])
+    # Nobody waits for a compaction that does not come.
+    assert store.next_job(0, room_bytes=0) is None
+    assert not store.is_stalled
+    assert compact(store) == ["compact"]
+    assert store.write_delay_s == 0.0
+    assert not store.is_stalled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -26,12 +27,31 @@ metas = st.builds(
     tags=st.dictionaries(st.integers(0, 255), st.builds(TagCount, u64, u64)),
     block_count=u64,
     file_bytes=u64,
+    complete_count=u64,
+    key_bytes=u64,
 )
 
 
 @given(metas)
 def test_what_is_encoded_is_decoded(meta: TableMeta) -> None:
-    assert decode_meta(encode_meta(meta), meta.block_count, meta.file_bytes) == meta
+    assert decode_meta(encode_meta(meta), meta.block_count, meta.file_bytes, version=2) == meta
+
+
+@given(metas)
+def test_version_1_said_nothing_of_keys_and_complete_entries(meta: TableMeta) -> None:
+    data = encode_meta(meta)
+    old = decode_meta(data[:48] + data[64:], meta.block_count, meta.file_bytes, version=1)
+    assert old == replace(meta, complete_count=None, key_bytes=None)
+    assert (old.delta_count, old.value_bytes) == (None, None)
+
+
+@given(metas, st.data())
+def test_another_length_is_an_error(meta: TableMeta, data: st.DataObject) -> None:
+    encoded = encode_meta(meta)
+    length = data.draw(st.integers(0, len(encoded) - 1))
+    for wrong in (encoded[:length], encoded + b"\0"):
+        with pytest.raises(ValueError, match="meta section"):
+            decode_meta(wrong, 0, 0, version=2)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 64, 65, 66, 1000])

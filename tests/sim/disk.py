@@ -12,6 +12,9 @@ What it models, and where it is harsher than most real disks:
   did not. One sector is written as a whole.
 - Names have an order of unsynced changes. A power cut keeps any subset of them. Syncing a file does
   not keep its name.
+- A file may have names in several folders (`link`), and is torn once for all of them. Folders are
+  made durably at once; the removal of one can come undone until names are synced. `crash` and
+  `kill` are for the outermost folder, and end the process for the inner ones as well.
 - A failed sync drops the unsynced data: readers go on seeing it, later syncs succeed, and the
   platter never gets it. `drop_cache` shows the truth. A failed sync of names drops nothing:
   journals keep the changes or stop the file system.
@@ -20,17 +23,22 @@ What it models, and where it is harsher than most real disks:
   and make the old object and its files unusable, so that no test goes on with a dead process by
   mistake.
 
+- `flip_bit` damages what is on the platter, and `Flip.heal` takes that back.
+
 Faults are set in `Disk.faults`, by the number of operations until they happen. They belong to the
-whole disk and outlive kills and crashes, as a bad disk does.
+whole disk and outlive kills and crashes, as a bad disk does. `Faults.fired` counts what came true, by
+the names in `FAULT_KINDS`: a campaign in which a kind never fired shows nothing about it.
 """
 
 import errno
 import os
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from engine.disk import Disk
 from engine.errors import (
     DiskError,
     DiskFullError,
@@ -41,6 +49,24 @@ from engine.errors import (
 )
 
 SECTOR_BYTES = 512
+
+FAULT_KINDS = (
+    "read error",
+    "write error",
+    "name error",
+    "failed sync",
+    "failed sync of names",
+    "data lost after a failed sync",
+    "full disk",
+    "short write",
+    "power cut",
+    "lost bytes",
+    "zeros for lost bytes",
+    "torn write",
+    "lost name",
+    "flipped bit",
+)
+"""What can come true of a disk. A write is torn if some of its sectors survive a power cut and some do not."""
 
 
 class PowerCut(Exception):
@@ -57,6 +83,8 @@ class Faults:
     read_error_in: int | None = None
     write_error_in: int | None = None
     sync_error_in: int | None = None
+    # Making, renaming, linking and removing. A rename that fails may have been done.
+    name_error_in: int | None = None
     # An error that came once comes every time from then on.
     is_lasting: bool = False
     # Any operation that changes the disk, which may or may not have been done when the power goes.
@@ -70,6 +98,8 @@ class Faults:
     # Lies: success is reported, and nothing is durable.
     ignores_sync: bool = False
     ignores_sync_names: bool = False
+    # What came true so far, by its kind.
+    fired: Counter[str] = field(default_factory=Counter)
 
 
 class Inode:
@@ -112,8 +142,10 @@ class Inode:
         self.sectors.clear()
         self.sizes = [len(self.content)]
 
-    def fail_sync(self) -> None:
+    def fail_sync(self, fired: Counter[str]) -> None:
         """Lose the unsynced sectors, but not from the cache. The length is not data, and waits."""
+        fired["failed sync"] += 1
+        fired["data lost after a failed sync"] += bool(self.sectors)
         self.dropped.update(self.sectors)
         self.sectors.clear()
 
@@ -125,8 +157,10 @@ class Inode:
                 self.content[at:end] = bytes(self.durable[at:end]).ljust(end - at, b"\0")
         self.dropped.clear()
 
-    def cut_power(self, rng: random.Random) -> None:
+    def cut_power(self, rng: random.Random, fired: Counter[str]) -> None:
         """Keep any subset of what is not durable."""
+        cached = bytes(self.content)
+        dirty = sorted(self.sectors)
         # Mixed most of the time; the extremes find other bugs, and a fair coin hardly ever makes
         # them.
         newest_chance = rng.choice((0.0, 0.5, 0.5, 0.9, 1.0))
@@ -141,6 +175,18 @@ class Inode:
         self.sectors.clear()
         self.dropped.clear()
         self.sizes = [len(self.content)]
+        self._tell(cached, dirty, fired)
+
+    def _tell(self, cached: bytes, dirty: list[int], fired: Counter[str]) -> None:
+        """Count what the power cut did to the dirty sectors of what readers saw."""
+        ranges = [slice(n * SECTOR_BYTES, (n + 1) * SECTOR_BYTES) for n in dirty]
+        lost = [each for each in ranges if self.content[each] != cached[each]]
+        fired["lost bytes"] += bool(lost)
+        fired["torn write"] += 0 < len(lost) < len(ranges)
+        fired["zeros for lost bytes"] += any(
+            any(cached[each]) and self.content[each] and not any(self.content[each])
+            for each in lost
+        )
 
     def _surviving_size(self, rng: random.Random) -> int:
         kind = rng.randrange(4)
@@ -149,6 +195,22 @@ class Inode:
         if kind == 1:
             return rng.choice(self.sizes)
         return rng.randint(min(self.sizes), max(self.sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """One damaged bit of a file, which `heal` puts right, as a repair from elsewhere would."""
+
+    inode: Inode
+    offset: int
+    mask: int
+    damaged: int
+
+    def heal(self) -> None:
+        """Put it right, if the damaged byte is still there."""
+        for data in (self.inode.content, self.inode.durable):
+            if self.offset < len(data) and data[self.offset] == self.damaged:
+                data[self.offset] ^= self.mask
 
 
 _NameChange = tuple[str | None, str | None, Inode]
@@ -166,8 +228,37 @@ class _Platter:
     names: dict[str, Inode] = field(default_factory=dict)
     durable_names: dict[str, Inode] = field(default_factory=dict)
     name_changes: list[_NameChange] = field(default_factory=list)
+    folders: dict[str, "_Platter"] = field(default_factory=dict)
+    removed_folders: dict[str, "_Platter"] = field(default_factory=dict)
     lock_owner: "SimDisk | None" = None
     pid: int = 1
+
+    def cut_power(self) -> None:
+        """Keep any subset of the changes of names, and any of the folders whose removal is not durable."""
+        chance = self.rng.choice((0.0, 0.5, 1.0))
+        for change in self.name_changes:
+            if self.rng.random() < chance:
+                _apply(self.durable_names, change)
+            else:
+                self.faults.fired["lost name"] += 1
+        self.name_changes.clear()
+        self.names = dict(self.durable_names)
+        for name, folder in self.removed_folders.items():
+            if self.rng.random() < 0.5:
+                self.folders.setdefault(name, folder)
+        self.removed_folders.clear()
+
+    def tree(self) -> "list[_Platter]":
+        """This folder and all in it, those among them whose removal is not durable."""
+        inner = [*self.folders.values(), *self.removed_folders.values()]
+        return [self, *(each for platter in inner for each in platter.tree())]
+
+
+@dataclass(slots=True)
+class _Process:
+    """What ends when a process does: shared by the folders that it opened."""
+
+    is_dead: bool = False
 
 
 class SimDisk:
@@ -176,13 +267,15 @@ class SimDisk:
     def __init__(
         self, rng: random.Random, *, path: str = "/sim", faults: Faults | None = None
     ) -> None:
-        self._begin(_Platter(rng, faults or Faults()), path)
+        platter = _Platter(rng, faults or Faults())
+        self._begin(platter, path, root=platter, process=_Process())
 
-    def _begin(self, platter: _Platter, path: str) -> None:
+    def _begin(self, platter: _Platter, path: str, *, root: _Platter, process: _Process) -> None:
         self.path = path
         self._platter = platter
+        self._root = root
+        self._process = process
         self._is_closed = False
-        self._is_dead = False
 
     @property
     def faults(self) -> Faults:
@@ -190,16 +283,20 @@ class SimDisk:
 
     def again(self) -> "SimDisk":
         """Return the same folder as another process sees it at the same time."""
+        return self._opened(self._platter, self.path, _Process())
+
+    def _opened(self, platter: _Platter, path: str, process: _Process) -> "SimDisk":
         other = SimDisk.__new__(SimDisk)
-        other._begin(self._platter, self.path)
+        other._begin(platter, path, root=self._root, process=process)
         return other
 
     # -- The protocol ------------------------------------------------------------------------
 
     def create(self, name: str) -> "SimFile":
         path = self._check(name, "create")
-        if name in self._platter.names:
+        if name in self._platter.names or name in self._platter.folders:
             raise _error(NameTakenError, errno.EEXIST, path, "create")
+        self._fail_if_due(path, "create")
         inode = Inode()
         self._change_name((None, name, inode))
         return SimFile(self, name, inode, is_writable=True)
@@ -212,7 +309,7 @@ class SimDisk:
 
     def names(self) -> list[str]:
         self._check("", "list")
-        return sorted(self._platter.names)
+        return sorted([*self._platter.names, *self._platter.folders])
 
     def size(self, name: str) -> int:
         return len(self._find(name, "look at").content)
@@ -220,11 +317,54 @@ class SimDisk:
     def rename(self, old: str, new: str) -> None:
         inode = self._find(old, f"rename to {new}")
         self._check(new, "rename")
+        try:
+            self._fail_if_due(f"{self.path}/{old}", f"rename to {new}")
+        except DiskError:
+            if self._platter.rng.random() < 0.5:
+                self._change_name((old, new, inode))
+            raise
         if old != new:
             self._change_name((old, new, inode))
 
     def remove(self, name: str) -> None:
-        self._change_name((name, None, self._find(name, "remove")))
+        inode = self._find(name, "remove")
+        self._fail_if_due(f"{self.path}/{name}", "remove")
+        self._change_name((name, None, inode))
+
+    def link(self, name: str, target: Disk) -> None:
+        assert isinstance(target, SimDisk), target
+        assert target._root is self._root, "another file system"
+        inode = self._find(name, f"link into {target.path}")
+        path = target._check(name, "link")
+        if name in target._platter.names or name in target._platter.folders:
+            raise _error(NameTakenError, errno.EEXIST, path, "link")
+        self._fail_if_due(path, "link")
+        target._change_name((None, name, inode))
+
+    def folder(self, name: str) -> "SimDisk":
+        path = self._check(name, "make the folder")
+        platter = self._platter
+        if name in platter.names:
+            raise _error(DiskError, errno.ENOTDIR, path, "open the folder")
+        if name not in platter.folders:
+            self._fail_if_due(path, "make the folder")
+            inner = _Platter(platter.rng, platter.faults)
+            self.change(lambda: platter.folders.update({name: inner}))
+        return self._opened(platter.folders[name], path, self._process)
+
+    def remove_folder(self, name: str) -> None:
+        path = self._check(name, "remove the folder")
+        platter = self._platter
+        inner = platter.folders.get(name)
+        if inner is None:
+            raise _error(MissingFileError, errno.ENOENT, path, "remove the folder")
+        if inner.names or inner.folders:
+            raise _error(DiskError, errno.ENOTEMPTY, path, "remove the folder")
+
+        def operate() -> None:
+            platter.removed_folders[name] = platter.folders.pop(name)
+
+        self.change(operate)
 
     def sync_names(self) -> None:
         path = self._check("", "sync")
@@ -256,43 +396,55 @@ class SimDisk:
 
     def kill(self) -> "SimDisk":
         """End the process (`kill -9`), and return the disk as the next one finds it."""
-        self._is_dead = True
-        self._platter.lock_owner = None
-        self._platter.pid += 1
+        assert self._platter is self._root, "the process ends with its outermost folder"
+        self._process.is_dead = True
+        for platter in self._root.tree():
+            platter.lock_owner = None
+            platter.pid += 1
         return self.again()
 
     def crash(self) -> "SimDisk":
         """Cut the power, and return the disk as it is found afterwards."""
-        platter = self._platter
-        rng = platter.rng
-        platter.faults.power_cut_in = None
+        rng, faults = self._root.rng, self._root.faults
+        faults.power_cut_in = None
+        faults.fired["power cut"] += 1
+        tree = self._root.tree()
         # Each file once, in the order of the names' changes, so that a seed decides everything.
-        inodes = {id(inode): inode for inode in platter.durable_names.values()}
-        inodes.update((id(inode), inode) for _, _, inode in platter.name_changes)
+        inodes: dict[int, Inode] = {}
+        for platter in tree:
+            inodes.update((id(inode), inode) for inode in platter.durable_names.values())
+            inodes.update((id(inode), inode) for _, _, inode in platter.name_changes)
         for inode in inodes.values():
-            inode.cut_power(rng)
-        chance = rng.choice((0.0, 0.5, 1.0))
-        for change in platter.name_changes:
-            if rng.random() < chance:
-                _apply(platter.durable_names, change)
-        platter.name_changes.clear()
-        platter.names = dict(platter.durable_names)
+            inode.cut_power(rng, faults.fired)
+        for platter in tree:
+            platter.cut_power()
         return self.kill()
 
     # -- Damage ------------------------------------------------------------------------------
 
-    def flip_bit(self, name: str, offset: int, bit: int = 0) -> None:
+    def is_clean(self, name: str, offset: int) -> bool:
+        """Whether the sector of a byte is durable as readers see it."""
+        inode = self._find(name, "look at")
+        number = offset // SECTOR_BYTES
+        is_dirty = number in inode.sectors or number in inode.dropped
+        return not is_dirty and offset < min(len(inode.durable), len(inode.content))
+
+    def flip_bit(self, name: str, offset: int, bit: int = 0) -> Flip:
         """Damage one bit of a file, in the cache and on the platter."""
+        self.faults.fired["flipped bit"] += 1
         inode = self._find(name, "damage")
         assert offset < len(inode.content), offset
         for data in (inode.content, inode.durable):
             if offset < len(data):
                 data[offset] ^= 1 << bit
+        return Flip(inode, offset, 1 << bit, inode.content[offset])
 
     # -- For SimFile -------------------------------------------------------------------------
 
     def check_alive(self) -> None:
-        assert not self._is_dead, "the process of this disk has ended: use what crash() returned"
+        assert not self._process.is_dead, (
+            "the process of this disk has ended: use what crash() returned"
+        )
 
     def is_due(self, fault: str) -> bool:
         """Count one operation, and say if it is the one that fails."""
@@ -313,7 +465,7 @@ class SimDisk:
             return
         if self._platter.rng.random() < 0.5:
             operate()
-        self._is_dead = True
+        self._process.is_dead = True
         raise PowerCut
 
     def room(self) -> int:
@@ -321,7 +473,9 @@ class SimDisk:
         capacity = self.faults.capacity_bytes
         if capacity is None:
             return 1 << 40
-        used = sum(len(inode.content) for inode in self._platter.names.values())
+        # A file with several names takes its room once.
+        inodes = {id(inode): inode for p in self._root.tree() for inode in p.names.values()}
+        used = sum(len(inode.content) for inode in inodes.values())
         return max(0, capacity - used)
 
     def shortened(self, count: int) -> int:
@@ -347,6 +501,11 @@ class SimDisk:
             raise _error(MissingFileError, errno.ENOENT, path, operation)
         return inode
 
+    def _fail_if_due(self, path: str, operation: str) -> None:
+        if self.is_due("name_error_in"):
+            self.faults.fired["name error"] += 1
+            raise _error(DiskError, errno.EIO, path, operation)
+
     def _change_name(self, change: _NameChange) -> None:
         def operate() -> None:
             _apply(self._platter.names, change)
@@ -357,11 +516,13 @@ class SimDisk:
     def _sync_names(self, path: str) -> None:
         platter = self._platter
         if self.is_due("sync_error_in"):
+            self.faults.fired["failed sync of names"] += 1
             raise _error(SyncError, errno.EIO, path, "sync")
         if not platter.faults.ignores_sync_names:
             for change in platter.name_changes:
                 _apply(platter.durable_names, change)
             platter.name_changes.clear()
+            platter.removed_folders.clear()
 
 
 class SimFile:
@@ -382,12 +543,16 @@ class SimFile:
         self._check("write to", is_change=True)
         while data:
             count = min(self._disk.shortened(len(data)), self._disk.room())
+            fired = self._disk.faults.fired
             if self._disk.is_due("write_error_in"):
+                fired["write error"] += 1
                 raise _error(DiskError, errno.EIO, self._path, "write to")
             if count <= 0:
+                fired["full disk"] += 1
                 error = _error(DiskFullError, errno.ENOSPC, self._path, "write to")
                 error.needed = len(data)
                 raise error
+            fired["short write"] += count < len(data)
             self._write(data[:count])
             data = data[count:]
 
@@ -399,6 +564,7 @@ class SimFile:
         self._check("read")
         assert offset >= 0, offset
         if self._disk.is_due("read_error_in"):
+            self._disk.faults.fired["read error"] += 1
             raise _error(DiskError, errno.EIO, self._path, "read")
         return bytes(self._inode.content[offset : offset + length])
 
@@ -414,7 +580,7 @@ class SimFile:
 
     def _sync(self) -> None:
         if self._disk.is_due("sync_error_in"):
-            self._inode.fail_sync()
+            self._inode.fail_sync(self._disk.faults.fired)
             raise _error(SyncError, errno.EIO, self._path, "sync")
         if not self._disk.faults.ignores_sync:
             self._inode.sync()
@@ -427,6 +593,7 @@ class SimFile:
         self._check("truncate", is_change=True)
         assert 0 <= length <= self.size, (length, self.size)
         if self._disk.is_due("write_error_in"):
+            self._disk.faults.fired["write error"] += 1
             raise _error(DiskError, errno.EIO, self._path, "truncate")
         self._disk.change(lambda: self._inode.truncate(length))
         self.size = length

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from engine.errors import DiskError, DiskFullError, LockedError, MissingFileError, SyncError
-from tests.sim.disk import SECTOR_BYTES, PowerCut, SimDisk, SimFile
+from tests.sim.disk import FAULT_KINDS, SECTOR_BYTES, Faults, PowerCut, SimDisk, SimFile
 
 SEEDS = range(200)
 
@@ -339,3 +339,193 @@ def test_flipped_bit_is_there_after_a_crash() -> None:
     assert content(disk.crash()) == b"dAta"
     with pytest.raises(MissingFileError):
         disk.kill().flip_bit("absent", 0)
+
+
+def test_a_link_survives_when_the_names_of_its_folder_are_synced() -> None:
+    kept = set()
+    for seed in SEEDS:
+        disk = new_disk(seed)
+        new_file(disk, b"1")
+        inner = disk.folder("inner")
+        disk.link("file", inner)
+        disk.sync_names()  # Of the outer folder only.
+        kept.add("file" in disk.crash().folder("inner").names())
+    assert kept == {True, False}
+    for seed in SEEDS:
+        disk = new_disk(seed)
+        new_file(disk, b"1")
+        inner = disk.folder("inner")
+        disk.link("file", inner)
+        inner.sync_names()
+        disk.remove("file")
+        assert content(disk.crash().folder("inner")) == b"1"
+
+
+def test_a_file_is_torn_alike_under_both_names() -> None:
+    contents = set()
+    for seed in SEEDS:
+        disk = new_disk(seed)
+        file = new_file(disk, b"1")
+        inner = disk.folder("inner")
+        disk.link("file", inner)
+        inner.sync_names()
+        file.append(b"2" * 2 * SECTOR_BYTES)
+        disk = disk.crash()
+        assert content(disk) == content(disk.folder("inner"))
+        contents.add(content(disk))
+    assert len(contents) > 3
+
+
+def test_syncing_a_file_under_one_name_is_enough() -> None:
+    disk = new_disk()
+    file = new_file(disk, b"1")
+    inner = disk.folder("inner")
+    disk.link("file", inner)
+    inner.sync_names()
+    file.append(b"2")
+    inner.open("file").sync()
+    assert content(disk.crash()) == b"12"
+
+
+def test_the_removal_of_a_folder_may_come_undone() -> None:
+    found = set()
+    for seed in SEEDS:
+        disk = new_disk(seed)
+        disk.folder("inner")
+        disk.remove_folder("inner")
+        found.add(tuple(disk.crash().names()))
+    assert found == {(), ("inner",)}
+    for seed in SEEDS:
+        disk = new_disk(seed)
+        disk.folder("inner")
+        disk.remove_folder("inner")
+        disk.sync_names()
+        assert disk.crash().names() == []
+
+
+def test_a_file_with_two_names_takes_its_room_once() -> None:
+    disk = new_disk()
+    new_file(disk, b"1" * 100)
+    disk.faults.capacity_bytes = 250
+    inner = disk.folder("inner")
+    disk.link("file", inner)
+    assert disk.free_bytes() == inner.free_bytes() == 150
+    disk.remove("file")
+    assert disk.free_bytes() == 150
+    inner.remove("file")
+    assert disk.free_bytes() == 250
+
+
+def test_a_power_cut_in_a_folder_ends_the_whole_process() -> None:
+    disk = new_disk()
+    inner = disk.folder("inner")
+    disk.faults.power_cut_in = 1
+    with pytest.raises(PowerCut):
+        inner.create("a")
+    with pytest.raises(AssertionError, match="has ended"):
+        disk.names()
+
+
+# -- Bad disks --------------------------------------------------------------------------------
+
+
+def test_a_change_of_names_fails_once_and_a_failed_rename_may_have_been_done() -> None:
+    found = set()
+    for seed in range(20):
+        disk = new_disk(seed)
+        new_file(disk, b"x")
+        disk.faults.name_error_in = 2
+        disk.create("other").close()
+        with pytest.raises(DiskError, match="rename"):
+            disk.rename("file", "new")
+        found.add(tuple(disk.names()))
+        disk.remove("other")
+        assert disk.faults.fired["name error"] == 1
+    assert found == {("file", "other"), ("new", "other")}
+
+
+@pytest.mark.parametrize("operation", ["create", "remove", "link", "folder"])
+def test_names_stay_as_they_were_when_the_disk_refuses(operation: str) -> None:
+    disk = new_disk()
+    new_file(disk, b"x")
+    inner = disk.folder("inner")
+    operations: dict[str, Callable[[], object]] = {
+        "create": lambda: disk.create("new"),
+        "remove": lambda: disk.remove("file"),
+        "link": lambda: disk.link("file", inner),
+        "folder": lambda: disk.folder("second"),
+    }
+    disk.faults.name_error_in = 1
+    with pytest.raises(DiskError):
+        operations[operation]()
+    assert disk.names() == ["file", "inner"]
+    assert inner.names() == []
+    operations[operation]()
+
+
+def test_healing_undoes_a_flip_and_nothing_that_came_after_it() -> None:
+    disk = new_disk()
+    file = new_file(disk, b"abc")
+    flip = disk.flip_bit("file", 1, bit=3)
+    assert content(disk) == b"ajc"
+    flip.heal()
+    flip.heal()
+    assert content(disk) == content(disk.crash()) == b"abc"
+    again = disk.again()
+    file = again.open_append("file")
+    flip = again.flip_bit("file", 1)
+    file.truncate(1)
+    file.append(b"xy")
+    file.sync()
+    flip.heal()
+    assert content(again.crash()) == b"axy"
+
+
+def test_a_sector_is_clean_when_it_is_durable() -> None:
+    disk = new_disk()
+    file = new_file(disk, b"x" * SECTOR_BYTES)
+    file.append(b"y")
+    assert disk.is_clean("file", SECTOR_BYTES - 1)
+    assert not disk.is_clean("file", SECTOR_BYTES)
+    disk.faults.sync_error_in = 1
+    with pytest.raises(SyncError):
+        file.sync()
+    assert not disk.is_clean("file", SECTOR_BYTES)
+    assert not disk.is_clean("file", SECTOR_BYTES + 1)
+
+
+def test_what_came_true_is_counted_by_kind() -> None:
+    faults = Faults()
+    for seed in SEEDS:
+        disk = SimDisk(random.Random(seed), faults=faults)
+        file = new_file(disk, b"x")
+        disk.flip_bit("file", 0)
+        file.append(b"y" * 2000)
+        disk.create("lost")
+        disk = disk.crash()
+        faults.has_short_writes = True
+        disk.create("second").append(b"z" * 50)
+        faults.has_short_writes = False
+        file = disk.open_append("file")
+        for fault in ("read", "write", "sync"):
+            setattr(faults, f"{fault}_error_in", 1)
+        for operate in (
+            lambda file=file: file.read(0, 1),
+            lambda file=file: file.append(b"a"),
+            lambda file=file: (file.append(b"a"), file.sync()),
+        ):
+            with pytest.raises(DiskError):
+                operate()
+        faults.name_error_in = faults.sync_error_in = 1
+        with pytest.raises(DiskError):
+            disk.remove("file")
+        with pytest.raises(SyncError):
+            disk.sync_names()
+        faults.capacity_bytes = 0
+        with pytest.raises(DiskFullError):
+            file.append(b"a")
+        faults.capacity_bytes = None
+    assert faults.fired.keys() == set(FAULT_KINDS)
+    assert min(faults.fired.values()) > 0
+    assert faults.fired["flipped bit"] == faults.fired["power cut"] == len(SEEDS)
+    assert faults.fired["data lost after a failed sync"] <= faults.fired["failed sync"]
