@@ -19,13 +19,14 @@ from typing import Final, cast
 import msgspec
 
 from engine.codec import Entry, RecordCodec
+from engine.damage import Damage
 from engine.disk import Disk
 from engine.drop import DropIndex, Marker, hiding
-from engine.errors import DiskError, EngineError
+from engine.errors import CorruptionError, DiskError, EngineError
 from engine.log import COMPLETE, MARKER, read_segment
 from engine.manifest import Drop
 from engine.merge import Drops, groups_of, merge_groups
-from engine.sstable import Compression, Table, TableWriter
+from engine.sstable import Compression, OnDamage, Table, TableWriter
 
 EVERYTHING: Final = (1 << 63) - 1
 """As a horizon: whatever is dead may be forgotten."""
@@ -72,6 +73,7 @@ class JobResult(msgspec.Struct):
 
     tables: list[str]
     entry_count: int
+    damages: list[Damage] = []  # Blocks of the inputs that could not be read, and were left out.
 
 
 def load_codec(path: str) -> RecordCodec:
@@ -92,12 +94,13 @@ def run_job(disk: Disk, job: Job, codec: RecordCodec) -> JobResult:
     if job.kind != "compact":
         return JobResult([], 0)
     tables: list[Table] = []
+    damages: list[Damage] = []
     try:
         tables += (Table.open(disk, name) for name in job.inputs)
         metas = [table.meta for table in tables]
         position_max = max(meta.position_max for meta in metas)
         groups = merge_groups(
-            [table.groups() for table in tables],
+            [table.groups(on_damage=_noting(table, damages)) for table in tables],
             codec,
             now_ms=job.now_ms,
             is_bottom=job.is_bottom,
@@ -108,10 +111,22 @@ def run_job(disk: Disk, job: Job, codec: RecordCodec) -> JobResult:
         positions = [drop.position for drop in hiding(job.drops, metas)]
         position_min = min(meta.position_min for meta in metas)
         writer = _Writer(disk, job, codec, position_min, max([position_max, *positions]))
-        return writer.write(groups)
+        result = writer.write(groups)
+        result.damages = damages
+        return result
     finally:
         for table in tables:
             table.close()
+
+
+def _noting(table: Table, damages: list[Damage]) -> OnDamage:
+    def note(block_no: int, error: CorruptionError) -> None:
+        low, high = table.keys_of(block_no)
+        reason = f"expected {error.expected}, found {error.actual}"
+        position = table.meta.position_max
+        damages.append(Damage(low, high, position, table.name, error.offset, reason))
+
+    return note
 
 
 class _Writer:

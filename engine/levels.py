@@ -27,6 +27,7 @@ from typing import Final
 from engine.bloom import hash_of
 from engine.cache import BlockCache, BlockId
 from engine.codec import COMPLETE, Key, RecordCodec
+from engine.damage import Damage, lost
 from engine.disk import Disk
 from engine.drop import DropIndex
 from engine.errors import EngineError, MissingFileError
@@ -186,10 +187,13 @@ class Levels:
         codec: RecordCodec,
         drops: DropIndex | None = None,
         tag: int = 0,
+        damage: Damage | None = None,
     ) -> bytes | None:
         """Join the entries of a key from newest to oldest. Raises PageFault.
 
-        Hot. `tag` is the keyspace of the row, which matters only where there are drops.
+        Hot. `tag` is the keyspace of the row, which matters only where there are drops. With a
+        `damage` of the key, only entries that are certainly younger count: raises LostDataError if
+        they are not enough.
         """
         hashed = hash_of(key)
         state: bytes | None = None
@@ -201,6 +205,8 @@ class Levels:
                 if place < len(run):
                     tables.append(run[place])
         for table in tables:
+            if damage is not None and table.meta.position_min < damage.position:
+                raise lost(damage)
             if not table.may_contain_hash(hashed):
                 continue
             if drops is not None and drops.hides(
@@ -216,7 +222,9 @@ class Levels:
             flags, raw = found
             state = raw if state is None else codec.join(state, raw)
             if flags & COMPLETE:
-                break
+                return state
+        if damage is not None:
+            raise lost(damage)
         return state
 
     def runs_of(self, slot: int) -> list[list[Table]]:

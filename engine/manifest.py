@@ -28,6 +28,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from engine.codec import SLOT_MAX
+from engine.damage import Damage
 from engine.disk import Disk
 from engine.errors import CorruptionError, UnknownFormatError
 
@@ -63,6 +64,9 @@ class Manifest(msgspec.Struct, array_like=True):
     levels: list[list[str]]
     drops: list[Drop]
     state: bytes  # The owner's: what it must know of everything below `log_start`.
+    damages: list[
+        Damage
+    ] = []  # What was lost on this disk. Manifests that end before it have none.
 
     @property
     def tables(self) -> list[str]:

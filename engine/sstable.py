@@ -94,6 +94,10 @@ _TABLE_OVERHEAD_BYTES: Final = 900
 """The objects of an open table: itself, its file, its index and what decompresses."""
 
 
+OnDamage = Callable[[int, CorruptionError], None]
+"""Told the number of a block that is damaged, and what is wrong with it."""
+
+
 @dataclass(eq=False)
 class EntryTooLargeError(EngineError):
     """A key and its record are larger than a table can hold. The caller refuses the write."""
@@ -438,16 +442,26 @@ class Table:
         finally:
             file.close()
 
-    def groups(self, start_key: Key = b"", stop_key: Key | None = None) -> Iterator[list[Entry]]:
+    def groups(
+        self,
+        start_key: Key = b"",
+        stop_key: Key | None = None,
+        *,
+        on_damage: OnDamage | None = None,
+    ) -> Iterator[list[Entry]]:
         """Yield the entries from `start_key` to before `stop_key` in lists, reading far ahead.
 
         For those who read much and may wait: compaction, transfers. A list is what one read gave:
-        up to `SCAN_READ_BYTES` of entries, or one huge entry. Raises as `load` does.
+        up to `SCAN_READ_BYTES` of entries, or one huge entry. Raises as `load` does; with
+        `on_damage`, which is told a block's number and what is wrong, damaged blocks are left out.
         """
         block_no = self._index.block_of(start_key)
         while block_no < self.block_count:
             end_no = self._end_of_read(block_no)
-            entries = self._read_blocks(block_no, end_no)
+            entries = self._read_blocks(block_no, end_no, on_damage)
+            if not entries:  # All damaged.
+                block_no = end_no
+                continue
             first, end = 0, len(entries)
             if entries[0][0] < start_key:
                 first = bisect_left(entries, start_key, key=_key)
@@ -530,14 +544,27 @@ class Table:
             block_no += 1
         return block_no
 
-    def _read_blocks(self, block_no: int, end_no: int) -> list[Entry]:
+    def _read_blocks(
+        self, block_no: int, end_no: int, on_damage: OnDamage | None = None
+    ) -> list[Entry]:
         start = self._offsets[block_no]
         data = self._file.read(start, self._offsets[end_no] - start)
         entries: list[Entry] = []
         for number in range(block_no, end_no):
             stored = data[self._offsets[number] - start : self._offsets[number + 1] - start]
-            entries += self._decoded(number, stored).to_list()
+            try:
+                entries += self._decoded(number, stored).to_list()
+            except CorruptionError as error:
+                if on_damage is None:
+                    raise
+                on_damage(number, error)
         return entries
+
+    def keys_of(self, block_no: int) -> tuple[Key, Key]:
+        """Bounds of the keys that a block can hold, inclusive: no smaller ones and no larger ones."""
+        low = self._index.separator(block_no - 1) if block_no else self.meta.key_min
+        is_last = block_no == self.block_count - 1
+        return low, self.meta.key_max if is_last else self._index.separator(block_no)
 
     def _decoded(self, block_no: int, stored: bytes) -> Block:
         """Check and decompress; hot path of every read that misses the block cache."""

@@ -57,9 +57,17 @@ from typing import Final
 from engine import compaction, manifest
 from engine.cache import BlockCache, BlockId, RowCache
 from engine.codec import Fate, RecordCodec
+from engine.damage import (
+    KEY_END,
+    SET_ASIDE_SUFFIX,
+    Damage,
+    damage_at,
+    damage_of_slot,
+    lost,
+)
 from engine.disk import Disk
 from engine.drop import DropIndex, Marker, hiding, with_marker
-from engine.errors import DiskError, EngineError, MissingFileError
+from engine.errors import CorruptionError, DiskError, EngineError, MissingFileError
 from engine.job import EVERYTHING, SUFFIX, Job, JobResult
 from engine.levels import NO_PINS, Levels, PageFault, Pages, Pins, Retirement
 from engine.log import COMPLETE, ENVELOPE, MARKER, CommitLog, Recovery, recover
@@ -132,6 +140,9 @@ class Store:
         self._garbage: list[str] = []  # Files that may go once the next manifest is durable.
         self._lacks_room = False  # There is no room for the compaction that is wanted.
         self._retirement = Retirement()
+        self._set_aside: set[str] = (
+            set()
+        )  # Damaged tables, to be kept for people when they are replaced.
 
     # Life
 
@@ -157,8 +168,7 @@ class Store:
         if current is None:
             current = Manifest(manifest.FORMAT_VERSION, 0, 0, [[]], [], initial_state)
             manifest.write(disk, current)
-        tables = [[Table.open(disk, name) for name in level] for level in current.levels]
-        store = cls(disk, codec, settings, current, Levels(tables))
+        store = cls(disk, codec, settings, current, _open_levels(disk, current))
         restore(current.state)
         store.recovery = recover(disk, start=current.log_start, apply=store._replayer(observe))
         cls._remove_leftovers(disk, current)
@@ -355,8 +365,8 @@ class Store:
 
     def lookup(self, slot: Slot, row: Row) -> bytes | None:
         """As `get`, for a row that has no complete entry in the active memtable."""
-        if not self.tables and not self.frozen and not self.memtable.deltas:
-            return None
+        if not (self.tables or self.frozen or self.memtable.deltas or self.manifest.damages):
+            return None  # As `has_more`: every miss comes by here.
         above = self.memtable.deltas.get((slot, row))
         for frozen in self.frozen:
             raw = frozen.memtable.slots[slot].get(row)
@@ -365,7 +375,7 @@ class Store:
             raw = frozen.memtable.deltas.get((slot, row))
             if raw is not None:
                 above = raw if above is None else self.codec.join(above, raw)
-        below = self._lookup_tables(slot, row) if self.tables else None
+        below = self._lookup_tables(slot, row) if self.tables or self.manifest.damages else None
         if above is None or below is None:
             return above if below is None else below
         return self.codec.join(above, below)
@@ -388,7 +398,9 @@ class Store:
         if cached is not None:
             return cached or None
         key = slot.to_bytes(2, "big") + row
-        if self.manifest.drops:
+        if self.manifest.damages:
+            raw = self._lookup_beside_damage(slot, key)
+        elif self.manifest.drops:
             tag = self.codec.tag(row)
             raw = self.levels.lookup(key, self._pages, self.codec, self._drops(), tag)
         else:
@@ -396,6 +408,13 @@ class Store:
         if len(row) + len(raw or ABSENT) < self.rows.bytes_max >> 4:
             self.rows.put(row, raw or ABSENT)
         return raw
+
+    def _lookup_beside_damage(self, slot: Slot, key: bytes) -> bytes | None:
+        drops, tag = self._drops(), self.codec.tag(key[2:])
+        damage = damage_at(self.manifest.damages, key)
+        if damage is not None and drops is not None and drops.hides(slot, tag, damage.position):
+            damage = None  # What was lost had been dropped.
+        return self.levels.lookup(key, self._pages, self.codec, drops, tag, damage)
 
     def _drops(self) -> DropIndex | None:
         drops = self.manifest.drops
@@ -412,8 +431,9 @@ class Store:
     ) -> tuple[list[tuple[Row, bytes]], Row | None]:
         """Up to `limit` rows of a slot from `start` on, in order, and where to go on (None: the slot is done).
 
-        Rows whose state is dead are among them. Raises PageFault.
+        Rows whose state is dead are among them. Raises PageFault, LostDataError.
         """
+        self._refuse_lost(slot)
         if not self.tables and not self.frozen and not self.memtable.deltas:
             rows = self.memtable.rows_from(slot, start, limit + 1)
         else:
@@ -427,10 +447,16 @@ class Store:
         For internal users who take their time. It costs references to what memtables have of the
         slot. The owner closes it, or reads it to its end: until then its tables take room.
         """
+        self._refuse_lost(slot)
         runs = self.levels.runs_of(slot)
         tables = [table for run in runs for table in run]
         self._retirement.hold(tables)
         return self._slot_scan(slot, b"", runs, on_close=lambda: self._release(tables))
+
+    def _refuse_lost(self, slot: Slot) -> None:
+        damage = damage_of_slot(self.manifest.damages, slot)
+        if damage is not None:
+            raise lost(damage)
 
     def _slot_scan(
         self,
@@ -456,6 +482,8 @@ class Store:
 
     def holds_slot(self, slot: Slot) -> bool:
         """Whether a slot may have rows: cheap, for skipping empty ones."""
+        if self.manifest.damages and damage_of_slot(self.manifest.damages, slot) is not None:
+            return True  # Who looks for them hears of it.
         if any(memtable.slots[slot] or memtable.deltas for memtable in self._memtables()):
             return True
         return bool(self.tables) and self.levels.holds_slot(slot)
@@ -471,6 +499,9 @@ class Store:
         slot_count = self.settings.slot_count
         # Tables first: they leave few slots to look for in the memtables.
         nearest = self.levels.next_slot(slot, slot_count, self._pages)
+        for damage in self.manifest.damages:  # Who scans them hears of it.
+            if damage.slots.stop > slot:
+                nearest = min(nearest, max(slot, damage.slots.start))
         for memtable in memtables:
             slots = memtable.slots
             for other in range(slot, nearest):
@@ -576,12 +607,15 @@ class Store:
         if job.kind == "flush":
             log_start, state = self.frozen[-1].end_position, self.frozen[-1].state
         levels = self.levels.names_after(job, result)
-        return Prepared(self._manifest_with(log_start, levels, state), result.tables)
+        new = self._manifest_with(log_start, levels, state)
+        new.damages = [*new.damages, *result.damages]
+        return Prepared(new, result.tables)
 
     def _manifest_with(self, log_start: int, names: list[list[str]], state: bytes) -> Manifest:
         drops = [drop for drop in self.manifest.drops if drop.position <= log_start]
         version = manifest.FORMAT_VERSION
-        return Manifest(version, log_start, self._next_table, names, drops, state)
+        damages = list(self.manifest.damages)
+        return Manifest(version, log_start, self._next_table, names, drops, state, damages)
 
     def write_manifest(self, prepared: Prepared) -> None:
         """Open the new tables, and make the manifest that names them durable. Blocks: for a thread.
@@ -619,8 +653,9 @@ class Store:
             self._forget_frozen(written.log_start)
         self._set_delay()
         self._retire_drops()
-        if not self.tables:
+        if not self.tables or result.damages:
             self.rows.clear()  # `forget_below` relies on it.
+        self._set_aside.update(damage.name for damage in result.damages)
         garbage, self._garbage = self._garbage, []
         for name in garbage:
             self._remove(name)
@@ -656,7 +691,11 @@ class Store:
             self._pages.table_ids.discard(table.id)
             table.close()
         for table in gone:
-            self._remove(table.name)
+            if table.name in self._set_aside:
+                self._set_aside.discard(table.name)
+                set_aside(self.disk, table.name)
+            else:
+                self._remove(table.name)
 
     def _forget_frozen(self, log_start: int) -> None:
         frozen = self.frozen.pop()
@@ -681,6 +720,35 @@ class Store:
             metas = [table.meta for table in self.tables]
             self.manifest.drops = hiding(self.manifest.drops, metas)
 
+    def accept_damage(self) -> int:
+        """Take all damages back, durably: from now on what is left is answered. Returns how many there were. Blocks.
+
+        For when the data has come back from elsewhere, or is given up. What a lost entry had hidden
+        may show again: an older value, or one that had been deleted. Not while a job runs.
+        """
+        assert self._job is None
+        accepted = self.manifest.damages
+        new = self._manifest_with(self.manifest.log_start, self.levels.names, self.manifest.state)
+        new.damages = []
+        manifest.write(self.disk, new)
+        self.manifest.damages = []
+        self.rows.clear()
+        return len(accepted)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a row that has no complete entry in the active memtable may be elsewhere, or lost."""
+        return bool(self.tables or self.frozen or self.memtable.deltas or self.manifest.damages)
+
+    def incomplete_slots(self) -> set[Slot]:
+        """The slots of which damage may have taken something."""
+        return {slot for damage in self.manifest.damages for slot in damage.slots}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job is under way."""
+        return self._job is not None
+
     @property
     def memtable_bytes(self) -> int:
         """Memory of the active and the frozen memtables, as estimated."""
@@ -698,6 +766,47 @@ class Store:
     @property
     def table_bytes(self) -> int:
         return sum(table.meta.file_bytes for table in self.tables)
+
+
+def _open_levels(disk: Disk, current: Manifest) -> Levels:
+    """Open all tables. One that is damaged is set aside, and its keys become a damage of the manifest.
+
+    Raises UnknownFormatError, and DiskError: a file that is not there may come back with its disk.
+    """
+    levels: list[list[Table]] = []
+    damaged: list[tuple[int, int, CorruptionError]] = []
+    for number, names in enumerate(current.levels):
+        opened: list[Table] = []
+        for name in names:
+            try:
+                opened.append(Table.open(disk, name))
+            except CorruptionError as error:
+                damaged.append((number, len(opened), error))
+        levels.append(opened)
+    names_damaged = []
+    for number, place, found in damaged:
+        # A deeper level is a run: what was lost lies between its neighbours.
+        run = levels[number] if number else []
+        key_min = run[place - 1].meta.key_max if 0 < place <= len(run) else b""
+        key_max = run[place].meta.key_min if place < len(run) else KEY_END
+        reason = f"expected {found.expected}, found {found.actual}"
+        name = found.path.rpartition("/")[2]
+        names_damaged.append(name)
+        current.damages.append(
+            Damage(key_min, key_max, current.log_start, name, found.offset, reason)
+        )
+    if names_damaged:
+        current.levels = [[table.name for table in level] for level in levels]
+        manifest.write(disk, current)
+        for name in names_damaged:
+            set_aside(disk, name)
+    return Levels(levels)
+
+
+def set_aside(disk: Disk, name: str) -> None:
+    """Keep a damaged file under a name that nothing reads."""
+    with contextlib.suppress(DiskError):  # It stays where it is, or has gone: no data hangs on it.
+        disk.rename(name, name + SET_ASIDE_SUFFIX)
 
 
 __all__ = [

@@ -409,6 +409,8 @@ def _respkv(node: Node) -> Fields:
         "write_delay_ms": round(store.write_delay_s * 1e3, 3),
         "write_delays": store.stats.delays,
         "write_delays_ms": int(node.throttle.delayed_s * 1e3),
+        "damages": len(store.manifest.damages),
+        "slots_incomplete": len(store.incomplete_slots()),
         "flushes": store.stats.flushes,
         "compactions": store.stats.compactions,
         "tables_moved": store.stats.tables_moved,

@@ -98,7 +98,7 @@ def _expiry_of(raw: Raw) -> int:
 
 def is_in_memory(store: Store) -> bool:
     """Whether all rows are in `store.active`: a slot is one dict, and nothing is to be joined."""
-    return not (store.tables or store.frozen or store.memtable.deltas)
+    return not store.has_more
 
 
 @dataclass(frozen=True, slots=True)

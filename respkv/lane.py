@@ -26,6 +26,7 @@ from xxhash import xxh3_64_digest
 
 from cluster.record import HEADER, HEADER_BYTES, STRING
 from cluster.slot import MIDDLES
+from engine.errors import EngineError
 from engine.log import COMPLETE, ENVELOPE
 from engine.memtable import ENTRY_OVERHEAD_BYTES
 from engine.store import PageFault
@@ -70,7 +71,7 @@ def get_lane(context: Context, commands: list[list[bytes]], start: int, out: lis
         if raw is None:
             try:
                 raw = store.lookup(slot, row)
-            except PageFault:
+            except (PageFault, EngineError):  # Damage: the usual way meets it again.
                 break
             if raw is None:
                 out.append(b"_\r\n" if context.session.is_resp3 else b"$-1\r\n")

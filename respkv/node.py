@@ -33,6 +33,7 @@ import trio
 from cluster.replica import Replica
 from cluster.slot import DATABASE_COUNT, SYSTEM_SLOT
 from engine.compression import Compression
+from engine.damage import Damage
 from engine.disk import RealDisk
 from engine.errors import DiskError, EngineError, LogFailedError, SyncError
 from engine.store import PageFault, StoreSettings
@@ -132,6 +133,7 @@ class Node:
         self._sync_wake = trio.Event()
         self._timer_wake = trio.Event()
         self.throttle = Throttle()
+        self._data_error = ""  # The last one that was logged.
         self.syncs = Histogram()  # Of the log.
         self.loop_pause_ns_max = 0  # The longest that the loop served nobody.
         self.job_kind = "none"  # What the worker does.
@@ -185,13 +187,26 @@ class Node:
         if code in self.errors or len(self.errors) < 128:
             self.errors[code] = self.errors.get(code, 0) + 1
 
-    def internal_error(self, command: Command, error: Exception) -> ReplyError:
-        """A handler failed in a way that it did not mean to: a bug, told to the log with all that is known."""
+    def failure_of(self, command: Command, error: Exception) -> ReplyError:
+        """What a client hears of an error that its command did not mean to raise; nothing was changed.
+
+        Either its data cannot be read, or it is a bug, told to the log with all that is known.
+        """
+        if isinstance(error, EngineError):
+            return self.data_error(error)
         self.log.error("a command failed", command=command.name, exc_info=error)
         return ReplyError(
             f"ERR internal error in '{command.name.lower()}': {type(error).__name__}. "
             "Nothing was changed. The server's log has the details; please report them."
         )
+
+    def data_error(self, error: EngineError) -> ReplyError:
+        """Data cannot be read: told to the log too, each time another one."""
+        text = str(error)
+        if text != self._data_error:
+            self._data_error = text
+            self.log.error("data cannot be read", reason=text)
+        return ReplyError(f"ERR the data cannot be read: {text}")
 
     def feed_monitors(self, session: Session, args: list[bytes]) -> None:
         """Show a command to the clients that asked for MONITOR."""
@@ -475,8 +490,7 @@ class Node:
             await trio.to_thread.run_sync(fault.fetch, limiter=limit)
             fault.arrive(session.wait.pins if session.wait is not None else None)
         except EngineError as error:
-            self.log.error("a page cannot be read", reason=str(error))
-            failure = ReplyError(f"ERR the data cannot be read: {error}")
+            failure = self.data_error(error)
         self.runner.resume(session, self.begin_tick(), failure)
         self.touch(session)
         self.front.tick([])  # A sliced command goes on now: the front may be asleep.
@@ -503,6 +517,8 @@ class Node:
                     started_ns = self.clock_ns()
                     self.store.install(job, result, prepared)
                     self.note_pause(started_ns)
+                    for damage in result.damages:
+                        self._report(damage)
                 except EngineError as error:
                     if self._job_failures % JOB_FAILURES_PER_LINE == 0:
                         self.log.error("a job will be repeated", kind=job.kind, reason=str(error))
@@ -521,6 +537,15 @@ class Node:
         finally:
             with trio.CancelScope(shield=True):
                 await self.worker.stop()
+
+    def _report(self, damage: Damage) -> None:
+        self.log.error(
+            "data is lost: reads of it are refused until it is refilled, or KV.DAMAGE ACCEPT",
+            file=damage.name,
+            offset=damage.offset,
+            reason=damage.reason,
+            slots=f"{damage.slots.start}-{damage.slots.stop - 1}",
+        )
 
     def _freeze_for_save(self) -> None:
         """A save was asked for: freeze the memtable. Not while another one waits: two would stall the node."""
@@ -634,6 +659,8 @@ class Node:
 
     async def run(self) -> int:
         """Serve until a signal, SHUTDOWN or a failure; returns the exit status."""
+        for damage in self.store.manifest.damages:
+            self._report(damage)
         self._listen()
         if not self.store.tables:  # Quickly done while all is in memory; INFO is exact from now on.
             for _ in self.context.counts.refresh(self.now_ms()):

@@ -143,7 +143,7 @@ class Runner:
                 break
             except Exception as error:
                 context.drop()
-                failure = self.node.internal_error(command, error)
+                failure = self.node.failure_of(command, error)
                 self.node.count_error(failure)
                 out.append(b"-%b\r\n" % failure.line)
                 command.failed_calls += 1
@@ -375,7 +375,7 @@ class Runner:
         except (ReplyError, PageFault, Block):
             raise
         except Exception as error:
-            raise self.node.internal_error(command, error) from error
+            raise self.node.failure_of(command, error) from error
 
     def _commit(self, session: Session) -> None:
         context = self.context
@@ -597,7 +597,7 @@ class Runner:
         except Exception as bug:
             context.drop()
             wait.command.failed_calls += 1
-            reply = self.node.internal_error(wait.command, bug)
+            reply = self.node.failure_of(wait.command, bug)
             self.node.count_error(reply)
         finally:
             context.store.pinned = NO_PINS
@@ -690,7 +690,7 @@ class Runner:
             except (ReplyError, PageFault):
                 raise
             except Exception as error:
-                raise self.node.internal_error(command, error) from error
+                raise self.node.failure_of(command, error) from error
         return reply  # type: ignore[no-any-return]
 
     @staticmethod

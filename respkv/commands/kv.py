@@ -1,4 +1,4 @@
-"""KV.*: what Redis has no word for. So far KV.SNAPSHOT: snapshots of the data folder (`engine/snapshot.py`).
+"""KV.*: what Redis has no word for: snapshots of the data folder (`engine/snapshot.py`), damage (`engine/damage.py`).
 
 A snapshot is taken while others are served: what waits for the disk is done in a thread, and only the
 links are made between two commands. It may be interrupted at any time; what it leaves behind is
@@ -37,6 +37,7 @@ BAD_NAME: Final = ReplyError(
 BUSY: Final = ReplyError(
     "BUSY another client creates or drops a snapshot of that name: try again later"
 )
+JOB_RUNS: Final = ReplyError("BUSY a flush or compaction is under way: try again in a moment")
 _NAME: Final = re.compile(rb"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 _T = TypeVar("_T")
 
@@ -102,6 +103,45 @@ def kv_snapshot_drop(ctx: Context, name: bytes) -> Generator[Errand, None, Reply
         yield from _done(ctx, lambda: snapshot.drop(store.disk, title), occupied)
     ctx.node.log.info("snapshot dropped", name=title)
     return OK
+
+
+container(
+    "KV.DAMAGE", since=SINCE, group="kv", summary="Commands about data that the disk has lost"
+)
+
+
+@command(
+    "KV.DAMAGE|LIST", arity=2, flags=ADMIN, since=SINCE, group="kv",
+    complexity="O(N) where N is the number of damages", tips=("nondeterministic_output",),
+)  # fmt: skip
+def kv_damage_list(ctx: Context) -> Reply:
+    """List what was lost: file, offset, reason and slots of each damage."""
+    return [
+        {
+            b"file": damage.name.encode(),
+            b"offset": damage.offset,
+            b"reason": damage.reason.encode(),
+            b"slot_first": damage.slots.start,
+            b"slot_last": damage.slots.stop - 1,
+        }
+        for damage in ctx.store.manifest.damages
+    ]
+
+
+@command(
+    "KV.DAMAGE|ACCEPT", arity=2, flags=ADMIN | Flag.NO_MULTI, since=SINCE, group="kv",
+    complexity="O(1)",
+)  # fmt: skip
+def kv_damage_accept(ctx: Context) -> Reply:
+    """Give up what was lost, and serve what is left of it; answers how many damages there were."""
+    if ctx.store.is_busy:
+        raise JOB_RUNS
+    try:
+        count = ctx.store.accept_damage()
+    except EngineError as error:
+        raise _refused(error) from None
+    ctx.node.log.warning("the loss of data was accepted", damages=count)
+    return count
 
 
 class _Occupied:
@@ -199,10 +239,32 @@ def kv_snapshot_help(ctx: Context) -> Reply:
     return help_reply(HELP)
 
 
+DAMAGE_HELP: Final = """\
+KV.DAMAGE <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
+LIST
+    What was lost to damage on the disk: file, offset, reason, first and last slot. Reads that may have needed it are
+    refused; the file is kept beside the data, as NAME.damaged.
+ACCEPT
+    Give up what was lost, after refilling it or for good: reads answer what is left. What a lost entry had hidden may
+    show again, such as an older value.
+HELP
+    Print this help."""
+
+
+@command(
+    "KV.DAMAGE|HELP", arity=2, flags=Flag.LOADING | Flag.STALE, since=SINCE, group="kv", complexity="O(1)",
+)  # fmt: skip
+def kv_damage_help(ctx: Context) -> Reply:
+    """Show the subcommands of KV.DAMAGE."""
+    return help_reply(DAMAGE_HELP)
+
+
 KV_HELP: Final = """\
 KV.<command> [<arg> ...]: what Redis has no word for. Commands are:
 KV.SNAPSHOT CREATE <name> | LIST | DROP <name>
     Snapshots of the data, taken while it is served.
+KV.DAMAGE LIST | ACCEPT
+    What the disk has lost.
 KV.HELP
     Print this help."""
 

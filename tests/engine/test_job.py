@@ -398,7 +398,7 @@ def test_a_missing_or_damaged_input_is_an_error_and_leaves_no_table() -> None:
     names = three_tables(disk)
     with pytest.raises(MissingFileError):
         run_job(disk, new_job("compact", [*names, "0.sst"]), SETS)
-    disk.flip_bit("1.sst", 3)
+    disk.flip_bit("1.sst", disk.size("1.sst") - 20)
     with pytest.raises(CorruptionError):
         run_job(disk, new_job("compact", names), SETS)
     segment = segments_of(disk, [(COMPLETE, 1, b"a", b"x")])[0]
@@ -406,6 +406,19 @@ def test_a_missing_or_damaged_input_is_an_error_and_leaves_no_table() -> None:
     with pytest.raises(CorruptionError):
         run_job(disk, new_job("flush", [segment]), SETS)
     assert [name for name in disk.names() if not name.endswith(".log")] == sorted(names)
+
+
+def test_a_damaged_block_is_left_out_and_told() -> None:
+    disk = new_disk()
+    names = three_tables(disk)
+    whole = run_job(disk, new_job("compact", names), SETS)
+    disk.remove("out.sst")
+    disk.flip_bit("1.sst", 3)
+    result = run_job(disk, new_job("compact", names), SETS)
+    (damage,) = result.damages
+    assert (damage.name, damage.offset) == ("1.sst", 0)
+    assert result.entry_count <= whole.entry_count
+    assert whole.damages == []
 
 
 def test_a_job_survives_its_encoding() -> None:

@@ -9,6 +9,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from engine import manifest
+from engine.damage import Damage
 from engine.errors import CorruptionError, DiskError, SyncError, UnknownFormatError
 from engine.manifest import ALL_TAGS, FORMAT_VERSION, MAGIC, NAME, Drop, Manifest
 from tests.sim.disk import PowerCut, SimDisk
@@ -85,7 +86,12 @@ def test_the_bytes_of_version_2_are_still_read() -> None:
     put(disk, NAME, framed(body))
     expected = Manifest(2, 12, 7, [["b.sst"], ["a.sst"]], [Drop(9, 3, 5, 6)], b"s")
     assert manifest.read(disk) == expected
+    expected.damages = [Damage(b"a", b"b", 4, "c.sst", 1, "r")]
+    body = b"\x97" + body[1:] + bytes.fromhex("91 96 c40161 c40162 04") + b"\xa5c.sst\x01\xa1r"
     assert written(expected) == framed(body)
+    disk = new_disk()
+    put(disk, NAME, framed(body))
+    assert manifest.read(disk) == expected
     assert expected.tables == ["b.sst", "a.sst"]
 
 

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.replica import Replica
+from cluster.slot import row_of, slot_of
+from engine.damage import Damage
 from engine.disk import Disk
+from respkv.keyspace import Counts
 from respkv.node import _store_settings
 from tests.differential.wire import Reply
 from tests.respkv.commands.alone import START_NS, Alone
@@ -166,3 +169,31 @@ def test_the_family_is_documented(alone: Alone) -> None:
     for word in (b"CREATE <name>", b"LIST", b"DROP <name>"):
         assert word in text
     assert b"KV.SNAPSHOT CREATE" in b"\n".join(i.text for i in finished(alone, "KV.HELP").items)
+
+
+def test_damage_is_listed_refused_and_accepted(alone: Alone) -> None:
+    assert line(alone, "KV.DAMAGE ACCEPT") == b"0"
+    assert finished(alone, "KV.DAMAGE LIST").items == []
+    alone.ask("SET k v")
+    store = alone.node.store
+    slot = slot_of(b"k")
+    key = slot.to_bytes(2, "big")
+    store.manifest.damages.append(Damage(key, key + b"\xff", 1 << 40, "7.sst", 12, "a test"))
+    (shown,) = finished(alone, "KV.DAMAGE LIST").items
+    texts = [item.text for item in shown.items]
+    assert texts == [
+        b"file", b"7.sst", b"offset", b"12", b"reason", b"a test",
+        b"slot_first", b"%d" % slot, b"slot_last", b"%d" % slot,
+    ]  # fmt: skip
+    # In the memtable it is certain; what would have to be looked up in that slot is not.
+    assert alone.text("GET k") == b"v"
+    store.memtable.remove(slot, row_of(0, b"k"))
+    alone.node.context.counts = Counts(alone.node.replica)  # As after a restart.
+    refused = line(alone, "GET k")
+    assert refused.startswith(b"-ERR the data cannot be read: it may have stood in 7.sst")
+    assert line(alone, "SCAN 0 COUNT 1000").startswith(b"-ERR the data cannot be read")
+    assert line(alone, "MGET k k").startswith(b"-ERR the data cannot be read")
+    assert not line(alone, "GET another").startswith(b"-")
+    assert line(alone, "KV.DAMAGE ACCEPT") == b"1"
+    assert not line(alone, "SCAN 0 COUNT 1000").startswith(b"-")
+    assert finished(alone, "KV.DAMAGE LIST").items == []
