@@ -97,21 +97,48 @@ class Memtable:
 
     def drop(
         self, tags: frozenset[int] | None, codec: RecordCodec, slots: range | None = None
-    ) -> None:
-        """Remove the rows of some keyspaces (None: of all), in some slots or in all."""
+    ) -> list[dict[Row, bytes]]:
+        """Remove the rows of some keyspaces (None: of all), in some slots or in all.
+
+        Where all rows of a slot go, they are given back: freeing a million takes a while, which is
+        for the owner to spread.
+        """
         if slots is None:
             slots = range(len(self.slots))
-        for slot in slots:
-            rows = self.slots[slot]
-            if not rows:
-                continue
-            self._orders.pop(slot, None)
-            for row in [row for row in rows if tags is None or codec.tag(row) in tags]:
-                self.remove(slot, row)
+        whole: list[dict[Row, bytes]] = []
+        if tags is None:
+            whole = self._take(slots)
+        else:
+            for slot in slots:
+                rows = self.slots[slot]
+                if rows:
+                    self._orders.pop(slot, None)
+                    for row in [row for row in rows if codec.tag(row) in tags]:
+                        self.remove(slot, row)
         deltas = [key for key in self.deltas if key[0] in slots]
         for key in [key for key in deltas if tags is None or codec.tag(key[1]) in tags]:
             raw = self.deltas.pop(key)
             self.weight_bytes -= len(key[1]) + len(raw) + ENTRY_OVERHEAD_BYTES
+        return whole
+
+    def _take(self, slots: range) -> list[dict[Row, bytes]]:
+        taken = [self.slots[slot] for slot in slots if self.slots[slot]]
+        for slot in slots:
+            if self.slots[slot]:
+                self.slots[slot] = {}
+                self._orders.pop(slot, None)
+        # Whichever of both is fewer is counted.
+        is_rest_counted = 2 * len(slots) > len(self.slots)
+        counted = list(filter(None, self.slots)) if is_rest_counted else taken
+        weight = sum(
+            sum(map(len, rows)) + sum(map(len, rows.values())) + len(rows) * ENTRY_OVERHEAD_BYTES
+            for rows in counted
+        )
+        if is_rest_counted:
+            deltas = self.deltas.items()
+            weight += sum(len(key[1]) + len(raw) + ENTRY_OVERHEAD_BYTES for key, raw in deltas)
+        self.weight_bytes = weight if is_rest_counted else self.weight_bytes - weight
+        return taken
 
     def rows_from(self, slot: Slot, start: Row, limit: int) -> list[tuple[Row, bytes]]:
         """Return the first `limit` complete entries of a slot from `start` on, in order."""

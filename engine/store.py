@@ -140,6 +140,9 @@ class Store:
         self._garbage: list[str] = []  # Files that may go once the next manifest is durable.
         self._lacks_room = False  # There is no room for the compaction that is wanted.
         self._retirement = Retirement()
+        self._dead: list[
+            dict[Row, bytes]
+        ] = []  # Rows that nobody looks at: freed little by little.
         self._set_aside: set[str] = (
             set()
         )  # Damaged tables, to be kept for people when they are replaced.
@@ -259,7 +262,7 @@ class Store:
     def _drop(self, marker: Marker, position: int) -> None:
         slots = range(marker.slot_min, min(marker.slot_max + 1, self.settings.slot_count))
         for memtable in self._memtables():
-            memtable.drop(marker.tags, self.codec, slots)
+            self._dead += memtable.drop(marker.tags, self.codec, slots)
         self.rows.clear()
         if self.tables or self.frozen:
             base = self.memtable.base_position
@@ -331,6 +334,11 @@ class Store:
             or self.memtable.weight_bytes > 2 * self.settings.memtable_bytes
             or (self._level_0_pressure() >= 1.0 and not self._lacks_room)
         )
+
+    def free(self, is_time_up: Callable[[], bool]) -> None:
+        """Give back memory of what was flushed or dropped, until `is_time_up`. All at once it would be a pause."""
+        while self._dead and not is_time_up():
+            self._dead.pop()
 
     def forget(self, slot: Slot, row: Row, now_ms: int) -> bool:
         """Give back the payload of an entry that has expired.
@@ -699,6 +707,7 @@ class Store:
 
     def _forget_frozen(self, log_start: int) -> None:
         frozen = self.frozen.pop()
+        self._dead += filter(None, frozen.memtable.slots)
         # The row cache has the tables' state as it was below these.
         for _, row in frozen.memtable.deltas:
             self.rows.invalidate(row)

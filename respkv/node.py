@@ -603,6 +603,7 @@ class Node:
         started_ns = self.clock_ns()
         until_ns = started_ns + self.config.expiry.budget_ms * 1_000_000
         self.expired_total += self.replica.expire(now_ms, lambda: self.clock_ns() >= until_ns)
+        self.store.free(lambda: self.clock_ns() >= until_ns)
         self.tracking.expire(now_ms)
         self.latency.add("expire-cycle", self.clock_ns() - started_ns)
 

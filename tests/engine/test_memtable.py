@@ -134,3 +134,20 @@ def test_against_a_dict(seed: int) -> None:
             assert found == sorted((r, CODEC.join(raw, b""), c) for r, raw, c in expected)
         assert memtable.weight_bytes == weight_of(memtable)
         assert memtable.entry_count == len(model)
+
+
+@pytest.mark.parametrize("slots", [range(4), range(3), range(1, 2)])
+def test_what_is_dropped_whole_is_given_back_and_weighs_nothing(slots: range) -> None:
+    memtable = Memtable(4, 0)
+    for slot in range(4):
+        for number in range(10 * slot + 1):
+            memtable.put(slot, b"row%d" % number, b"raw" * number)
+        memtable.join(slot, b"delta", b"d", CODEC)
+    before = [dict(rows) for rows in memtable.slots]
+    active = memtable.slots
+    given_back = memtable.drop(None, CODEC, slots)
+    assert given_back == [before[slot] for slot in slots]
+    assert memtable.slots is active
+    assert memtable.slots == [{} if slot in slots else before[slot] for slot in range(4)]
+    assert sorted(slot for slot, _ in memtable.deltas) == [s for s in range(4) if s not in slots]
+    assert memtable.weight_bytes == weight_of(memtable)

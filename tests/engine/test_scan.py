@@ -105,7 +105,7 @@ def test_the_order_that_is_kept_stays_right_whatever_happens(seed: int) -> None:
         if rng.random() < 0.05:
             memtable.drop(None, SETS, range(slot, slot + 1))
         start, limit = row(rng.randrange(3000)), rng.choice([1, 10, 10_000])
-        expected = sorted(item for item in rows.items() if item[0] >= start)[:limit]
+        expected = sorted(item for item in memtable.slots[slot].items() if item[0] >= start)[:limit]
         assert memtable.rows_from(slot, start, limit) == expected
     assert len(memtable._orders) <= ORDERS_MAX
 
