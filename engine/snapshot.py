@@ -41,7 +41,7 @@ import msgspec
 
 from engine import manifest
 from engine.disk import Disk
-from engine.errors import EngineError, MissingFileError
+from engine.errors import EngineError, MissingFileError, SyncError
 from engine.log import CommitLog, Recovery
 from engine.manifest import Manifest
 from engine.store import Store
@@ -131,7 +131,12 @@ def finish(log: CommitLog, begun: Begun, name: str, now_ms: int) -> Snapshot:
     """Make the snapshot durable. Blocks. Raises SyncError, LogFailedError, DiskError: it is unfinished then."""
     folder = begun.folder
     for segment in begun.segments:
-        _sync_file(folder, segment)
+        try:
+            _sync_file(folder, segment)
+        except SyncError as error:
+            # The log has the same file, and its own sync might report success next time.
+            log.failure = log.failure or error
+            raise
     # After the files: if one of these syncs, or one of the log's own meanwhile, lost bytes of a
     # segment that both share, the log has failed, and says so.
     log.sync()

@@ -50,7 +50,7 @@ Sources: LevelDB's and Pebble's division of work; Cassandra's delta merging.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -125,6 +125,7 @@ class Store:
         self.active = self.memtable.slots  # Hot: read and written directly by slot and row.
         self.rows = RowCache(settings.row_cache_bytes)
         self.blocks = BlockCache(settings.block_cache_bytes)
+        self._is_replaying = True  # The log, of which all is durable then.
         self.log: CommitLog
         self.recovery: Recovery
         self.stats = StoreStats()
@@ -133,6 +134,7 @@ class Store:
         self._pages = Pages(disk, self.blocks, self.stats)
         self._pages.table_ids = {table.id for table in levels.tables}
         self._drop_index = DropIndex(current.drops)
+        self._replaced_from = self._replaced_until = 0  # Positions: see `_durable_drops`.
         self.capture: Callable[[], bytes] = bytes  # The owner's state, asked for at each freeze.
         self._job: Job | None = None
         self._next_table = current.next_table
@@ -177,6 +179,7 @@ class Store:
         cls._remove_leftovers(disk, current)
         store._take_table_numbers(current)
         store.log = CommitLog.open(disk, store.recovery)
+        store._is_replaying = False
         return store
 
     def _take_table_numbers(self, current: Manifest) -> None:
@@ -266,7 +269,24 @@ class Store:
         self.rows.clear()
         if self.tables or self.frozen:
             base = self.memtable.base_position
-            self.manifest.drops = with_marker(self.manifest.drops, marker, position, base)
+            before = self.manifest.drops
+            self.manifest.drops = with_marker(before, marker, position, base)
+            self._note_replaced(set(before).difference(self.manifest.drops), position)
+
+    def _note_replaced(self, replaced: Set[Drop], position: int) -> None:
+        """A drop has taken in earlier ones, which come back with their own positions if a crash takes it."""
+        if replaced:
+            if self._replaced_until <= self.log_durable:
+                self._replaced_from = position
+            self._replaced_from = min([self._replaced_from, *(drop.position for drop in replaced)])
+            self._replaced_until = position
+
+    @property
+    def log_durable(self) -> int:
+        """Up to here, what is in the log or was in it is durable."""
+        if self._is_replaying:
+            return EVERYTHING
+        return max(self.log.synced, self.manifest.log_start)
 
     def _memtables(self) -> list[Memtable]:
         """Newest first."""
@@ -590,8 +610,14 @@ class Store:
         )
 
     def _durable_drops(self) -> list[Drop]:
-        """The drops that compaction may carry out: a crash cannot take their markers back."""
-        durable = max(self.log.synced, self.manifest.log_start)
+        """The drops that compaction may carry out: a crash cannot take their markers back.
+
+        Nor those after a drop that stands in the list only as a part of a later one, which is not
+        durable: the output would say a position above it, and so not be hidden when it comes back.
+        """
+        durable = self.log_durable
+        if self._replaced_until > durable:
+            durable = max(self.manifest.log_start, min(durable, self._replaced_from - 1))
         return [drop for drop in self.manifest.drops if drop.position <= durable]
 
     def abandon(self, job: Job) -> None:

@@ -5,14 +5,19 @@ node does, on a disk that loses whatever was not synced, and asks after every cr
 is exactly the model as of the position at which the log was recovered, and whether that position
 covers everything that was acknowledged.
 
-    python -m tests.crash.simulated --cycles 5000 --seed 1
+    python -m tests.crash.simulated --cycles 10000
 
 A *process* is one opening of the store: writes with and without expiry, deletions, dropped databases,
-log writes, syncs (what is synced counts as acknowledged), freezes, expiry, reads, and jobs in steps
-(given, done, manifest written, installed, or abandoned), all in random order. It ends by a power cut
-at any disk operation, by one between two of them, by a kill (the kernel's cache survives, and so does
-the worker, which may go on writing while the next process runs), by a stop, or by a failed sync. The
-next start may be cut as well. A full disk comes and goes.
+log writes, syncs (what is synced counts as acknowledged), freezes, expiry, reads, snapshots, and jobs
+in steps (given, done, manifest written, installed, or abandoned), all in random order. It ends by a
+power cut at any disk operation, by one between two of them, by a kill (the kernel's cache survives,
+and so does the worker, which may go on writing while the next process runs), by a stop, or by a failed
+sync. The next start may be cut as well. A full disk comes and goes.
+
+In half of the worlds the disk is *bad* too: it refuses to read, to write, and to make, rename and remove
+names, in starts as well, and bits flip (`tests/crash/simulated_damage.py`). Then operations and starts may
+fail, with a typed error that names a file, and only where a fault has fired; what was acknowledged
+must be there all the same, and no value may be wrong.
 
 A *world* is some such processes one after the other from one seed, which says everything.
 """
@@ -21,25 +26,35 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
+import os
 import random
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cluster.record import CODEC, DELETION, STRING, decode
-from cluster.replica import Effect, Replica
+from cluster.replica import Effect, Replica, state_of_copy
 from cluster.slot import Row, Slot, row_of, slot_of
+from engine import snapshot
+from engine.damage import LostDataError
 from engine.errors import DiskError, EngineError, LogFailedError, SyncError
 from engine.job import Job, JobResult, run_job
-from engine.store import NO_PINS, PageFault, Pins, Prepared, StoreSettings
+from engine.log import FRAME_BYTES
+from engine.store import NO_PINS, PageFault, Pins, Prepared, Store, StoreSettings
+from tests.crash.simulated_counts import Counts
+from tests.crash.simulated_damage import Damage, damaged
 from tests.sim.disk import Faults, PowerCut, SimDisk
 
 CYCLES_PER_WORLD = 12
+LONG_RUN_CYCLES = 1000  # In so many, everything has to have happened.
 DATABASES = (0, 1, 5)
-KEYS = [b"{%d}key%d" % (n % 5, n) for n in range(30)]
+SLOT_COUNT = 256  # A memtable of all 16384 takes longer to make than most processes here to live.
+TAGS = [n for n in range(2000) if slot_of(b"%d" % n) < SLOT_COUNT][:5]
+KEYS = [b"{%d}key%d" % (TAGS[n % 5], n) for n in range(30)]
 SLOTS = sorted({slot_of(key) for key in KEYS})
 FAULTS_MAX = 100  # Of one look-up.
+DISK_REASON = os.strerror(errno.EIO)
 START_MS = 1_700_000_000_000
 
 Place = tuple[int, bytes]
@@ -54,6 +69,11 @@ SETTINGS = StoreSettings(
     block_cache_bytes=48 << 10,
     log_bytes_max=40 << 10,
     block_bytes=1024,
+    slot_count=SLOT_COUNT,
+    # So that there are several levels, and several tables on each.
+    table_bytes=3 << 10,
+    level_1_bytes=6 << 10,
+    l0_count=2,
 )
 
 
@@ -68,30 +88,6 @@ class Frame:
     end: int
     changes: list[tuple[Place, Stored | None] | int]
     last_hlc: int
-
-
-@dataclass(slots=True)
-class Counts:
-    """What happened, over all worlds: a run that never cut a flush shows nothing about flushes."""
-
-    cycles: int = 0
-    acknowledged: int = 0
-    lost_unacknowledged: int = 0
-    power_cuts: int = 0
-    cuts_in_jobs: int = 0
-    cuts_in_starts: int = 0
-    kills: int = 0
-    failed_syncs: int = 0
-    full_disks: int = 0
-    flushes: int = 0
-    compactions: int = 0
-    orphans: int = 0
-    faults: int = 0
-    values_checked: int = 0
-
-    def __str__(self) -> str:
-        names = self.__dataclass_fields__
-        return ", ".join(f"{name.replace('_', ' ')} {getattr(self, name)}" for name in names)
 
 
 @dataclass(slots=True)
@@ -118,10 +114,23 @@ class World:
     base: dict[Place, Stored] = field(default_factory=dict)  # The model as of the last recovery.
     frames: list[Frame] = field(default_factory=list)  # Written since.
     staged: list[tuple[Place, Stored | None] | int] = field(default_factory=list)
+    tries: list[Frame] = field(default_factory=list)  # That the disk had no room for.
     end: int = 0  # Of the log, as far as the model knows.
     acknowledged: int = 0
     task: Task | None = None
     orphan: Job | None = None  # What a worker whose server was killed still does.
+    is_bad: bool = False
+    damage: Damage | None = None  # A bit that is flipped now.
+    was_damaged: set[str] = field(default_factory=set)  # Tables in which a bit was flipped once.
+    floor: int = 0  # Where the log ended at the start.
+    vouched: int = 0  # Durable bytes of the log say that this much was durable.
+    vouchers: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # Ends of frames, and what they say.
+    # Finished snapshots and what is in them, and one that may be finished.
+    snapshots: dict[str, dict[Place, Stored]] = field(default_factory=dict)
+    unsure: dict[str, dict[Place, Stored]] = field(default_factory=dict)
+    _attempts: int = 0  # To start.
     _serial: int = 0
     _cut_chance: float = 0.0
     _aim_chance: float = 0.0
@@ -133,6 +142,8 @@ class World:
         self._cut_chance = self.rng.choice((0.0, 0.3, 0.9))
         self._aim_chance = self.rng.choice((0.0, 0.1, 0.6))
         self._sync_chance = self.rng.choice((0.03, 0.3, 1.0))
+        self.is_bad = self.rng.random() < 0.5
+        self.faults.fired = self.counts.fired
         self.disk = SimDisk(random.Random(f"disk-{self.seed}"), faults=self.faults)
 
     # One process after the other
@@ -143,10 +154,13 @@ class World:
         for _ in range(cycles):
             self._check()
             try:
+                if self.replica.store.manifest.damages and self.rng.random() < 0.5:
+                    self._refill()
                 self._live()
                 self._end()
             except PowerCut:
                 self.counts.cuts_in_jobs += self.task is not None
+                self.counts.cuts_in_snapshots += bool(self.unsure)
                 self._cut()
             except (SyncError, LogFailedError):  # The node leaves service, and is started again.
                 self.counts.failed_syncs += 1
@@ -166,9 +180,31 @@ class World:
         faults.sync_error_in = rng.randint(1, 60) if rng.random() < 0.1 else None
         faults.is_cold = rng.random() < 0.5
         faults.has_short_writes = rng.random() < 0.3
+        if self.is_bad:
+            faults.read_error_in = rng.randint(1, 80) if rng.random() < 0.4 else None
+            faults.write_error_in = rng.randint(1, 60) if rng.random() < 0.25 else None
+            faults.name_error_in = rng.randint(1, 20) if rng.random() < 0.3 else None
+
+    def _plan_start(self) -> None:
+        rng, faults = self.rng, self.disk.faults
+        faults.power_cut_in = rng.randint(1, 25) if rng.random() < 0.3 else None
+        if self.is_bad:
+            faults.read_error_in = rng.randint(1, 12) if rng.random() < 0.15 else None
+            faults.write_error_in = rng.randint(1, 3) if rng.random() < 0.05 else None
+            faults.name_error_in = rng.randint(1, 6) if rng.random() < 0.1 else None
+            faults.sync_error_in = rng.randint(1, 8) if rng.random() < 0.1 else None
+
+    def _calm(self) -> None:
+        """No fault is due any more."""
+        faults = self.disk.faults
+        faults.read_error_in = faults.write_error_in = faults.name_error_in = None
+        faults.capacity_bytes = faults.sync_error_in = None
+        faults.power_cut_in = faults.name_cut_in = None
 
     def _end(self) -> None:
         self.disk.faults.capacity_bytes = None
+        if self.is_bad and self.rng.random() < 0.4:
+            self._flip()
         choice = self.rng.random()
         if choice < 0.4:
             self._cut()
@@ -176,10 +212,15 @@ class World:
             self._kill()
         else:
             self._tick()
-            self.replica.store.close()
-            self.acknowledged = self.end
+            try:
+                self.replica.store.close()
+            except DiskError:  # What was not confirmed may be lost, as in a kill.
+                return self._kill()
+            self.counts.stops += 1
+            self.acknowledged = self.vouched = self.end
             self._forget_process()
             self.disk = self.disk.kill()
+        return None
 
     def _cut(self) -> None:
         self.counts.power_cuts += 1
@@ -197,31 +238,51 @@ class World:
 
     def _forget_process(self) -> None:
         self.task = None
-        faults = self.disk.faults
-        faults.capacity_bytes = faults.sync_error_in = faults.power_cut_in = None
+        self._calm()
 
     def _start(self) -> None:
         """Open the store, with power cuts in some of the attempts, and let the model follow."""
+        self._attempts = 0
         while True:
-            rng = self.rng
-            self.disk.faults.power_cut_in = rng.randint(1, 25) if rng.random() < 0.3 else None
+            self._attempts += 1
+            self._plan_start()
+            before = self.faults.fired.copy()
             try:
                 self.replica = Replica.open(self.disk, SETTINGS, 7)
                 break
             except PowerCut:
                 self.counts.cuts_in_starts += 1
                 self.orphan = None
+                self._calm()
                 self.disk = self.disk.crash()
-        self.disk.faults.power_cut_in = None
+            except EngineError as error:
+                self._calm()
+                self._refuse(error, is_fault=self.faults.fired != before)
+                self.disk = self.disk.kill()
+        self._calm()
         self._recover(self.replica.store.recovery.end)
+
+    def _refuse(self, error: EngineError, *, is_fault: bool) -> None:
+        """The start was refused: that must have a reason, which goes away."""
+        if self.damage is not None and self.damage.is_named_by(error):
+            self.counts.refused_starts_for_damage += 1
+            self._heal()
+        elif isinstance(error, (DiskError, LogFailedError)) and is_fault:
+            self.counts.refused_starts_for_errors += 1
+            assert error.path.startswith(self.disk.path), error
+        else:
+            raise error
 
     def _recover(self, end: int) -> None:
         """The log goes on at `end`: the model as of there is the truth, if that covers what was acknowledged."""
         if end < self.acknowledged:
-            raise Loss(f"recovered up to {end}, and {self.acknowledged} was acknowledged")
+            self._excuse(end)
         if self.staged and end > self.end:  # Written, and the process ended before it knew.
             self._note_frame(end)
         self.staged.clear()
+        if end not in (self.floor, *(frame.end for frame in self.frames)):
+            self.frames += [each for each in self.tries if each.end == end][-1:]
+        self.tries.clear()
         hlc = 0
         for frame in self.frames:
             if frame.end > end:
@@ -233,7 +294,67 @@ class World:
             raise Loss("the clock went back")
         self.frames.clear()
         # What was recovered was synced by the recovery.
-        self.end = self.acknowledged = end
+        self.end = self.acknowledged = self.floor = end
+        self.vouchers.clear()
+
+    def _excuse(self, end: int) -> None:
+        """Less was recovered than was acknowledged: only damage that nothing vouches for may do that."""
+        damage = self.damage
+        whole = [frame.end for frame in self.frames if damage and frame.end <= damage.position]
+        if (
+            damage is None
+            or end < max([self.floor, *whole])
+            or not damage.may_cut(self.replica.store.recovery, self.vouched)
+            # An earlier attempt may have cut it off, and was cut itself before it could tell.
+            or (self._attempts == 1 and not damage.is_reported(self.replica.store.recovery))
+        ):
+            raise Loss(f"recovered up to {end}, and {self.acknowledged} was acknowledged")
+        self.counts.cuts_at_damage += 1
+        self.damage = None
+        self.snapshots.clear()  # They share the segment that was cut.
+        self.unsure.clear()
+
+    def _flip(self) -> None:
+        if self.damage is None:
+            self.damage = damaged(
+                self.disk, self.replica.store, self.rng, floor=self.floor, vouched=self.vouched
+            )
+            if self.damage is not None:
+                self.was_damaged.add(self.damage.name)
+                kind = self.damage.kind
+                self.counts.flips_in_tables += kind == "table"
+                self.counts.flips_in_log += kind == "log"
+                self.counts.flips_in_manifest += kind == "manifest"
+
+    def _heal(self) -> None:
+        if self.damage is not None:
+            self.damage.flip.heal()
+            self.damage = None
+
+    def _refill(self) -> None:
+        """Write again what the store has set aside, as a replica would send it, and say so."""
+        store = self.replica.store
+        content = self._content_now()
+        effects: dict[Row, Effect] = {}
+        for place in [(db, key) for db in DATABASES for key in KEYS]:
+            slot, row = slot_of(place[1]), row_of(*place)
+            key = slot.to_bytes(2, "big") + row
+            if any(each.key_min <= key <= each.key_max for each in store.manifest.damages):
+                stored = content.get(place)
+                value, expire_at_ms = stored or (b"", 0)
+                kind = DELETION if stored is None else STRING
+                effects[row] = (slot, kind, expire_at_ms, value)
+                self.staged.append((place, stored))
+        self.replica.write(effects, self.now_ms)
+        self._tick()
+        if store.log.pieces:
+            return
+        self._sync()
+        try:
+            store.accept_damage()
+        except DiskError:
+            return
+        self.counts.refills += 1
 
     # Operations
 
@@ -258,8 +379,18 @@ class World:
         elif choice < 0.88:
             self.now_ms += rng.choice((1, 500, 5000))
             self.replica.expire(self.now_ms, lambda: False)
-        elif choice < 0.97:
+        elif choice < 0.96:
             self._read()
+        elif choice < 0.97:
+            self._take_snapshot()
+        elif choice < 0.98 and self.is_bad:
+            if self.damage is None:
+                self._flip()
+            elif rng.random() < 0.3:
+                self._heal()
+            is_idle = not self.replica.store.is_busy
+            if is_idle and self.replica.store.manifest.damages and rng.random() < 0.3:
+                self._refill()
         else:
             self._change_room()
 
@@ -292,14 +423,20 @@ class World:
         self.replica.flush(databases)
 
     def _tick(self) -> None:
+        synced = self.replica.store.log.synced
         try:
             position = self.replica.store.write()
         except LogFailedError:
             raise
         except DiskError:  # Full: it stays staged.
+            # What was cut off may come back, and be completed by the same bytes of the next try.
+            pieces = self.replica.store.log.pieces
+            end = self.end + FRAME_BYTES + sum(map(len, pieces))
+            self.tries.append(Frame(end, list(self.staged), self.replica.clock.last))
             return
         if position > self.end:
             self._note_frame(position)
+            self.vouchers.append((position, synced))
 
     def _note_frame(self, end: int) -> None:
         self.frames.append(Frame(end, list(self.staged), self.replica.clock.last))
@@ -308,9 +445,17 @@ class World:
 
     def _sync(self) -> None:
         before = self.acknowledged
-        self.acknowledged = self.replica.store.log.sync()
+        self._acknowledge(self.replica.store.log.sync())
         frames = (frame for frame in self.frames if before < frame.end <= self.acknowledged)
         self.counts.acknowledged += sum(len(frame.changes) for frame in frames)
+
+    def _acknowledge(self, position: int) -> None:
+        """The log is durable up to a position, and so is what its header and frames say."""
+        self.acknowledged = position
+        durable = [said for end, said in self.vouchers if end <= position]
+        if position > self.floor:
+            durable.append(self.floor)
+        self.vouched = max([self.vouched, *durable])
 
     def _freeze(self) -> None:
         self._tick()
@@ -328,10 +473,61 @@ class World:
         faults = self.disk.faults
         if faults.capacity_bytes is None:
             self.counts.full_disks += 1
-            used = sum(self.disk.size(name) for name in self.disk.names())
-            faults.capacity_bytes = used + self.rng.choice((0, 100, 5000, 40000))
+            faults.capacity_bytes = self.disk.used_bytes() + self.rng.choice((0, 100, 5000, 40000))
         else:
             faults.capacity_bytes = None
+
+    # Snapshots
+
+    def _take_snapshot(self) -> None:
+        self._tick()
+        store = self.replica.store
+        if store.log.pieces or len(self.snapshots) > 2:
+            return
+        if self.damage is not None or store.manifest.damages:
+            return
+        self._serial += 1
+        name = f"s{self._serial}"
+        self.unsure = {name: self._content_now()}
+        if self.is_bad and self.rng.random() < 0.2:
+            self.disk.faults.sync_error_in = self.rng.randint(1, 4)  # It shares files with the log.
+        try:
+            snapshot.take(store, name, state_of_copy(store.manifest.state), self.now_ms)
+        except LogFailedError:
+            raise
+        except DiskError:  # It is given up, as `KV.SNAPSHOT CREATE` does; the node goes on.
+            return
+        self._acknowledge(store.log.synced)
+        self.snapshots |= self.unsure
+        self.unsure = {}
+        self.counts.snapshots += 1
+
+    def _check_snapshots(self) -> None:
+        """Finished ones are there and hold what they should; looking at one ends it."""
+        if self.damage is not None:
+            return
+        found = [each.name for each in snapshot.snapshots_of(self.disk)]
+        if not set(self.snapshots) <= set(found):
+            raise Loss(f"of the snapshots {list(self.snapshots)} only {found} are there")
+        known = self.snapshots | self.unsure
+        self.unsure = {}
+        for name in found:
+            content = known.get(name)
+            if content is None or (name in self.snapshots and self.rng.random() < 0.6):
+                continue
+            self._check_snapshot(name, content)
+            self.snapshots.pop(name, None)
+            snapshot.drop(self.disk, name)
+
+    def _check_snapshot(self, name: str, content: dict[Place, Stored]) -> None:
+        folder = snapshot.open_folder(self.disk, name)
+        opened = Replica.open(folder, SETTINGS, 8)
+        try:
+            self._check_store(opened.store, self._seen(content))
+        finally:
+            opened.store.close()
+            folder.close()
+        self.counts.snapshots_opened += 1
 
     # Jobs, a step at a time
 
@@ -342,10 +538,17 @@ class World:
         if self.rng.random() < (
             0.02 if task is None or task.prepared is None else self._aim_chance
         ):
-            self.disk.faults.power_cut_in = self.rng.randint(1, 6)
+            faults = self.disk.faults
+            if self.rng.random() < 0.5:
+                faults.power_cut_in = self.rng.randint(1, 6)
+            else:
+                faults.name_cut_in = self.rng.randint(1, 3)
         if task is None:
             room = self.disk.free_bytes()
             job = store.next_job(self.now_ms, room)
+            # A memtable that could not be frozen before is frozen now, and what was staged is written.
+            if store.log.position > self.end:
+                self._note_frame(store.log.position)
             self.task = Task(job) if job is not None else None
             return
         try:
@@ -359,15 +562,33 @@ class World:
                 task.is_written = True
             else:
                 store.install(task.job, task.result, task.prepared)
-                self.counts.flushes += task.job.kind == "flush"
-                self.counts.compactions += task.job.kind == "compact"
+                self._count(task.job.kind)
                 self.task = None
-        except DiskError:
+        except EngineError as error:
+            self._excuse_job(error)
             store.abandon(task.job)
             self.task = None
         if self.task is not None and not task.is_written and self.rng.random() < 0.03:
             store.abandon(task.job)
             self.task = None
+
+    def _count(self, kind: str) -> None:
+        counts = self.counts
+        counts.flushes += kind == "flush"
+        counts.compactions += kind == "compact"
+        counts.moves += kind == "move"
+        counts.removals += kind == "remove"
+        counts.levels_max = max(counts.levels_max, len(self.replica.store.levels.levels))
+
+    def _excuse_job(self, error: EngineError) -> None:
+        if self.damage is not None and self.damage.is_named_by(error):
+            self.counts.refused_jobs_for_damage += 1
+            if self.rng.random() < 0.5:
+                self._heal()
+        elif isinstance(error, DiskError):
+            self.counts.failed_jobs += 1
+        else:
+            raise error
 
     def _work_as_orphan(self) -> None:
         """The worker of a killed server finishes its job, or fails: nobody wants the table any more."""
@@ -379,12 +600,15 @@ class World:
 
     # Checks
 
-    def _model(self) -> dict[Place, bytes]:
-        """What a client sees now."""
+    def _content_now(self) -> dict[Place, Stored]:
         content = dict(self.base)
         for frame in self.frames:
             apply_changes(content, frame.changes)
         apply_changes(content, self.staged)
+        return content
+
+    def _seen(self, content: dict[Place, Stored]) -> dict[Place, bytes]:
+        """What a client sees of it now."""
         return {
             place: value
             for place, (value, expire_at_ms) in content.items()
@@ -392,35 +616,69 @@ class World:
         }
 
     def _read(self) -> None:
-        model = self._model()
+        model = self._seen(self._content_now())
         for place in {self._place(): None for _ in range(5)}:
-            self._compare(place, model.get(place))
+            self._compare(self.replica.store, place, model.get(place))
 
     def _check(self) -> None:
-        """Everything by key, then everything by scan."""
-        model = self._model()
-        for db in DATABASES:
-            for key in KEYS:
-                self._compare((db, key), model.get((db, key)))
-        scanned = dict(self._scan())
-        expected = {row_of(db, key): value for (db, key), value in model.items()}
-        if scanned != expected:
-            raise Loss(f"a scan shows {len(scanned)} rows, not the {len(expected)} that are there")
+        self._check_store(self.replica.store, self._seen(self._content_now()))
         for table in self.replica.store.tables:
             assert table.name in self.disk.names(), "a live table was removed"
+        self._check_snapshots()
 
-    def _compare(self, place: Place, expected: bytes | None) -> None:
-        raw = self._get(slot_of(place[1]), row_of(*place))
+    def _check_store(self, store: Store, model: dict[Place, bytes]) -> None:
+        """Everything by key, then everything by scan."""
+        for db in DATABASES:
+            for key in KEYS:
+                self._compare(store, (db, key), model.get((db, key)))
+        for slot in SLOTS:
+            scanned = self._scan(store, slot)
+            expected = {
+                row_of(*place): value for place, value in model.items() if slot_of(place[1]) == slot
+            }
+            if scanned is not None and scanned != expected:
+                raise Loss(f"a scan shows {len(scanned)} rows of the {len(expected)} of {slot}")
+
+    def _compare(self, store: Store, place: Place, expected: bytes | None) -> None:
+        slot, row = slot_of(place[1]), row_of(*place)
+        try:
+            raw = self._get(store, slot, row)
+        except EngineError as error:
+            return self._excuse_read(error, slot, row)
         version = None if raw is None else decode(raw).winner(self.now_ms)
         found = None if version is None else version.payload
         self.counts.values_checked += 1
         if found != expected:
             shown = [None if value is None else value[:20] for value in (expected, found)]
             raise Loss(f"{place} should be {shown[0]!r}, and is {shown[1]!r}")
+        return None
 
-    def _get(self, slot: Slot, row: Row) -> bytes | None:
+    def _excuse_read(self, error: EngineError, slot: Slot, row: Row | None) -> None:
+        """A read may fail of damage only where that is, and else only of a disk that fails."""
+        if isinstance(error, LostDataError) and error.path in self.was_damaged:
+            key = slot.to_bytes(2, "big") + (row or b"")
+            if any(
+                slot in each.slots and (row is None or each.key_min <= key <= each.key_max)
+                for each in self.replica.store.manifest.damages
+            ):
+                self.counts.refused_reads_for_damage += 1
+                return
+        damage = self.damage
+        if damage is not None and damage.kind == "table" and damage.is_named_by(error):
+            key = slot.to_bytes(2, "big") + (row or b"")
+            if any(
+                damage.may_hide_slot(slot, table) if row is None else damage.may_hide(key, table)
+                for table in self.replica.store.tables
+            ):
+                self.counts.refused_reads_for_damage += 1
+                return
+            raise Loss(f"{row!r} of slot {slot} is refused for damage that it has no part in")
+        if not isinstance(error, DiskError) or error.reason != DISK_REASON:
+            raise error
+        self.counts.refused_reads_for_errors += 1
+
+    def _get(self, store: Store, slot: Slot, row: Row) -> bytes | None:
         """As a command does: it faults until it has what it needs."""
-        store = self.replica.store
         pins: Pins = {}
         store.pinned = pins
         try:
@@ -428,18 +686,19 @@ class World:
                 try:
                     return store.get(slot, row)
                 except PageFault as fault:
-                    self.counts.faults += 1
+                    self.counts.page_faults += 1
                     fault.resolve(pins)
             raise Loss(f"the page of {row!r} never arrives")
         finally:
             store.pinned = NO_PINS
 
-    def _scan(self) -> Iterator[tuple[Row, bytes]]:
-        store = self.replica.store
-        for slot in SLOTS:
-            start: Row | None = b""
-            pins: Pins = {}
-            store.pinned = pins
+    def _scan(self, store: Store, slot: Slot) -> dict[Row, bytes] | None:
+        """What a scan shows of a slot; None if it is refused for a reason."""
+        found: dict[Row, bytes] = {}
+        start: Row | None = b""
+        pins: Pins = {}
+        store.pinned = pins
+        try:
             while start is not None:
                 try:
                     rows, start = store.scan(slot, start, self.rng.choice((1, 4, 50)))
@@ -449,8 +708,13 @@ class World:
                 for row, raw in rows:
                     version = decode(raw).winner(self.now_ms)
                     if version is not None:
-                        yield row, version.payload
+                        found[row] = version.payload
+        except EngineError as error:
+            self._excuse_read(error, slot, None)
+            return None
+        finally:
             store.pinned = NO_PINS
+        return found
 
 
 def apply_changes(
@@ -488,9 +752,21 @@ def main() -> int:
         seed += 1
         if time.monotonic() - said > 5:
             said = time.monotonic()
-            print(f"{counts.cycles} cycles, next seed {seed}", flush=True)
-    print(f"seeds {arguments.seed} to {seed - 1}, {time.monotonic() - started:.0f} s: nothing lost")
+            speed = counts.cycles / (said - started)
+            print(
+                f"{counts.cycles} of {arguments.cycles} cycles, {speed:.0f} a second, "
+                f"{counts.acknowledged} writes acknowledged, next seed {seed}",
+                flush=True,
+            )
+    seconds = time.monotonic() - started
+    print(
+        f"seeds {arguments.seed} to {seed - 1}, {seconds:.0f} s, "
+        f"{counts.cycles / seconds:.0f} cycles a second: nothing lost"
+    )
     print(counts)
+    if counts.missing and arguments.cycles >= LONG_RUN_CYCLES:
+        print(f"FAILED: these never happened: {', '.join(counts.missing)}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -89,6 +89,8 @@ class Faults:
     is_lasting: bool = False
     # Any operation that changes the disk, which may or may not have been done when the power goes.
     power_cut_in: int | None = None
+    # Counts only changes of names and their syncs: these decide what a power cut leaves of a swap.
+    name_cut_in: int | None = None
     # Each append is written in pieces. Harmless alone; with an error or no room a part remains.
     has_short_writes: bool = False
     # None: endless. Removing and truncating files gives room back.
@@ -211,6 +213,13 @@ class Flip:
         for data in (self.inode.content, self.inode.durable):
             if self.offset < len(data) and data[self.offset] == self.damaged:
                 data[self.offset] ^= self.mask
+        # It was written again with its sector, if something was appended to that.
+        number, at = divmod(self.offset, SECTOR_BYTES)
+        versions = self.inode.sectors.get(number, [])
+        for place, version in enumerate(versions):
+            if version[at] == self.damaged:
+                healed = bytes([version[at] ^ self.mask])
+                versions[place] = version[:at] + healed + version[at + 1 :]
 
 
 _NameChange = tuple[str | None, str | None, Inode]
@@ -368,7 +377,7 @@ class SimDisk:
 
     def sync_names(self) -> None:
         path = self._check("", "sync")
-        self.change(lambda: self._sync_names(path))
+        self.change(lambda: self._sync_names(path), is_of_names=True)
 
     def free_bytes(self) -> int:
         self._check("", "measure")
@@ -406,7 +415,7 @@ class SimDisk:
     def crash(self) -> "SimDisk":
         """Cut the power, and return the disk as it is found afterwards."""
         rng, faults = self._root.rng, self._root.faults
-        faults.power_cut_in = None
+        faults.power_cut_in = faults.name_cut_in = None
         faults.fired["power cut"] += 1
         tree = self._root.tree()
         # Each file once, in the order of the names' changes, so that a seed decides everything.
@@ -458,9 +467,12 @@ class SimDisk:
             setattr(self.faults, fault, None)
         return True
 
-    def change(self, operate: Callable[[], None]) -> None:
+    def change(self, operate: Callable[[], None], *, is_of_names: bool = False) -> None:
         """Change the disk; if the power goes away, then just before that or just after."""
-        if not self.is_due("power_cut_in"):
+        is_cut = self.is_due("power_cut_in")
+        if is_of_names and self.is_due("name_cut_in"):
+            is_cut = True
+        if not is_cut:
             operate()
             return
         if self._platter.rng.random() < 0.5:
@@ -473,10 +485,12 @@ class SimDisk:
         capacity = self.faults.capacity_bytes
         if capacity is None:
             return 1 << 40
-        # A file with several names takes its room once.
+        return max(0, capacity - self.used_bytes())
+
+    def used_bytes(self) -> int:
+        """How many bytes all files take; one with several names takes its room once."""
         inodes = {id(inode): inode for p in self._root.tree() for inode in p.names.values()}
-        used = sum(len(inode.content) for inode in inodes.values())
-        return max(0, capacity - used)
+        return sum(len(inode.content) for inode in inodes.values())
 
     def shortened(self, count: int) -> int:
         """How many of `count` bytes the next system call writes."""
@@ -511,7 +525,7 @@ class SimDisk:
             _apply(self._platter.names, change)
             self._platter.name_changes.append(change)
 
-        self.change(operate)
+        self.change(operate, is_of_names=True)
 
     def _sync_names(self, path: str) -> None:
         platter = self._platter

@@ -426,6 +426,23 @@ def test_a_power_cut_in_a_folder_ends_the_whole_process() -> None:
         disk.names()
 
 
+def test_power_goes_at_a_change_of_names() -> None:
+    found = set()
+    for seed in range(40):
+        disk = new_disk(seed)
+        file = new_file(disk, b"x")
+        disk.faults.name_cut_in = 2
+        file.append(b"y")
+        file.sync()
+        disk.rename("file", "new")
+        with pytest.raises(PowerCut):
+            disk.sync_names()
+        disk = disk.crash()
+        assert disk.faults.name_cut_in is None
+        found.add(tuple(disk.names()))
+    assert found == {("file",), ("new",)}
+
+
 # -- Bad disks --------------------------------------------------------------------------------
 
 
@@ -479,6 +496,16 @@ def test_healing_undoes_a_flip_and_nothing_that_came_after_it() -> None:
     file.sync()
     flip.heal()
     assert content(again.crash()) == b"axy"
+
+
+def test_healing_reaches_what_was_written_again_with_its_sector() -> None:
+    disk = new_disk()
+    file = new_file(disk, b"abc")
+    flip = disk.flip_bit("file", 1)
+    file.append(b"d")
+    flip.heal()
+    file.sync()
+    assert content(disk.crash()) == b"abcd"
 
 
 def test_a_sector_is_clean_when_it_is_durable() -> None:
