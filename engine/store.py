@@ -81,6 +81,8 @@ from engine.stats import LevelStats, StoreStats
 ABSENT = b""  # In the row cache: no table holds this row.
 LOCK_NAME = "lock"
 FROZEN_MAX: Final = 2
+# Slots of a memtable that was flushed, freed with each write of the log. All at once is a pause.
+FREED_PER_WRITE: Final = 8
 # Far more than jobs that one start can give up without finishing any.
 TABLE_NUMBERS_PER_START: Final = 1_000_000
 
@@ -299,6 +301,8 @@ class Store:
         LogFailedError.
         """
         position = self.log.write()
+        if self._dead:
+            del self._dead[-FREED_PER_WRITE:]
         memtable = self.memtable
         if (
             memtable.weight_bytes > self.settings.memtable_bytes
@@ -356,7 +360,7 @@ class Store:
         )
 
     def free(self, is_time_up: Callable[[], bool]) -> None:
-        """Give back memory of what was flushed or dropped, until `is_time_up`. All at once it would be a pause."""
+        """Give back memory of what was flushed or dropped, until `is_time_up`: for when nobody writes."""
         while self._dead and not is_time_up():
             self._dead.pop()
 
