@@ -83,6 +83,9 @@ class Rounds:
                 raise Loss(f"the server takes no writes; it said:\n{self.server.said()[-2000:]}")
         time.sleep(self.rng.choice((0, 0.05, 0.3, 1.0)))
         job = self.server.job()
+        # First the machine stands still, then the disk. The other way round a sync that is under way
+        # may report success though the file system is gone, and the server would acknowledge it.
+        self.server.stand_still()
         self.mounted.cut_power()
         self._kill()
         for writer in self.writers:

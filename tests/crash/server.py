@@ -75,6 +75,11 @@ class Server:
                 raise RefusedStart(status, self.said())
             time.sleep(0.01)
 
+    def stand_still(self) -> None:
+        """SIGSTOP: from now on it answers nobody, until it is killed."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
     def kill(self) -> None:
         """SIGKILL, to this process alone."""
         process = self._process
