@@ -316,7 +316,10 @@ class Node:
     def _load_databases(self) -> list[int]:
         raw = self.store.active[SYSTEM_SLOT].get(DATABASES_ROW)
         if raw is None:
-            raw = self.store.read_now(SYSTEM_SLOT, DATABASES_ROW)
+            try:
+                raw = self.store.read_now(SYSTEM_SLOT, DATABASES_ROW)
+            except EngineError as error:  # Damaged. Reads that need the damaged part are refused.
+                self.log.error("what SWAPDB exchanged is lost: assuming nothing", reason=str(error))
         return list(raw[25:]) if raw is not None else list(range(DATABASE_COUNT))
 
     # The log
@@ -663,7 +666,9 @@ class Node:
         for damage in self.store.manifest.damages:
             self._report(damage)
         self._listen()
-        if not self.store.tables:  # Quickly done while all is in memory; INFO is exact from now on.
+        if (
+            not self.store.has_more
+        ):  # Quickly done while all is in memory; INFO is exact from now on.
             for _ in self.context.counts.refresh(self.now_ms()):
                 pass
         gc.collect()
