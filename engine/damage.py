@@ -26,7 +26,7 @@ from typing import Final
 
 import msgspec
 
-from engine.codec import Key
+from engine.codec import SLOT_MAX, Key
 from engine.errors import EngineError
 
 SET_ASIDE_SUFFIX: Final = ".damaged"
@@ -51,7 +51,8 @@ class Damage(msgspec.Struct, array_like=True, frozen=True):
     def slots(self) -> range:
         """The slots that are incomplete because of it."""
         last = int.from_bytes(self.key_max[:2].ljust(2, b"\xff"), "big")
-        return range(int.from_bytes(self.key_min[:2].ljust(2, b"\0"), "big"), last + 1)
+        first = int.from_bytes(self.key_min[:2].ljust(2, b"\0"), "big")
+        return range(first, min(last, SLOT_MAX) + 1)
 
 
 @dataclass(eq=False)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from cluster.slot import DATABASE_COUNT
+from engine.damage import LostDataError
 from respkv.command import TABLE
 from respkv.histogram import Histogram
 from respkv.keyspace import Counts
@@ -370,7 +371,10 @@ def _keyspace(node: Node) -> Fields:
     now_ms = node.now_ms()
     fields: Fields = {}
     for number in range(DATABASE_COUNT):
-        tally = node.context.counts.estimate(node.databases[number])
+        try:
+            tally = node.context.counts.estimate(node.databases[number])
+        except LostDataError:  # Nobody knows: `slots_incomplete` tells why.
+            return {}
         if tally.keys:
             mean_ms = tally.mean_ttl_ms(now_ms)
             fields[f"db{number}"] = f"keys={tally.keys},expires={tally.expires},avg_ttl={mean_ms}"
