@@ -29,6 +29,7 @@ from typing import Final
 
 from blake3 import blake3
 
+from cluster.errors import ClusterError
 from cluster.quota import EXCESS_MAX, fair_primaries, fair_shares
 from cluster.ring import Member, NodeId
 from cluster.slot import SLOT_COUNT, Slot
@@ -42,7 +43,7 @@ NODES_MAX: Final = 16384  # In one data centre: a node without a slot is of no u
 
 
 @dataclass(eq=False)
-class ClaimFormatError(Exception):
+class ClaimFormatError(ClusterError):
     """These bytes are no claim of a known format. The receiver drops them and asks another node."""
 
     what: str

@@ -60,6 +60,7 @@ import msgspec
 from msgspec import Meta, Struct
 from xxhash import xxh3_64_intdigest
 
+from cluster.errors import ClusterError
 from cluster.phi import FailureDetector, PhiSettings
 
 NodeId = str  # The name of a member, unique in its cluster.
@@ -86,7 +87,7 @@ _Port = Annotated[int, Meta(ge=0, le=65535)]
 _Labels = Annotated[tuple[_Name, ...], Meta(max_length=64)]
 
 
-class GossipError(Exception):
+class GossipError(ClusterError):
     """The root of what this module raises on purpose. Nothing was changed."""
 
 

@@ -49,6 +49,7 @@ from typing import Final
 
 from blake3 import blake3
 
+from cluster.errors import ClusterError
 from cluster.gossip import COUNT_MAX, NAME_PATTERN, NodeId, Terms, VersionRange, compatible
 
 Wire = list[bytes]  # A message: the verb and its fields.
@@ -77,7 +78,7 @@ _NAME: Final = re.compile(NAME_PATTERN)
 _NUMBER: Final = re.compile(rb"(?:0|[1-9][0-9]{0,15})\Z")
 
 
-class HandshakeError(Exception):
+class HandshakeError(ClusterError):
     """The root of what this module raises. The connection is good for nothing; the caller closes it."""
 
 

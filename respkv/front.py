@@ -32,7 +32,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import socket
 import stat
 from collections import deque
@@ -42,6 +41,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from respkv.parser import may_be_lone, parse_lone
+from respkv.poller import READ, WRITE
 from respkv.reply import ReplyError
 from respkv.session import CLOSING, LARGE_REPLY_BYTES, MONITORING, WAITING, Session
 
@@ -72,8 +72,6 @@ BUSY_EVENTS: Final = 8
 BURST_NS: Final = 1_000_000
 # What `accept` says when this machine has no room for more clients just now.
 NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-READ: Final = select.EPOLLIN
-READ_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
 TOO_MANY_CLIENTS: Final = b"-ERR max number of clients reached\r\n"
 PROTECTED: Final = (
     b"-DENIED respkv is in protected mode: no password is set, so it serves only clients of its own machine. "
@@ -115,10 +113,8 @@ class Front:
         self.connections: dict[int, Connection] = {}
         self.by_session: dict[Session, Connection] = {}
         self._listeners: dict[int, socket.socket] = {}
-        self._epoll = select.epoll()
-        self._is_asleep = False  # In `run`, until a socket or `_waker` is ready.
-        self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._waker, select.EPOLLIN | select.EPOLLET)
+        self._poller = node.poller
+        self._is_asleep = False  # In `run`, until a socket is ready or `_wake` is called.
         self._dirty: list[Connection] = []
         self._lone: list[Connection] = []  # What they sent in this tick is in `_lone_chunks`.
         self._lone_chunks: list[bytes] = []
@@ -173,7 +169,7 @@ class Front:
             raise
         sock.setblocking(False)
         self._listeners[sock.fileno()] = sock
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._poller.register(sock.fileno(), READ)
 
     def _accept(self, listener: socket.socket) -> None:
         client = self.node.config.client
@@ -189,7 +185,7 @@ class Front:
                 self.node.log.warning("cannot accept a client", reason=str(error))
                 self._is_full = True
                 for fd in self._listeners:
-                    self._epoll.modify(fd, 0)
+                    self._poller.modify(fd, 0)
                 return
             sock.setblocking(False)
             is_unix = sock.family == socket.AF_UNIX
@@ -241,27 +237,27 @@ class Front:
         self.connections[connection.fd] = connection
         self.by_session[session] = connection
         self.connections_total += 1
-        self._epoll.register(connection.fd, READ)
+        self._poller.register(connection.fd, READ)
 
     # The loop
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        epoll = self._epoll
+        poller = self._poller
         clock_ns = self.node.clock_ns
         while True:
             if self._backlog or self.runner.has_slices:
                 await trio.lowlevel.checkpoint()
             else:
                 self._is_asleep = True
-                await trio.lowlevel.wait_readable(epoll.fileno())
+                await poller.wait()
                 self._is_asleep = False
             started_ns = clock_ns()
-            events = epoll.poll(0)
+            events = poller.poll()
             self.tick(events)
             until_ns = started_ns + BURST_NS
             while len(events) >= BUSY_EVENTS and not self._held and clock_ns() < until_ns:
-                events = epoll.poll(0)
+                events = poller.poll()
                 self.tick(events)
             self.node.note_pause(started_ns)
 
@@ -295,9 +291,9 @@ class Front:
         connection = self.connections.get(fd)
         if connection is None:
             return  # Closed earlier in this tick.
-        if mask & select.EPOLLOUT:
+        if mask & WRITE:
             self._send_rest(connection)
-        if mask & ~select.EPOLLOUT and self.connections.get(fd) is connection:
+        if mask & ~WRITE and self.connections.get(fd) is connection:
             self._read(connection, now_ms, now_s)
 
     def finish(self, now_ms: int) -> None:
@@ -338,7 +334,7 @@ class Front:
     def _wake(self) -> None:
         """Work may have come from another task than `run`."""
         if self._is_asleep and (self._backlog or self.runner.has_slices):
-            os.eventfd_write(self._waker, 1)
+            self._poller.wake()
 
     def _go_on(self, connection: Connection) -> None:
         """Something that its commands waited for has come: look at it again in the next tick."""
@@ -599,7 +595,7 @@ class Front:
 
     def _set_events(self, connection: Connection, events: int) -> None:
         connection.events = events
-        self._epoll.modify(connection.fd, events)
+        self._poller.modify(connection.fd, events)
 
     # Sending
 
@@ -620,7 +616,7 @@ class Front:
 
     def _wait_to_send(self, connection: Connection) -> None:
         connection.progress_s = self.node.now_s
-        self._set_events(connection, connection.events | select.EPOLLOUT)
+        self._set_events(connection, connection.events | WRITE)
         if connection.session.mode & CLOSING:
             self._stop_reading(connection)
 
@@ -672,7 +668,7 @@ class Front:
             if session.mode & CLOSING and not session.out:
                 self._end(connection)
                 return
-            self._set_events(connection, connection.events & ~select.EPOLLOUT)
+            self._set_events(connection, connection.events & ~WRITE)
             self._listen_to(connection)
         self._go_on(connection)
 
@@ -786,7 +782,7 @@ class Front:
         del self.by_session[session]
         self._backlog.pop(connection, None)
         with contextlib.suppress(OSError):
-            self._epoll.unregister(connection.fd)
+            self._poller.unregister(connection.fd)
         connection.sock.close()
         connection.unsent.clear()
         connection.unparsed.clear()
@@ -827,7 +823,7 @@ class Front:
         if self._is_full:
             self._is_full = False
             for fd in self._listeners:
-                self._epoll.modify(fd, READ)
+                self._poller.modify(fd, READ)
 
     def stop_listening(self) -> None:
         """Take no more clients, and no more of those that are here: what they have asked for is finished."""
@@ -835,7 +831,7 @@ class Front:
         for connection in self.connections.values():
             self._stop_reading(connection)
         for fd, sock in self._listeners.items():
-            self._epoll.unregister(fd)
+            self._poller.unregister(fd)
             if sock.family == socket.AF_UNIX:
                 with contextlib.suppress(OSError):
                     os.unlink(sock.getsockname())
@@ -856,8 +852,7 @@ class Front:
     def close_all(self) -> None:
         for connection in list(self.connections.values()):
             self._close_gently(connection)
-        self._epoll.close()
-        os.close(self._waker)
+        self._poller.close()
 
 
 def _gathered(pieces: list[bytes]) -> list[memoryview]:

@@ -3,12 +3,13 @@
 It serves nothing itself: the front reads and writes sockets, the runner executes, the replica
 keeps. The node holds what these share, and runs the background tasks:
 
-    run()
-      front.run      the tick
-      _sync          fsync of the commit log: at once (`always`) or once a second (`everysec`)
-      _work          flushes and compactions, in the worker process
-      _ticker        time-outs, expiry, idle clients, free disk
+    run()            listeners
       _signals       SIGTERM and SIGINT ask for a stop
+      live()
+        front.run      the tick
+        _sync          fsync of the commit log: at once (`always`) or once a second (`everysec`)
+        _work          flushes and compactions, in the worker process
+        _ticker        time-outs, expiry, idle clients, free disk
 
 A stop has two steps: listeners close, what is under way is finished and sent within
 `shutdown_grace_s`, then everything is cancelled, the log is synced and the folder is left. After a
@@ -24,8 +25,9 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
-from typing import Final, cast
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final, Protocol, cast
 
 import structlog
 import trio
@@ -36,6 +38,7 @@ from engine.compression import Compression
 from engine.damage import Damage
 from engine.disk import RealDisk
 from engine.errors import DiskError, EngineError, LogFailedError, SyncError
+from engine.job import Job, JobResult
 from engine.store import PageFault, StoreSettings
 from engine.worker import Worker
 from respkv import logs
@@ -47,6 +50,7 @@ from respkv.front import Front
 from respkv.histogram import Histogram
 from respkv.latency import LatencyMonitor
 from respkv.parser import Limits
+from respkv.poller import EpollPoller, Poller
 from respkv.process import Process, RealProcess, allow_files
 from respkv.reply import Reply, ReplyError
 from respkv.runner import Runner
@@ -72,7 +76,24 @@ MEMORY_FULL: Final = ReplyError(
     "can. Reads go on."
 )
 JOB_FAILURES_PER_LINE: Final = 30
+FETCHES_MAX: Final = 8  # Pages that are read at the same time.
 STOPPING: Final = ReplyError("ERR the node is stopping")
+
+
+Offload = Callable[[Callable[[], Any]], Awaitable[Any]]  # Does what blocks, beside the loop.
+
+
+class JobRunner(Protocol):
+    """Does flushes and compactions beside the loop: `engine.worker.Worker`."""
+
+    restarts: int
+
+    @property
+    def pid(self) -> int | None: ...
+
+    async def run(self, job: Job) -> JobResult: ...
+
+    async def stop(self) -> None: ...
 
 
 class Node:
@@ -89,6 +110,9 @@ class Node:
         clock_ns: Callable[[], int] = time.monotonic_ns,
         wall_ns: Callable[[], int] = time.time_ns,
         process: Process | None = None,
+        poller: Poller | None = None,
+        worker: JobRunner | None = None,
+        offload: Offload | None = None,
     ) -> None:
         self.config = config
         self.replica = replica
@@ -99,8 +123,10 @@ class Node:
         self.run_id = f"{rng.getrandbits(160):040x}"
         self.replication_id = f"{rng.getrandbits(160):040x}"
         self.process = RealProcess() if process is None else process
+        self.poller = EpollPoller() if poller is None else poller
         self.clock_ns = clock_ns
         self.wall_ns = wall_ns
+        self._offload: Offload = trio.to_thread.run_sync if offload is None else offload
         self.log = structlog.get_logger("respkv.node")
         self.limits = Limits()
         self.databases = self._load_databases()
@@ -149,7 +175,7 @@ class Node:
         self._is_retry_due = False  # Of the writes that wait for the end of a stall.
         self._is_hurried = False
         self.is_sync_wanted = config.log.fsync == "always"
-        self.worker = Worker(data_dir, CODEC_PATH)
+        self.worker: JobRunner = Worker(data_dir, CODEC_PATH) if worker is None else worker
         self.apply_limits()
 
     # What the runner and the commands use
@@ -450,7 +476,7 @@ class Node:
                 has_waiters = self.is_sync_wanted
                 started_ns = self.clock_ns()
                 try:
-                    await trio.to_thread.run_sync(log.sync)
+                    await self._offload(log.sync)
                 except (SyncError, LogFailedError) as error:
                     self.fail(error)
                     return
@@ -476,7 +502,7 @@ class Node:
 
     async def _fetch(self) -> None:
         """Read pages that were not in memory, a few at a time, and let their sessions go on."""
-        limit = trio.CapacityLimiter(8)
+        limit = trio.CapacityLimiter(FETCHES_MAX)
         async with trio.open_nursery() as nursery:
             while True:
                 await self._fault_wake.wait()
@@ -490,7 +516,8 @@ class Node:
     ) -> None:
         failure = None
         try:
-            await trio.to_thread.run_sync(fault.fetch, limiter=limit)
+            async with limit:
+                await self._offload(fault.fetch)
             fault.arrive(session.wait.pins if session.wait is not None else None)
         except EngineError as error:
             failure = self.data_error(error)
@@ -516,7 +543,7 @@ class Node:
                 try:
                     result = await self.worker.run(job)
                     prepared = self.store.prepare(job, result)
-                    await trio.to_thread.run_sync(self.store.write_manifest, prepared)
+                    await self._offload(partial(self.store.write_manifest, prepared))
                     started_ns = self.clock_ns()
                     self.store.install(job, result, prepared)
                     self.note_pause(started_ns)
@@ -662,25 +689,32 @@ class Node:
         self._stop_wake.set()
 
     async def run(self) -> int:
-        """Serve until a signal, SHUTDOWN or a failure; returns the exit status."""
+        """Serve until a signal, SHUTDOWN or a failure; returns the exit status. Raises OSError if it cannot listen."""
+        self._listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._signals)
+            gc.collect()
+            gc.freeze()
+            await self.live(self._say_ready)
+            nursery.cancel_scope.cancel()
+        return self.exit_status
+
+    async def live(self, say_ready: Callable[[], None]) -> None:
+        """Serve until `stop` or a failure, without listeners and signals of its own."""
         for damage in self.store.manifest.damages:
             self._report(damage)
-        self._listen()
         if (
             not self.store.has_more
         ):  # Quickly done while all is in memory; INFO is exact from now on.
             for _ in self.context.counts.refresh(self.now_ms()):
                 pass
-        gc.collect()
-        gc.freeze()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.front.run)
             nursery.start_soon(self._sync)
             nursery.start_soon(self._work)
             nursery.start_soon(self._fetch)
             nursery.start_soon(self._ticker)
-            nursery.start_soon(self._signals)
-            self._say_ready()
+            say_ready()
             await self._stop_wake.wait()
             self.log.info("stopping")
             self.front.stop_listening()
@@ -693,7 +727,6 @@ class Node:
             self.log.error("the commit log cannot be synced", reason=str(error))
             self.exit_status = 1
         self.log.info("stopped")
-        return self.exit_status
 
     async def _drain(self) -> None:
         """Within the grace period, let what is under way finish and replies leave."""

@@ -24,13 +24,14 @@ SEAMS: dict[str, set[str]] = {
         "respkv/config.py",
         "respkv/front.py",
         "respkv/node.py",
+        "respkv/poller.py",
         "respkv/process.py",
         "respkv/tools/command.py",
     },
     "fcntl": {"engine/disk.py"},
     # The network. `setting` only asks whether a text is an address.
     "socket": {"respkv/front.py", "respkv/setting.py", "respkv/tools/client.py"},
-    "select": {"respkv/front.py"},
+    "select": {"respkv/poller.py"},
     # The clock.
     "time": {"respkv/logs.py", "respkv/node.py", "respkv/tools/command.py"},
     # `show` writes times that it is handed.
@@ -38,7 +39,7 @@ SEAMS: dict[str, set[str]] = {
     # Randomness. `random.Random` as the type of an argument is for everyone.
     "random": {"respkv/node.py"},
     # Tasks, threads and processes. The log holds a lock, and starts nothing.
-    "trio": {"engine/worker.py", "respkv/front.py", "respkv/node.py"},
+    "trio": {"engine/worker.py", "respkv/front.py", "respkv/node.py", "respkv/poller.py"},
     "threading": {"engine/log.py", "engine/worker.py"},
     "subprocess": {"engine/worker.py"},
     "signal": {"respkv/node.py"},

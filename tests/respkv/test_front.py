@@ -17,7 +17,6 @@ import trio.lowlevel
 from engine.store import PageFault
 from respkv.front import (
     PROTECTED,
-    READ,
     READ_BYTES,
     SEND_BYTES_PER_TICK,
     TOO_MANY_CLIENTS,
@@ -26,6 +25,7 @@ from respkv.front import (
     _is_loopback,
     _shown,
 )
+from respkv.poller import READ
 from respkv.session import CLOSING, LARGE_REPLY_BYTES, WAITING, Session
 from tests.respkv.serving import Client, TestNode, connect, encode, make_node, serving, until
 

@@ -128,7 +128,7 @@ class NodeStage:
         node = self.node
         for _ in range(2):  # The second time for what the node's ticker has set free.
             while True:
-                events = node.front._epoll.poll(0)
+                events = node.poller.poll()
                 node.front.tick(events)
                 self._fetch()
                 if not events and not node.front._backlog and not node._touched:
