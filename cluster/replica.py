@@ -1,31 +1,54 @@
 """One node's replica: records in the engine's store, and what it has seen of each slot.
 
-It knows no commands and no sockets. Every write gets a dot of this replica's actor and a hybrid
-timestamp, is encoded once, and the same bytes go to the commit log and the memtable. While this
-node is the only actor, what it has seen of a slot is one counter; a write covers it wholly, so each
-entry is complete and nothing has to be read before it.
+It knows no commands and no sockets. A write of its own gets a dot of this replica's actor and a hybrid
+timestamp, is encoded once, and the same bytes go to the commit log, the memtable and, if there are
+others, to them. It needs no read: its context is the slot's clock, so it has seen all that is here.
 
-Core: synchronous; time is an argument.
+What others wrote comes in three forms:
+
+    accept        deltas as they were logged elsewhere, with the context of their slots. Nearly always
+                  they follow what is here and are taken without looking at a row.
+    repair        a row's whole state, joined with what is here
+    join_clock    all that a clock covers is here now
+
+A slot is *unsettled* while some stored row has a context that the slot's clock does not cover: a delta
+overtook another one. A write there has to pass on that context, so it reads its row first.
+
+Core: synchronous; time is an argument. PageFault goes to the caller before anything has changed.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from operator import add
+from struct import Struct
+from typing import Final
 
 import msgspec
 
-from cluster.clock import Actor, Counter, HybridClock
+from cluster import life
+from cluster.clock import Actor, Counter, Dot, HybridClock, SlotClock
+from cluster.delta import Outcome, clock_of, joined, lacks, settle, whole
+from cluster.errors import ClusterError
 from cluster.expiry import ExpiryIndex
+from cluster.life import Life
 from cluster.record import (
     CODEC,
     EXPIRY_HEADER,
     HAS_EXPIRY,
     HEADER,
+    HEADER_BYTES,
     MANY,
+    STRING,
+    Record,
     decode,
+    decode_version,
+    encode,
 )
-from cluster.slot import DATABASE_COUNT, SLOT_COUNT, Row, Slot
+from cluster.slot import DATABASE_COUNT, SLOT_COUNT, SYSTEM_SLOT, Row, Slot
+from cluster.slot_clocks import CLOCK_COUNT, NOBODY, ClocksState, SlotClocks
 from engine.disk import Disk
 from engine.log import COMPLETE, ENVELOPE
 from engine.memtable import ENTRY_OVERHEAD_BYTES
@@ -34,8 +57,34 @@ from engine.store import Store, StoreSettings
 # A write on its way: slot, kind byte, expiry (0: never), payload. A deletion is kind DELETION.
 Effect = tuple[Slot, int, int, bytes]
 
+CLOCK_ROW: Final = (
+    b"clock"  # And the slot as two bytes: rows of the system's slot, see `join_clock`.
+)
+SKEW_MAX_MS: Final = 60_000  # What is timestamped further ahead does not advance this node's clock.
+
 pack_header = HEADER.pack
 pack_expiry_header = EXPIRY_HEADER.pack
+_ENTRY: Final = Struct("<BHII")  # As `engine.log.ENVELOPE` packs it.
+_DOTS: Final = Struct("<QQ")
+
+
+@dataclass(eq=False)
+class MalformedDelta(ClusterError):
+    """What a peer sent is no delta. The caller closes the connection; nothing of it was applied."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"malformed delta: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A delta that was refused: this row here holds what its author had not seen."""
+
+    slot: Slot
+    row: Row
+    state: bytes  # The row with its whole context.
 
 
 class ReplicaState(msgspec.Struct, array_like=True):
@@ -44,10 +93,12 @@ class ReplicaState(msgspec.Struct, array_like=True):
     actor: Actor
     last_hlc: int
     counters: list[Counter]
-    # The last dot of each other actor that wrote here, by slot: this node's former incarnations.
+    # The last dot of each other actor, by slot: other nodes, and this one's former incarnations.
     past: dict[Actor, list[Counter]] = {}
     # This is the state in a snapshot or backup: what it was taken of may go on writing as `actor`.
     is_copy: bool = False
+    beyond: dict[Slot, list[Dot]] = {}
+    unsettled: dict[Slot, tuple[list[Dot], list[Dot]]] = {}
 
 
 def state_of_copy(state: bytes) -> bytes:
@@ -66,17 +117,32 @@ class Replica:
     store: Store
 
     def __init__(self, actor: Actor) -> None:
-        self.actor = actor  # Of a new data folder; an old one brings its own.
         self.expiry = ExpiryIndex()
         self.clock = HybridClock()
-        # The last dot of `actor`, by slot. An array: a list would hold as many objects, far apart.
-        self.counters: array[Counter] = _no_counters()
-        # The same of every other actor that entries here name.
-        self.past: dict[Actor, array[Counter]] = {}
+        self.clocks = SlotClocks(actor)
+        self.heard: array[int] = array("q", bytes(8 * CLOCK_COUNT))  # Changes by others, by slot.
+        self.has_heard = False
+        self.unsettled: dict[Slot, SlotClock] = {}  # The contexts that the slot's clock must reach.
+        self.life = Life(actor, "", is_durable=False, is_clean=False, is_complete=True)
+        self.lost_data = False  # What the process before had promised may not be here.
+        self._new_actor = actor
+        self._before: Life | None = None
 
     @classmethod
-    def open(cls, disk: Disk, settings: StoreSettings, new_actor: Actor) -> Replica:
-        """Open the data folder, or begin one as `new_actor`; a copy's goes on as it. Raises EngineError."""
+    def open(
+        cls,
+        disk: Disk,
+        settings: StoreSettings,
+        new_actor: Actor,
+        *,
+        boot: str = "this",
+        is_durable: bool = False,
+    ) -> Replica:
+        """Open the data folder, or begin one as `new_actor`, as which it goes on too if that is safer.
+
+        `boot` names the run of the machine; `is_durable`: acknowledgements will wait for the disk.
+        Raises EngineError.
+        """
         replica = cls(new_actor)
         replica.store = Store.open(
             disk,
@@ -84,45 +150,121 @@ class Replica:
             settings,
             initial_state=replica.capture(),
             observe=replica.observe,
-            restore=replica.restore,
+            restore=lambda state: replica._restore_from(disk, state, boot),
         )
+        replica._settle_unsettled()
+        replica.clocks.change_actor(replica._new_actor)
+        before = replica._before
+        replica.lost_data = before is None or not (before.is_durable or before.lost_nothing(boot))
+        is_complete = before is not None and before.is_complete and not replica.lost_data
+        replica.life = Life(
+            replica.actor, boot, is_durable=is_durable, is_clean=False, is_complete=is_complete
+        )
+        life.write(disk, replica.life)
         replica.store.capture = replica.capture
         return replica
 
+    def _restore_from(self, disk: Disk, state: bytes, boot: str) -> None:
+        """The folder is locked now."""
+        self._before = life.read(disk)
+        if self._before is not None and self._before.lost_nothing(boot):
+            self._new_actor = self._before.actor
+        self.restore(state)
+
+    @property
+    def actor(self) -> Actor:
+        return self.clocks.actor
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that this node ever promised is here: see `cluster/life.py`."""
+        return self.life.is_complete
+
+    def note(self, *, is_complete: bool | None = None, is_durable: bool | None = None) -> None:
+        """Have it on the disk that the replica is complete now, or how it acknowledges. Raises DiskError."""
+        changed = self.life
+        if is_complete is not None:
+            changed = msgspec.structs.replace(changed, is_complete=is_complete)
+        if is_durable is not None:
+            changed = msgspec.structs.replace(changed, is_durable=is_durable)
+        if changed != self.life:
+            life.write(self.store.disk, changed)
+            self.life = changed
+
+    def close(self) -> None:
+        """Sync and close everything; the next start goes on where this ended. Raises EngineError."""
+        self.store.close()
+        life.write(self.store.disk, msgspec.structs.replace(self.life, is_clean=True))
+
     def capture(self) -> bytes:
         """The state to keep, as `restore` takes it."""
+        clocks = self.clocks.capture()
+        unsettled = {}
+        for slot, clock in sorted(self.unsettled.items()):
+            base, beyond = clock.freeze()
+            unsettled[slot] = (list(base), list(beyond))
         return msgspec.msgpack.encode(
             ReplicaState(
-                self.actor,
+                clocks.actor,
                 self.clock.last,
-                list(self.counters),
-                {actor: list(counters) for actor, counters in self.past.items()},
+                clocks.own,
+                clocks.columns,
+                False,
+                clocks.beyond,
+                unsettled,
             )
         )
 
     def restore(self, state: bytes) -> None:
+        """Take back what `capture` gave."""
         kept = msgspec.msgpack.decode(state, type=ReplicaState)
         self.clock.observe(kept.last_hlc)
-        self.past = {actor: array("q", counters) for actor, counters in kept.past.items()}
-        counters = array("q", kept.counters)
-        if kept.is_copy and kept.actor != self.actor:
-            self.past[kept.actor] = counters
-        else:
-            self.actor, self.counters = kept.actor, counters
+        self.clocks = SlotClocks.restore(
+            ClocksState(kept.actor, kept.counters, kept.past, kept.beyond)
+        )
+        self.has_heard = bool(kept.past)
+        self.unsettled = {
+            slot: SlotClock(dict(base), set(beyond))
+            for slot, (base, beyond) in kept.unsettled.items()
+        }
 
-    def write(self, effects: dict[Row, Effect], now_ms: int) -> None:
+    def changes(self) -> array[int]:
+        """A count for each slot that grows with every change: to see which changed."""
+        if not self.has_heard:
+            return self.clocks.own[:SLOT_COUNT]
+        own = self.clocks.own
+        return array("q", map(add, own[:SLOT_COUNT], self.heard))
+
+    def change_count(self, slot: Slot) -> int:
+        """The same for one slot."""
+        return self.clocks.own[slot] + self.heard[slot]
+
+    def write(
+        self,
+        effects: dict[Row, Effect],
+        now_ms: int,
+        written: list[tuple[Slot, Row, bytes]] | None = None,
+    ) -> None:
         """Give each write a dot and a timestamp, encode it, stage it for the log and put it into the memtable.
+
+        What others have to be sent is appended to `written`. Raises PageFault, with nothing changed,
+        if a slot is unsettled and the row is not in memory.
 
         Hot: every SET ends here, so what `Store.apply` and `Memtable.put` do for a complete entry
         is written out once more; `Store.apply` is the form to read (bench/serving.py measures,
         tests/cluster/test_replica.py compares).
         """
         store = self.store
+        stored: dict[Row, bytes] = {}
+        if self.unsettled:
+            for row, effect in effects.items():
+                if effect[0] in self.unsettled:
+                    stored[row] = store.get(effect[0], row) or b""
         memtable = store.memtable
         slots = memtable.slots
         pieces = store.log.pieces
-        counters = self.counters
-        actor = self.actor
+        counters = self.clocks.own
+        actor = self.clocks.actor
         clock = self.clock
         hlc = now_ms << 16
         if hlc <= clock.last:
@@ -136,6 +278,10 @@ class Replica:
                 head = pack_header(kind, actor, counter, hlc)
             hlc += 1
             raw = head + payload
+            if row in stored:
+                raw = self._with_context(slot, raw, stored[row])
+            if written is not None:
+                written.append((slot, row, raw))
             pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
             rows = slots[slot]
             old = rows.get(row)
@@ -146,6 +292,187 @@ class Replica:
                 memtable.weight_bytes += len(row) + len(raw) + ENTRY_OVERHEAD_BYTES
                 store.forget_below(slot, row)
         clock.last = hlc - 1
+
+    def _with_context(self, slot: Slot, raw: bytes, stored: bytes) -> bytes:
+        """A write in an unsettled slot: with all that the slot and the row that it replaces have seen."""
+        context = self.clocks.clock(slot)
+        if stored:
+            context.join(clock_of(decode(stored)))
+        return encode(Record((decode_version(raw),), *context.freeze()))
+
+    # What others wrote
+
+    def accept(
+        self,
+        blob: bytes,
+        contexts: dict[Slot, SlotClock],
+        now_ms: int,
+        *,
+        is_checked: bool,
+        start: int = 0,
+    ) -> Iterator[Conflict]:
+        """Take deltas as another replica has logged them: `blob` holds its log entries from `start` on.
+
+        `contexts` says for a slot what the deltas' author had seen there of actors other than itself.
+        `is_checked`: a delta is refused, and its conflict given, if the row here holds a live dot
+        that its author had not seen. Raises PageFault: fetch it and go on with a new call; what was
+        taken already is not taken again. Raises MalformedDelta.
+
+        Hot for deltas that follow what is here (bench/replicated.py).
+        """
+        store = self.store
+        clocks = self.clocks
+        own, sole, beyond = clocks.own, clocks.sole, clocks.beyond
+        heard = self.heard
+        self.has_heard = True
+        hlc_max = (now_ms + SKEW_MAX_MS) << 16
+        at, size = start, len(blob)
+        unpack, unpack_header = _ENTRY.unpack_from, HEADER.unpack_from
+        column_of: Actor = NOBODY
+        column: array[Counter] = own
+        while at < size:
+            if at + 11 > size:
+                raise MalformedDelta("an entry cut short")
+            _, slot, row_length, raw_length = unpack(blob, at)
+            row_at = at + 11
+            raw_at = row_at + row_length
+            end = raw_at + raw_length
+            if end > size or raw_length < HEADER_BYTES or row_length < 7 or slot >= SLOT_COUNT:
+                raise MalformedDelta("an entry with impossible lengths")
+            row = blob[row_at:raw_at]
+            raw = blob[raw_at:end]
+            kind = raw[0]
+            if kind & MANY:
+                if conflict := self._accept_slowly(slot, row, decode(raw), is_checked, hlc_max):
+                    yield conflict
+                at = end
+                continue
+            _, actor, counter, hlc = unpack_header(raw)
+            if actor != column_of:
+                if actor in (NOBODY, clocks.actor):
+                    raise MalformedDelta("a dot of this node's own actor")
+                column, column_of = clocks.column(actor), actor
+            if (
+                slot not in contexts
+                and not own[slot]
+                and (sole[slot] == actor or sole[slot] == NOBODY)
+                and column[slot] == counter - 1
+                and slot not in beyond
+                and slot not in self.unsettled
+            ):
+                column[slot] = counter
+                sole[slot] = actor
+                heard[slot] += 1
+                if hlc > self.clock.last and hlc <= hlc_max:
+                    self.clock.last = hlc
+                if kind & HAS_EXPIRY:
+                    at_ms = int.from_bytes(raw[HEADER_BYTES : HEADER_BYTES + 8], "little")
+                    self.expiry.add(slot, row, at_ms)
+                store.apply(slot, row, raw)
+            else:
+                context = contexts.get(slot)
+                whole_context = SlotClock({actor: counter}) if context is None else context
+                if context is not None:
+                    whole_context = joined(context, SlotClock({actor: counter}))
+                delta = Record((decode_version(raw),), *whole_context.freeze())
+                if conflict := self._accept_slowly(slot, row, delta, is_checked, hlc_max):
+                    yield conflict
+            at = end
+
+    def _accept_slowly(
+        self, slot: Slot, row: Row, delta: Record, is_checked: bool, hlc_max: int
+    ) -> Conflict | None:
+        clock = self.clocks.clock(slot)
+        context = clock_of(delta)
+        at_hand: Record | None = None
+        if is_checked and lacks(context, clock):
+            raw = self.store.get(slot, row)
+            at_hand = Record(()) if raw is None else decode(raw)
+            mine = {version.dot for version in delta.versions}
+            if any(v.dot not in mine and not context.covers(v.dot) for v in at_hand.versions):
+                return Conflict(slot, row, encode(whole(at_hand, clock)))
+        self._join(slot, row, delta, clock, at_hand, hlc_max)
+        return None
+
+    def repair(self, slot: Slot, row: Row, record: Record, now_ms: int) -> bool:
+        """Join a row's whole state, as `cluster.delta.whole` gives it. True if anything was new. Raises PageFault."""
+        self.has_heard = True
+        clock = self.clocks.clock(slot)
+        hlc_max = (now_ms + SKEW_MAX_MS) << 16
+        return self._join(slot, row, record, clock, None, hlc_max)
+
+    def merge(self, slot: Slot, row: Row, record: Record, now_ms: int) -> bytes | None:
+        """As `repair`, and the row as it is then. Raises PageFault."""
+        raw = self.store.get(slot, row)
+        self.has_heard = True
+        at_hand = Record(()) if raw is None else decode(raw)
+        hlc_max = (now_ms + SKEW_MAX_MS) << 16
+        self._join(slot, row, record, self.clocks.clock(slot), at_hand, hlc_max)
+        return self.store.get(slot, row)
+
+    def _join(
+        self,
+        slot: Slot,
+        row: Row,
+        delta: Record,
+        clock: SlotClock,
+        at_hand: Record | None,
+        hlc_max: int,
+    ) -> bool:
+        outcome, result = settle(delta, clock, at_hand)
+        if outcome is Outcome.READ:
+            raw = self.store.get(slot, row)
+            outcome, result = settle(delta, clock, Record(()) if raw is None else decode(raw))
+        if outcome is Outcome.IGNORE:
+            return False
+        assert result is not None
+        self.heard[slot] += 1
+        raw = encode(result)
+        self.store.apply(slot, row, raw, is_complete=outcome is Outcome.COMPLETE)
+        self._note_record(slot, row, delta, hlc_max)
+        if at_ms := CODEC.expires_at_ms(raw):
+            self.expiry.add(slot, row, at_ms)
+        return True
+
+    def _note_record(self, slot: Slot, row: Row, delta: Record, hlc_max: int) -> None:
+        """Its dots are seen, its timestamps are past, its context is to be reached."""
+        for version in delta.versions:
+            self.clocks.add(slot, version.dot)
+            if version.hlc <= hlc_max:
+                self.clock.observe(version.hlc)
+        self._expect(slot, clock_of(delta))
+
+    def _expect(self, slot: Slot, context: SlotClock) -> None:
+        """A stored row has this context: the slot is unsettled until its clock covers it."""
+        expected = self.unsettled.get(slot)
+        if expected is not None:
+            context = joined(expected, context)
+        if lacks(self.clocks.clock(slot), context):
+            self.unsettled[slot] = context
+        elif expected is not None:
+            del self.unsettled[slot]
+
+    def _settle_unsettled(self) -> None:
+        for slot in list(self.unsettled):
+            self._expect(slot, SlotClock())
+
+    def join_clock(self, slot: Slot, clock: SlotClock, now_ms: int) -> None:
+        """All that a clock covers is here now. Logged as a row of the system's slot."""
+        if not lacks(self.clocks.clock(slot), clock):
+            return
+        self.has_heard = True
+        self.clocks.join(slot, clock)
+        self.heard[slot] += 1
+        self._expect(slot, SlotClock())
+        row = CLOCK_ROW + slot.to_bytes(2, "big")
+        self.write({row: (SYSTEM_SLOT, STRING, 0, encode_clock(self.clocks.clock(slot)))}, now_ms)
+
+    def state_of(self, slot: Slot, row: Row) -> bytes:
+        """A row with its whole context, for others; empty if there is no trace of it. Raises PageFault."""
+        raw = self.store.get(slot, row)
+        if raw is None:
+            return b""
+        return encode(whole(decode(raw), self.clocks.clock(slot)))
 
     def flush(self, databases: list[int]) -> None:
         """Drop all rows of the given physical databases."""
@@ -173,25 +500,38 @@ class Replica:
 
     def observe(self, slot: Slot, row: Row, raw: bytes) -> None:
         """Learn from an entry found at recovery: its dot is used, its timestamp is past, it may expire."""
+        if slot == SYSTEM_SLOT and row.startswith(CLOCK_ROW) and len(row) == len(CLOCK_ROW) + 2:
+            self.has_heard = True
+            of_slot = int.from_bytes(row[len(CLOCK_ROW) :], "big")
+            self.clocks.join(of_slot, decode_clock(raw[HEADER_BYTES:]))
         if raw[0] & MANY:
-            versions = decode(raw).versions
-            seen = [(v.dot[0], v.dot[1], v.hlc) for v in versions]
+            record = decode(raw)
+            seen = [(v.dot[0], v.dot[1], v.hlc) for v in record.versions]
+            if slot != SYSTEM_SLOT:
+                expected = self.unsettled.get(slot)
+                context = clock_of(record)
+                self.unsettled[slot] = context if expected is None else joined(expected, context)
         else:
             seen = [HEADER.unpack_from(raw)[1:]]
         for actor, counter, hlc in seen:
-            counters = self.counters if actor == self.actor else self._past_of(actor)
-            if counter > counters[slot]:
-                counters[slot] = counter
+            self.has_heard |= actor != self.clocks.actor
+            self.clocks.add(slot, (actor, counter))
             self.clock.observe(hlc)
         if at_ms := CODEC.expires_at_ms(raw):
             self.expiry.add(slot, row, at_ms)
 
-    def _past_of(self, actor: Actor) -> array[Counter]:
-        counters = self.past.get(actor)
-        if counters is None:
-            counters = self.past[actor] = _no_counters()
-        return counters
+
+def encode_clock(clock: SlotClock) -> bytes:
+    """Two bytes for the number of actors, then each with its counter; then the single dots."""
+    base, beyond = clock.freeze()
+    parts = [len(base).to_bytes(2, "little"), *(_DOTS.pack(*dot) for dot in base)]
+    return b"".join([*parts, *(_DOTS.pack(*dot) for dot in beyond)])
 
 
-def _no_counters() -> array[Counter]:
-    return array("q", bytes(8 * (SLOT_COUNT + 1)))
+def decode_clock(data: bytes) -> SlotClock:
+    """Raises MalformedDelta."""
+    count = int.from_bytes(data[:2], "little")
+    if len(data) < 2 + count * _DOTS.size or (len(data) - 2) % _DOTS.size:
+        raise MalformedDelta("a clock cut short")
+    dots = list(_DOTS.iter_unpack(data[2:]))
+    return SlotClock(dict(dots[:count]), set(dots[count:]))

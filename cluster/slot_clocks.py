@@ -1,9 +1,12 @@
 """What one replica has seen of every slot: a clock per slot, in little memory.
 
-Nearly all that a replica sees of a slot was written by one or a few actors, without gaps. What this
-replica writes itself has no gaps ever, and is one number per slot in an array, which the hot path of
-writes counts up by itself (`own`). What came from others is kept for the slots that have any, and
-dots beyond a gap for the few slots that have one.
+Nearly all that a replica sees of a slot was written by one or a few actors, without gaps. So the clocks
+are columns: one array of counters for each actor, by slot, of which the own one is counted up by the
+hot path of writes itself (`own`). What this replica writes has no gaps ever. Dots beyond a gap are
+kept for the few slots that have one.
+
+`sole[slot]` is the only other actor that was seen there, NOBODY, or SEVERAL. It lets a replica take a
+delta by a few comparisons where one coordinator writes a slot, which is the usual state.
 
 It decides nothing about rows (`cluster/delta.py` does), and writes nothing: each clock is logged with
 the entries that it covers, and all of them are captured when a memtable freezes.
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 
@@ -22,7 +26,9 @@ from cluster.clock import Actor, Counter, Dot, SlotClock
 from cluster.slot import SLOT_COUNT, Slot
 
 # One more than there are slots of keys: the system's own.
-CLOCK_COUNT = SLOT_COUNT + 1
+CLOCK_COUNT: Final = SLOT_COUNT + 1
+NOBODY: Final = 0  # No actor is called so: see `cluster.replica`.
+SEVERAL: Final = -1
 
 
 class ClocksState(msgspec.Struct, array_like=True):
@@ -30,90 +36,152 @@ class ClocksState(msgspec.Struct, array_like=True):
 
     actor: Actor
     own: list[Counter]
-    others: dict[Slot, list[Dot]]
+    columns: dict[Actor, list[Counter]]
     beyond: dict[Slot, list[Dot]]
 
 
 class SlotClocks:
     """The clocks of one replica, which mints dots as `actor`."""
 
-    __slots__ = ("_rest", "actor", "own")
+    __slots__ = ("actor", "beyond", "columns", "own", "sole")
 
     def __init__(self, actor: Actor) -> None:
         self.actor = actor
         # The last dot of `actor`, by slot. An array: a list would hold as many objects, far apart.
-        self.own: array[Counter] = array("q", bytes(8 * CLOCK_COUNT))
-        self._rest: dict[Slot, SlotClock] = {}  # Of other actors.
+        self.own: array[Counter] = no_counters()
+        self.columns: dict[Actor, array[Counter]] = {}  # The same of each other actor.
+        self.beyond: dict[Slot, set[Dot]] = {}  # Of other actors, after a gap.
+        self.sole: list[Actor] = [NOBODY] * CLOCK_COUNT
 
     def covers(self, slot: Slot, dot: Dot) -> bool:
-        if dot[0] == self.actor:
-            return dot[1] <= self.own[slot]
-        rest = self._rest.get(slot)
-        return rest is not None and rest.covers(dot)
+        actor, counter = dot
+        if actor == self.actor:
+            return counter <= self.own[slot]
+        column = self.columns.get(actor)
+        if column is not None and counter <= column[slot]:
+            return True
+        beyond = self.beyond.get(slot)
+        return beyond is not None and dot in beyond
+
+    def column(self, actor: Actor) -> array[Counter]:
+        """The counters of another actor, to be read; `add` writes them."""
+        column = self.columns.get(actor)
+        if column is None:
+            column = self.columns[actor] = no_counters()
+        return column
 
     def add(self, slot: Slot, dot: Dot) -> None:
         """See a dot. One of this actor that was not minted here can only be one that was forgotten:
 
         it is taken as the last, so that it is never given out again.
         """
-        if dot[0] == self.actor:
-            self.own[slot] = max(self.own[slot], dot[1])
+        actor, counter = dot
+        if actor == self.actor:
+            self.own[slot] = max(self.own[slot], counter)
             return
-        rest = self._rest.get(slot)
-        if rest is None:
-            rest = self._rest[slot] = SlotClock()
-        rest.add(dot)
+        column = self.column(actor)
+        last = column[slot]
+        if counter <= last:
+            return
+        self._note(slot, actor)
+        beyond = self.beyond.get(slot)
+        if counter > last + 1:
+            if beyond is None:
+                beyond = self.beyond[slot] = set()
+            beyond.add(dot)
+            return
+        if beyond is not None:
+            while (actor, counter + 1) in beyond:
+                counter += 1
+                beyond.discard((actor, counter))
+            if not beyond:
+                del self.beyond[slot]
+        column[slot] = counter
+
+    def _note(self, slot: Slot, actor: Actor) -> None:
+        sole = self.sole[slot]
+        if sole != actor:
+            self.sole[slot] = actor if sole == NOBODY else SEVERAL
 
     def join(self, slot: Slot, clock: SlotClock) -> None:
         """See what another clock has seen."""
-        others = SlotClock(
-            {actor: counter for actor, counter in clock.base.items() if actor != self.actor},
-            {dot for dot in clock.beyond if dot[0] != self.actor},
-        )
-        if counter := clock.base.get(self.actor, 0):
-            self.own[slot] = max(self.own[slot], counter)
-        if others.base or others.beyond:
-            self._rest.setdefault(slot, SlotClock()).join(others)
+        for actor, counter in clock.base.items():
+            if actor == self.actor:
+                self.own[slot] = max(self.own[slot], counter)
+                continue
+            column = self.column(actor)
+            if counter > column[slot]:
+                self._note(slot, actor)
+                column[slot] = counter
+        dots = clock.beyond | self.beyond.pop(slot, set())
+        for dot in sorted(dots):  # Each again: the base may have reached it, or what is before it.
+            self.add(slot, dot)
 
     def clock(self, slot: Slot) -> SlotClock:
         """The clock of a slot, as a copy."""
-        rest = self._rest.get(slot)
-        clock = SlotClock() if rest is None else SlotClock(dict(rest.base), set(rest.beyond))
+        clock = self.others(slot)
         if counter := self.own[slot]:
             clock.base[self.actor] = counter
         return clock
 
+    def others(self, slot: Slot) -> SlotClock:
+        """What others than this actor did, as a copy."""
+        sole = self.sole[slot]
+        if sole == NOBODY:
+            return SlotClock()
+        base = {actor: c for actor, column in self.columns.items() if (c := column[slot])}
+        return SlotClock(base, set(self.beyond.get(slot, ())))
+
     def has_others(self, slot: Slot) -> bool:
         """Whether anybody but this actor has written to the slot: if not, the short form of a record says all."""
-        return slot in self._rest
+        return self.sole[slot] != NOBODY
 
     def slots(self) -> Iterator[Slot]:
         """Those of which anything was seen, in order."""
-        return (slot for slot in range(CLOCK_COUNT) if self.own[slot] or slot in self._rest)
+        return (slot for slot in range(CLOCK_COUNT) if self.own[slot] or self.sole[slot])
 
     def change_actor(self, actor: Actor) -> None:
         """Mint as another actor from now on; what the old one did stays seen."""
-        for slot, counter in enumerate(self.own):
+        if actor == self.actor:
+            return
+        past, self.own = self.own, no_counters()
+        self.columns[self.actor] = past
+        for slot, counter in enumerate(past):
             if counter:
-                self._rest.setdefault(slot, SlotClock()).join(SlotClock({self.actor: counter}))
+                self._note(slot, self.actor)
         self.actor = actor
-        self.own = array("q", bytes(8 * CLOCK_COUNT))
+        if actor in self.columns:  # It was heard of before it was known to be this one.
+            self.own = self.columns.pop(actor)
+            self._look_again()
 
     def capture(self) -> ClocksState:
-        frozen = {slot: rest.freeze() for slot, rest in sorted(self._rest.items())}
         return ClocksState(
             self.actor,
             list(self.own),
-            {slot: list(base) for slot, (base, _) in frozen.items() if base},
-            {slot: list(beyond) for slot, (_, beyond) in frozen.items() if beyond},
+            {actor: list(column) for actor, column in self.columns.items()},
+            {slot: sorted(dots) for slot, dots in sorted(self.beyond.items())},
         )
 
     @classmethod
     def restore(cls, state: ClocksState) -> SlotClocks:
         clocks = cls(state.actor)
         clocks.own = array("q", state.own)
-        for slot in {**state.others, **state.beyond}:
-            clocks._rest[slot] = SlotClock(
-                dict(state.others.get(slot, ())), set(state.beyond.get(slot, ()))
-            )
+        clocks.columns = {actor: array("q", column) for actor, column in state.columns.items()}
+        clocks.beyond = {slot: set(dots) for slot, dots in state.beyond.items()}
+        clocks._look_again()
         return clocks
+
+    def _look_again(self) -> None:
+        """Find out who wrote where."""
+        self.sole = [NOBODY] * CLOCK_COUNT
+        for actor, column in self.columns.items():
+            for slot, counter in enumerate(column):
+                if counter:
+                    self._note(slot, actor)
+        for slot, dots in self.beyond.items():
+            for actor, _ in dots:
+                self._note(slot, actor)
+
+
+def no_counters() -> array[Counter]:
+    return array("q", bytes(8 * CLOCK_COUNT))

@@ -333,15 +333,15 @@ class Counts:
 
     def lacks(self, slot: Slot, db: int) -> bool:
         """Whether it is known that a slot holds no key of a database."""
-        if self._seen[slot] != self._replica.counters[slot]:
+        if self._seen[slot] != self._replica.change_count(slot):
             return False
         counted = self._slots.get(slot)
         return counted is None or db not in counted.databases
 
     def pass_lacking(self, slot: Slot, db: int) -> Slot:
         """The first slot from `slot` on of which it is not known that it lacks a database."""
-        seen, counters, slots = self._seen, self._replica.counters, self._slots
-        while slot < SLOT_COUNT and seen[slot] == counters[slot]:
+        seen, count_of, slots = self._seen, self._replica.change_count, self._slots
+        while slot < SLOT_COUNT and seen[slot] == count_of(slot):
             counted = slots.get(slot)
             if counted is not None and db in counted.databases:
                 break
@@ -378,7 +378,7 @@ class Counts:
 
     def dirty(self, now_ms: int) -> list[Slot]:
         """Slots that changed since they were counted."""
-        seen, counters = self._seen, self._replica.counters[:SLOT_COUNT]
+        seen, counters = self._seen, self._replica.changes()
         slots = []
         if seen != counters:
             slots = [
@@ -399,7 +399,7 @@ class Counts:
         """
         slots = self.dirty(now_ms)
         slots = [s for s in slots if s >= self._start] + [s for s in slots if s < self._start]
-        counters, store = self._replica.counters, self._replica.store
+        count_of, store = self._replica.change_count, self._replica.store
         empty = range(0)  # Slots without rows, as of the last yield: there may be some after it.
         done = faults = 0
         for slot in slots:
@@ -414,7 +414,7 @@ class Counts:
                 empty = range(slot, SLOT_COUNT if found is None else found)
                 break
             if slot in empty:
-                self._install(slot, counters[slot], _NOTHING)
+                self._install(slot, count_of(slot), _NOTHING)
                 done += 1
             else:
                 for step in self._count(slot, now_ms):
@@ -434,7 +434,7 @@ class Counts:
 
     def _count(self, slot: Slot, now_ms: int) -> Iterator[Step]:
         """Count a slot. Writes meanwhile make it dirty again; a flush voids the count."""
-        counter, flushes = self._replica.counters[slot], self._flushes
+        counter, flushes = self._replica.change_count(slot), self._flushes
         counted = SlotTally(_NEVER, {})
         for count, rows in enumerate(slot_pages(self._replica.store, slot)):
             if isinstance(rows, PageFault):

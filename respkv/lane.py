@@ -111,8 +111,9 @@ def set_lane(context: Context, commands: list[list[bytes]], start: int, out: lis
     memtable = store.memtable
     slots = memtable.slots
     pieces = store.log.pieces
-    counters = replica.counters
-    actor = replica.actor
+    counters = replica.clocks.own
+    actor = replica.clocks.actor
+    unsettled = replica.unsettled
     clock = replica.clock
     middles = MIDDLES[context.db]
     hlc = context.now_ms << 16
@@ -131,6 +132,8 @@ def set_lane(context: Context, commands: list[list[bytes]], start: int, out: lis
         if length > KEY_BYTES_MAX or b"{" in key or len(value) > VALUE_BYTES_MAX:
             break
         slot = crc_hqx(key, 0) & 16383
+        if slot in unsettled:
+            break
         row = xxh3_64_digest(key)[:6] + middles[length] + key
         counters[slot] = counter = counters[slot] + 1
         raw = _pack_header(STRING, actor, counter, hlc) + value

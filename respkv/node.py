@@ -51,7 +51,7 @@ from respkv.histogram import Histogram
 from respkv.latency import LatencyMonitor
 from respkv.parser import Limits
 from respkv.poller import EpollPoller, Poller
-from respkv.process import Process, RealProcess, allow_files
+from respkv.process import Process, RealProcess, allow_files, boot_id
 from respkv.reply import Reply, ReplyError
 from respkv.runner import Runner
 from respkv.saves import Kind, Saves
@@ -289,6 +289,7 @@ class Node:
         is_sync_wanted = self.config.log.fsync == "always"
         if is_sync_wanted != self.is_sync_wanted:
             self.is_sync_wanted = is_sync_wanted
+            self.replica.note(is_durable=is_sync_wanted)
             self.want_sync()  # So that `_sync` looks again at what it waits for.
 
     # What INFO tells, and the clients that wait for the disk
@@ -296,7 +297,7 @@ class Node:
     @property
     def changes(self) -> int:
         """How many writes this node ever made: the dots that it minted."""
-        return sum(self.replica.counters)
+        return sum(self.replica.clocks.own)
 
     @property
     def used_bytes(self) -> int:
@@ -722,7 +723,7 @@ class Node:
             nursery.cancel_scope.cancel()
         self.front.close_all()
         try:
-            self.store.close()
+            self.replica.close()
         except EngineError as error:
             self.log.error("the commit log cannot be synced", reason=str(error))
             self.exit_status = 1
@@ -768,7 +769,13 @@ def run(config: Config, data_dir: str, node_name: str) -> int:
     load_commands()
     rng = random.Random(int.from_bytes(os.urandom(16), "big"))
     try:
-        replica = Replica.open(RealDisk(data_dir), _store_settings(config), rng.getrandbits(63) | 1)
+        replica = Replica.open(
+            RealDisk(data_dir),
+            _store_settings(config),
+            rng.getrandbits(62) | 1,
+            boot=boot_id(),
+            is_durable=config.log.fsync == "always",
+        )
     except EngineError as error:
         print(f"respkv: {error}", file=sys.stderr)
         return 1

@@ -74,6 +74,13 @@ class RealProcess:
         return False
 
 
+def boot_id() -> str:
+    """Names the run of the machine: it changes with each start of the kernel. Empty where there is no such name."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read(64).strip()
+    return ""
+
+
 def allow_files(needed: int) -> int:
     """Raise the limit on open files to `needed` if it is lower, as far as that is allowed; returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -8,7 +8,8 @@ from itertools import repeat
 import msgspec
 import pytest
 
-from cluster.clock import Dot
+from cluster import life
+from cluster.clock import Dot, SlotClock
 from cluster.record import (
     CODEC,
     DELETION,
@@ -50,7 +51,7 @@ def new_replica(settings: StoreSettings = SETTINGS) -> Replica:
 
 def reopened(replica: Replica, *, is_clean: bool, actor: int = ACTOR) -> Replica:
     if is_clean:
-        replica.store.close()
+        replica.close()
     disk = replica.store.disk
     assert isinstance(disk, SimDisk)
     return Replica.open(disk.kill(), replica.store.settings, actor)
@@ -83,9 +84,9 @@ def random_effects(rng: random.Random) -> Effects:
 def write_plainly(replica: Replica, effects: Effects, now_ms: int) -> None:
     """What `Replica.write` does, by the functions that it has inlined."""
     for row, (slot, kind, expire_at_ms, payload) in effects.items():
-        replica.counters[slot] += 1
+        replica.clocks.own[slot] += 1
         version = Version(
-            (replica.actor, replica.counters[slot]),
+            (replica.actor, replica.clocks.own[slot]),
             replica.clock.mint(now_ms),
             kind & TYPE_MASK,
             payload,
@@ -104,7 +105,7 @@ def state_of(replica: Replica) -> dict[str, object]:
         "slots": memtable.slots,
         "deltas": memtable.deltas,
         "weight": memtable.weight_bytes,
-        "counters": replica.counters,
+        "counters": replica.clocks.own,
         "hlc": replica.clock.last,
         "expiries": len(replica.expiry),
         "cached rows": len(replica.store.rows),
@@ -184,10 +185,10 @@ def test_no_dot_and_no_timestamp_is_used_twice_over_restarts(seed: int, is_clean
             replica.store.write()
         if rng.random() < 0.4:
             flush_memtable(replica)
-        counters = list(replica.counters)
+        counters = list(replica.clocks.own)
         replica = reopened(replica, is_clean=is_clean, actor=rng.getrandbits(63))
         assert replica.actor == ACTOR
-        assert list(replica.counters) == counters
+        assert list(replica.clocks.own) == counters
         assert replica.clock.last >= highest
 
 
@@ -201,7 +202,7 @@ def test_a_restart_learns_from_siblings_and_from_other_actors() -> None:
     replica.store.apply(slot, row, encode(record))
     replica.store.write()
     replica = reopened(replica, is_clean=False)
-    assert replica.counters[slot] == 9
+    assert replica.clocks.own[slot] == 9
     assert replica.clock.last == 9 << 30
     assert len(replica.expiry) == 1
     assert replica.expire(expires_ms + 1000, lambda: False) == 1
@@ -215,8 +216,8 @@ def test_what_it_keeps_is_what_it_takes_back() -> None:
     other.clock.observe(3)
     other.restore(replica.capture())
     assert (other.actor, other.clock.last) == (ACTOR, replica.clock.last)
-    assert other.counters == replica.counters
-    assert other.counters is not replica.counters
+    assert other.clocks.own == replica.clocks.own
+    assert other.clocks.own is not replica.clocks.own
     ahead = Replica(5)
     ahead.clock.observe(replica.clock.last + 10)
     ahead.restore(replica.capture())
@@ -316,7 +317,7 @@ def values_of(replica: Replica) -> list[bytes | None]:
 
 def as_copy(replica: Replica) -> SimDisk:
     """The replica's disk, marked as a backup of it."""
-    replica.store.close()
+    replica.close()
     disk = replica.store.disk
     assert isinstance(disk, SimDisk)
     disk = disk.kill()
@@ -324,6 +325,7 @@ def as_copy(replica: Replica) -> SimDisk:
     assert current is not None
     marked = msgspec.structs.replace(current, state=state_of_copy(current.state))
     manifest.write(disk, marked)
+    disk.remove(life.NAME)  # Which no copy holds.
     return disk
 
 
@@ -336,10 +338,10 @@ def test_a_copy_goes_on_as_a_new_actor_and_knows_the_old_one_s_dots() -> None:
     last_hlc = replica.clock.last
     copy = Replica.open(as_copy(replica), SETTINGS, 77)
     assert copy.actor == 77
-    assert sum(copy.counters) == 0
-    assert list(copy.past) == [ACTOR]
-    assert copy.past[ACTOR][slot_of(b"a")] == 2
-    assert copy.past[ACTOR][slot_of(b"b")] == 1
+    assert sum(copy.clocks.own) == 0
+    assert list(copy.clocks.columns) == [ACTOR]
+    assert copy.clocks.columns[ACTOR][slot_of(b"a")] == 2
+    assert copy.clocks.columns[ACTOR][slot_of(b"b")] == 1
     assert copy.clock.last >= last_hlc
     one_key(copy, b"a", 0)
     raw = entry(copy, b"a")
@@ -355,27 +357,57 @@ def test_a_copy_that_was_flushed_is_a_replica_like_others() -> None:
     flush_memtable(copy)
     copy = reopened(copy, is_clean=False, actor=78)
     assert copy.actor == 77
-    assert copy.counters[slot_of(b"a")] == 1
-    assert copy.past[ACTOR][slot_of(b"a")] == 1
+    assert copy.clocks.own[slot_of(b"a")] == 1
+    assert copy.clocks.columns[ACTOR][slot_of(b"a")] == 1
 
 
 @pytest.mark.parametrize("is_clean", [True, False])
-def test_a_copy_that_was_not_flushed_mints_again_and_forgets_no_actor(is_clean: bool) -> None:
+def test_a_copy_goes_on_as_its_own_actor_also_if_it_was_not_flushed(is_clean: bool) -> None:
     replica = new_replica()
     one_key(replica, b"a", 0)
     copy = Replica.open(as_copy(replica), SETTINGS, 77)
     one_key(copy, b"a", 0)
     copy.store.write()
     copy = reopened(copy, is_clean=is_clean, actor=78)
-    assert copy.actor == 78
-    assert {actor: counters[slot_of(b"a")] for actor, counters in copy.past.items()} == {
-        ACTOR: 1,
-        77: 1,
-    }
+    assert copy.actor == 77
+    assert copy.clocks.clock(slot_of(b"a")) == SlotClock({ACTOR: 1, 77: 1})
+
+
+# Who a node is after a stop
+
+
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_after_a_power_cut_it_is_another_actor_and_complete_only_if_nothing_was_promised_early(
+    is_durable: bool,
+) -> None:
+    replica = Replica.open(
+        SimDisk(random.Random(1)), SETTINGS, ACTOR, boot="first", is_durable=is_durable
+    )
+    replica.note(is_complete=True)
+    one_key(replica, b"a", 0)
+    replica.store.write()
+    replica.store.log.sync()
+    disk = replica.store.disk
+    assert isinstance(disk, SimDisk)
+    replica = Replica.open(disk.crash(), SETTINGS, 77, boot="second", is_durable=is_durable)
+    assert replica.actor == 77
+    assert replica.is_complete == is_durable
+    assert replica.clocks.clock(slot_of(b"a")) == SlotClock({ACTOR: 1})
+    replica.store.write()
+    assert isinstance(replica.store.disk, SimDisk)
+    again = Replica.open(replica.store.disk.kill(), SETTINGS, 78, boot="second")
+    assert (again.actor, again.is_complete) == (77, is_durable)
+
+
+def test_a_new_folder_is_incomplete_until_it_is_told_otherwise() -> None:
+    replica = new_replica()
+    assert not replica.is_complete
+    replica.note(is_complete=True)
+    assert reopened(replica, is_clean=True).is_complete
 
 
 def test_a_state_without_a_past_is_read() -> None:
     """As the first version wrote it."""
     replica = Replica(1)
     replica.restore(msgspec.msgpack.encode([ACTOR, 5, [0] * (SYSTEM_SLOT + 1)]))
-    assert (replica.actor, replica.past) == (ACTOR, {})
+    assert (replica.actor, replica.clocks.columns) == (ACTOR, {})

@@ -11,7 +11,7 @@ from cluster.clock import SlotClock
 from cluster.slot_clocks import CLOCK_COUNT, ClocksState, SlotClocks
 
 ME = 7
-ACTORS = (ME, 8, 9, 1 << 63)
+ACTORS = (ME, 8, 9, 1 << 62)
 SLOTS = (0, 1, 5000, CLOCK_COUNT - 1)
 
 

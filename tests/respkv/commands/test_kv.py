@@ -82,7 +82,7 @@ def test_a_node_on_a_snapshot_is_a_new_actor(alone: Alone) -> None:
     finished(alone, "KV.SNAPSHOT CREATE s")
     replica = opened(alone.disk, "s", alone)
     assert replica.actor == NEW_ACTOR
-    assert sum(replica.past[alone.node.replica.actor]) == 1
+    assert sum(replica.clocks.columns[alone.node.replica.actor]) == 1
     assert alone.node.replica.actor != NEW_ACTOR
 
 

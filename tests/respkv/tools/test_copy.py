@@ -213,7 +213,7 @@ def test_a_restored_node_is_a_new_actor_that_knows_the_old_one() -> None:
     restore(first, second, nothing)
     replica = Replica.open(second, SETTINGS, 1000)
     assert replica.actor == 1000
-    assert sum(replica.past[ACTOR]) == 100
+    assert sum(replica.clocks.columns[ACTOR]) == 100
     assert snapshot.NOTE not in second.names()
 
 

@@ -118,7 +118,7 @@ def test_a_key_is_found_in_every_database_and_no_other_is() -> None:
 
 def test_a_manifest_is_told_with_its_owner_s_state() -> None:
     replica = Replica(0xABC)
-    replica.counters[3] = 9
+    replica.clocks.own[3] = 9
     drops = [Drop(7, ALL_TAGS, 3, 5), Drop(8, 2)]
     state = state_of_copy(replica.capture())
     made = Manifest(FORMAT_VERSION, 12, 5, [["a.sst"], ["b.sst"]], drops, state)
