@@ -20,7 +20,7 @@ Core: synchronous; time is an argument. PageFault goes to the caller before anyt
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from operator import add
 from struct import Struct
@@ -30,7 +30,7 @@ import msgspec
 
 from cluster import life
 from cluster.clock import Actor, Counter, Dot, HybridClock, SlotClock
-from cluster.delta import Outcome, clock_of, joined, lacks, settle, whole
+from cluster.delta import Outcome, clock_of, joined, lacks, settle, stripped, whole
 from cluster.errors import ClusterError
 from cluster.expiry import ExpiryIndex
 from cluster.life import Life
@@ -125,6 +125,8 @@ class Replica:
         self.unsettled: dict[Slot, SlotClock] = {}  # The contexts that the slot's clock must reach.
         self.life = Life(actor, "", is_durable=False, is_clean=False, is_complete=True)
         self.lost_data = False  # What the process before had promised may not be here.
+        # Called before anything of others is joined: what goes out must not claim to have seen it.
+        self.before_hearing: Callable[[], None] = lambda: None
         self._new_actor = actor
         self._before: Life | None = None
 
@@ -320,6 +322,7 @@ class Replica:
 
         Hot for deltas that follow what is here (bench/replicated.py).
         """
+        self.before_hearing()
         store = self.store
         clocks = self.clocks
         own, sole, beyond = clocks.own, clocks.sole, clocks.beyond
@@ -370,32 +373,53 @@ class Replica:
                     self.expiry.add(slot, row, at_ms)
                 store.apply(slot, row, raw)
             else:
-                context = contexts.get(slot)
-                whole_context = SlotClock({actor: counter}) if context is None else context
-                if context is not None:
-                    whole_context = joined(context, SlotClock({actor: counter}))
-                delta = Record((decode_version(raw),), *whole_context.freeze())
+                delta = _delta_of(raw, contexts.get(slot))
                 if conflict := self._accept_slowly(slot, row, delta, is_checked, hlc_max):
                     yield conflict
             at = end
+
+    def refusals(self, blob: bytes, contexts: dict[Slot, SlotClock]) -> list[Conflict]:
+        """What `accept` would refuse of a blob, of which nothing is applied. Raises PageFault, MalformedDelta."""
+        conflicts = []
+        for _, slot, row, raw in entries_of(blob):
+            delta = _delta_of(raw, contexts.get(slot))
+            conflict, _ = self._check(slot, row, delta, self.clocks.clock(slot))
+            if conflict is not None:
+                conflicts.append(conflict)
+        return conflicts
+
+    def _check(
+        self, slot: Slot, row: Row, delta: Record, clock: SlotClock
+    ) -> tuple[Conflict | None, Record | None]:
+        """Whether a delta's author had not seen something that is live here; and the row, if that was read."""
+        context = clock_of(delta)
+        if not lacks(context, clock):
+            return None, None
+        raw = self.store.get(slot, row)
+        at_hand = Record(()) if raw is None else decode(raw)
+        mine = {version.dot for version in delta.versions}
+        # One that came before and is gone was superseded by something that had seen it.
+        is_gone = all(map(clock.covers, mine)) and mine.isdisjoint(at_hand.dots)
+        unseen = [v for v in at_hand.versions if not context.covers(v.dot)]
+        if not is_gone and any(v.dot not in mine for v in unseen):
+            return Conflict(slot, row, encode(whole(at_hand, clock))), at_hand
+        return None, at_hand
 
     def _accept_slowly(
         self, slot: Slot, row: Row, delta: Record, is_checked: bool, hlc_max: int
     ) -> Conflict | None:
         clock = self.clocks.clock(slot)
-        context = clock_of(delta)
         at_hand: Record | None = None
-        if is_checked and lacks(context, clock):
-            raw = self.store.get(slot, row)
-            at_hand = Record(()) if raw is None else decode(raw)
-            mine = {version.dot for version in delta.versions}
-            if any(v.dot not in mine and not context.covers(v.dot) for v in at_hand.versions):
-                return Conflict(slot, row, encode(whole(at_hand, clock)))
+        if is_checked:
+            conflict, at_hand = self._check(slot, row, delta, clock)
+            if conflict is not None:
+                return conflict
         self._join(slot, row, delta, clock, at_hand, hlc_max)
         return None
 
     def repair(self, slot: Slot, row: Row, record: Record, now_ms: int) -> bool:
         """Join a row's whole state, as `cluster.delta.whole` gives it. True if anything was new. Raises PageFault."""
+        self.before_hearing()
         self.has_heard = True
         clock = self.clocks.clock(slot)
         hlc_max = (now_ms + SKEW_MAX_MS) << 16
@@ -404,6 +428,7 @@ class Replica:
     def merge(self, slot: Slot, row: Row, record: Record, now_ms: int) -> bytes | None:
         """As `repair`, and the row as it is then. Raises PageFault."""
         raw = self.store.get(slot, row)
+        self.before_hearing()
         self.has_heard = True
         at_hand = Record(()) if raw is None else decode(raw)
         hlc_max = (now_ms + SKEW_MAX_MS) << 16
@@ -456,10 +481,23 @@ class Replica:
         for slot in list(self.unsettled):
             self._expect(slot, SlotClock())
 
+    def withdraw(self, slot: Slot, row: Row, dots: Set[Dot]) -> None:
+        """Take back writes of this node that nobody else has taken. The row must be in memory, and hold others."""
+        raw = self.store.get(slot, row)
+        record = Record(()) if raw is None else decode(raw)
+        kept = tuple(version for version in record.versions if version.dot not in dots)
+        if len(kept) == len(record.versions):
+            return
+        clock = self.clocks.clock(slot)
+        self.heard[slot] += 1
+        result = stripped(kept, joined(clock_of(record), clock), clock)
+        self.store.apply(slot, row, encode(result))
+
     def join_clock(self, slot: Slot, clock: SlotClock, now_ms: int) -> None:
         """All that a clock covers is here now. Logged as a row of the system's slot."""
         if not lacks(self.clocks.clock(slot), clock):
             return
+        self.before_hearing()
         self.has_heard = True
         self.clocks.join(slot, clock)
         self.heard[slot] += 1
@@ -519,6 +557,29 @@ class Replica:
             self.clock.observe(hlc)
         if at_ms := CODEC.expires_at_ms(raw):
             self.expiry.add(slot, row, at_ms)
+
+
+def entries_of(blob: bytes) -> Iterator[tuple[int, Slot, Row, bytes]]:
+    """Flags, slot, row and record of each log entry in a blob. Raises MalformedDelta. `accept` has it inlined."""
+    at, size = 0, len(blob)
+    while at < size:
+        if at + _ENTRY.size > size:
+            raise MalformedDelta("an entry cut short")
+        flags, slot, row_length, raw_length = _ENTRY.unpack_from(blob, at)
+        row_at = at + _ENTRY.size
+        raw_at = row_at + row_length
+        at = raw_at + raw_length
+        if at > size or raw_length < HEADER_BYTES or row_length < 7 or slot >= SLOT_COUNT:
+            raise MalformedDelta("an entry with impossible lengths")
+        yield flags, slot, blob[row_at:raw_at], blob[raw_at:at]
+
+
+def _delta_of(raw: bytes, context: SlotClock | None) -> Record:
+    """A write as a delta: the short form means all that its actor did before, and `context` says the rest."""
+    record = decode(raw)
+    if context is None:
+        return record
+    return Record(record.versions, *joined(context, clock_of(record)).freeze())
 
 
 def encode_clock(clock: SlotClock) -> bytes:

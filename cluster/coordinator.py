@@ -1,0 +1,677 @@
+"""The coordinator: makes what this node executed count on enough replicas before its reply leaves.
+
+It executes nothing. A command has run on the local replica already, its effects are in the memtable and
+staged for the log. Then `begin` is told what it read and wrote:
+
+- Rows that it wrote go to all other replicas of their slot, which accept them or refuse: a *checked*
+  write is refused by a replica that holds a live dot of the row that the writer had not seen. W
+  acceptances (its own included), and a majority for a checked write, settle it.
+- Rows that it read and did not write are confirmed by R-1 other replicas: each says that it holds the
+  same, or sends its state. Both sides join what the other had; the command runs again if that
+  changed what it saw.
+
+So one round trip serves reads and writes alike, and what a command saw is validated instead of
+fetched before. Two successful checked writes of a key are never concurrent: each was taken first by a
+majority, and two majorities share a replica.
+
+Everything of a tick goes out together: `begin` gathers, `seal` makes messages, `flush` sends them after
+the log was written. The messages, each a list of byte strings:
+
+    WRITE id flags contexts blob       flags: c checked, u unchecked, a checked and all or nothing
+                                       contexts: for slots with several writers u16 slot, u16 length, clock
+                                       blob: entries as in the commit log (ENVELOPE, row, raw)
+    REPAIR id (place state)*           whole rows, to be joined
+    ACK id (place state)*              taken, but for these rows, of which the state is given
+    READ id (place dots)*              place: u16 slot (big endian) and row; dots: see `dots_of`
+    SAME id                            all as the asker has it
+    STATES id (number state)*          but for these, counted from 0
+    NOT id reason                      cannot be answered here: incomplete, or the data is damaged
+
+A lost write is taken back before its command runs again, if no other replica can have taken it; a blind
+one (SET) simply runs again. Otherwise nobody can know, and the error says so.
+
+Core: time is an argument; what it sends goes through the transport seam. Sources: Dynamo's quorums;
+optimistic concurrency control by validation (Kung and Robinson); Riak's read repair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from cluster.clock import Dot
+from cluster.record import HEADER, MANY, Record, decode
+from cluster.replica import MalformedDelta, Replica, encode_clock
+from cluster.ring import NodeId
+from cluster.round import (
+    ConflictLost,
+    Pending,
+    Place,
+    QuorumNotMet,
+    ReadEntry,
+    ReadRound,
+    Verdict,
+    WriteEntry,
+    WriteRound,
+)
+from cluster.slot import SLOT_COUNT, Row, Slot
+from cluster.slot_clocks import NOBODY
+from cluster.topology import Topology
+from cluster.transport import Transport
+from engine.errors import EngineError
+from engine.log import COMPLETE, ENVELOPE
+from engine.store import PageFault
+
+WRITE: Final = b"WRITE"
+REPAIR: Final = b"REPAIR"
+ACK: Final = b"ACK"
+READ: Final = b"READ"
+SAME: Final = b"SAME"
+STATES: Final = b"STATES"
+NOT: Final = b"NOT"
+CHECKED: Final = b"c"
+UNCHECKED: Final = b"u"
+UNIT: Final = b"a"
+
+Fetch = Callable[[PageFault, Callable[[], None]], None]  # Have a page read, then call.
+
+
+@dataclass(frozen=True, slots=True)
+class Quorums:
+    """How many replicas count: n in all, r for a read, w for a write."""
+
+    n: int
+    r: int
+    w: int
+
+    @property
+    def majority(self) -> int:
+        return self.n // 2 + 1
+
+    @property
+    def checks_all(self) -> bool:
+        """Whether every write finds out about conflicts: if not, blind ones become siblings."""
+        return self.w >= self.majority
+
+
+@dataclass(slots=True)
+class Batch:
+    """What goes to the other replicas of one preference list, until it is sealed."""
+
+    peers: tuple[NodeId, ...]  # All others, in order of preference.
+    pieces: list[bytes] = field(default_factory=list)
+    writes: list[WriteEntry] = field(default_factory=list)
+    contexts: dict[Slot, bytes] = field(default_factory=dict)
+    blind_pieces: list[bytes] = field(default_factory=list)
+    blind_writes: list[WriteEntry] = field(default_factory=list)
+    questions: list[bytes] = field(default_factory=list)
+    reads: list[ReadEntry] = field(default_factory=list)
+    is_open: bool = False
+
+
+class Coordinator:
+    """One per node."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        replica: Replica,
+        transport: Transport,
+        quorums: Quorums,
+        *,
+        timeout_s: float,
+        retry_s: float,
+        first_id: int,
+        fetch: Fetch,
+    ) -> None:
+        """`retry_s`: after that a second replica is asked to confirm a read. `first_id`: random, per process."""
+        self.topology = topology
+        self.replica = replica
+        self.transport = transport
+        self.quorums = quorums
+        self.timeout_s = timeout_s
+        self.retry_s = retry_s
+        self.now_s = 0.0
+        self.now_ms = 0
+        self._next_id = first_id
+        self._fetch = fetch
+        self.writes: dict[int, WriteRound] = {}  # In order of their deadlines.
+        self.reads: dict[int, ReadRound] = {}
+        self.outbox: list[tuple[NodeId, Sequence[bytes]]] = []
+        self.in_flight_bytes = 0
+        self.conflicts_total = self.repairs_total = self.retries_total = 0
+        self.incomplete: dict[NodeId, None] = {}  # Peers that said so.
+        self._open: list[Batch] = []
+        self._doomed: dict[
+            Place, WriteRound
+        ] = {}  # Lost; what was built upon it is not decided yet.
+        batches: dict[tuple[NodeId, ...], Batch] = {}
+        self.batches: list[Batch] = []  # By slot.
+        for replicas in topology.preferences:
+            batch = batches.get(replicas)
+            if batch is None:
+                peers = tuple(name for name in replicas if name != topology.me)
+                batch = batches[replicas] = Batch(peers)
+            self.batches.append(batch)
+        replica.before_hearing = self.seal
+
+    # What was executed
+
+    def lack(self, slot: Slot, *, is_write: bool, is_checked: bool) -> QuorumNotMet | None:
+        """Why a command on this slot has no chance now, or None."""
+        quorums = self.quorums
+        needed = quorums.r
+        if is_write:
+            needed = max(quorums.w, quorums.majority) if is_checked else quorums.w
+        peers = self.batches[slot].peers
+        reachable = 1 + sum(1 for peer in peers if self.topology.is_reachable(peer))
+        if reachable >= needed:
+            return None
+        return QuorumNotMet(needed, reachable, is_write)
+
+    def begin(
+        self,
+        op: Pending,
+        reads: Iterable[tuple[Slot, Row, bytes | None]],
+        writes: Sequence[tuple[Slot, Row, bytes]],
+        *,
+        is_checked: bool,
+    ) -> None:
+        """An attempt of a command has run, and waits if `op.waits` is not 0 afterwards.
+
+        `reads` are rows that it read and did not write, as they are stored. A write of several rows is
+        all or nothing at each replica, so far as they share their replicas.
+        """
+        attempt = op.attempt
+        quorums = self.quorums
+        if quorums.r > 1:
+            for slot, row, raw in reads:
+                batch = self.batches[slot]
+                if not batch.is_open:
+                    self._begin_batch(batch)
+                dots = dots_of(raw)
+                batch.reads.append((op, attempt, slot, row, dots))
+                batch.questions += (slot.to_bytes(2, "big") + row, dots)
+                op.waits += quorums.r - 1
+        if not writes:
+            return
+        if len(writes) > 1 and is_checked:
+            self._begin_unit(op, writes)
+            return
+        is_waited_for = self._needed(is_checked=is_checked) > 0
+        for slot, row, raw in writes:
+            batch = self.batches[slot]
+            if not batch.is_open:
+                self._begin_batch(batch)
+            self._note_context(batch, slot)
+            entry = (op, attempt, slot, row, raw)
+            if is_checked:
+                batch.writes.append(entry)
+                batch.pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
+            else:
+                batch.blind_writes.append(entry)
+                batch.blind_pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
+            op.waits += is_waited_for
+
+    def _needed(self, *, is_checked: bool) -> int:
+        """How many other replicas have to take a write."""
+        quorums = self.quorums
+        return (max(quorums.w, quorums.majority) if is_checked else quorums.w) - 1
+
+    def must_wait(self, slot: Slot, row: Row, raw: bytes | None) -> bool:
+        """Whether a command on this row must not run now, because its latest write here may be taken back.
+
+        As long as nobody has contradicted, commands build upon writes that are under way.
+        """
+        place = (slot, row)
+        if self._doomed and place in self._doomed:
+            return True
+        if raw is None or not raw[0] & MANY or len(decode(raw).versions) < 2:
+            return False
+        return self._pending_write(place) is not None
+
+    def _begin_batch(self, batch: Batch) -> None:
+        batch.is_open = True
+        self._open.append(batch)
+
+    def _note_context(self, batch: Batch, slot: Slot) -> None:
+        clocks = self.replica.clocks
+        if clocks.sole[slot] != NOBODY and slot not in batch.contexts:
+            batch.contexts[slot] = encode_clock(clocks.others(slot))
+
+    def _begin_unit(self, op: Pending, writes: Sequence[tuple[Slot, Row, bytes]]) -> None:
+        """Several rows: a round of their own for each set of replicas, in order with the others."""
+        self.seal()
+        needed = self._needed(is_checked=True)
+        by_peers: dict[tuple[NodeId, ...], list[tuple[Slot, Row, bytes]]] = {}
+        for write in writes:
+            by_peers.setdefault(tuple(sorted(self.batches[write[0]].peers)), []).append(write)
+        for unit in by_peers.values():
+            batch = Batch(self.batches[unit[0][0]].peers)
+            for slot, row, raw in unit:
+                self._note_context(batch, slot)
+                batch.writes.append((op, op.attempt, slot, row, raw))
+                batch.pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
+                op.waits += needed > 0
+            self._send_writes(batch, batch.writes, batch.pieces, needed, UNIT)
+
+    # Sending
+
+    def seal(self) -> None:
+        """Make messages of all that was gathered. Before anything of others is joined: contexts would grow."""
+        if not self._open:
+            return
+        opened, self._open = self._open, []
+        for batch in opened:
+            batch.is_open = False
+            if batch.writes:
+                needed = self._needed(is_checked=True)
+                self._send_writes(batch, batch.writes, batch.pieces, needed, CHECKED)
+                batch.writes, batch.pieces = [], []
+            if batch.blind_writes:
+                needed = self._needed(is_checked=False)
+                self._send_writes(batch, batch.blind_writes, batch.blind_pieces, needed, UNCHECKED)
+                batch.blind_writes, batch.blind_pieces = [], []
+            if batch.contexts:
+                batch.contexts = {}
+            if batch.reads:
+                used: dict[NodeId, None] = {}
+                for _ in range(self.quorums.r - 1):
+                    self._ask(batch.peers, used, batch.reads, batch.questions)
+                batch.reads, batch.questions = [], []
+
+    def _send_writes(
+        self,
+        batch: Batch,
+        entries: list[WriteEntry],
+        pieces: list[bytes],
+        needed: int,
+        flags: bytes,
+    ) -> None:
+        peers = tuple(peer for peer in batch.peers if self.topology.is_reachable(peer))
+        blob = b"".join(pieces)
+        contexts = b"".join(
+            slot.to_bytes(2, "little") + len(clock).to_bytes(2, "little") + clock
+            for slot, clock in batch.contexts.items()
+        )
+        number = self._new_id()
+        round_ = WriteRound(
+            number, peers, needed, entries, self.now_s + self.timeout_s, flags == UNIT, len(blob)
+        )
+        self.writes[number] = round_
+        self.in_flight_bytes += len(blob)
+        message = (WRITE, b"%d" % number, flags, contexts, blob)
+        self.outbox += [(peer, message) for peer in peers]
+        if len(peers) < needed or not peers:
+            self._judge(round_)
+
+    def _ask(
+        self,
+        peers: Sequence[NodeId],
+        used: dict[NodeId, None],
+        entries: list[ReadEntry],
+        questions: list[bytes],
+    ) -> bool:
+        """Ask the next replica that can answer; False if there is none."""
+        for peer in peers:
+            if peer in used or peer in self.incomplete or not self.topology.is_reachable(peer):
+                continue
+            used[peer] = None
+            number = self._new_id()
+            self.reads[number] = ReadRound(
+                number,
+                peer,
+                entries,
+                self.now_s + self.timeout_s,
+                self.now_s + self.retry_s,
+                used,
+            )
+            self.outbox.append((peer, (READ, b"%d" % number, *questions)))
+            return True
+        # Nobody is left: the round waits for its deadline, or for a peer that comes back.
+        number = self._new_id()
+        self.reads[number] = ReadRound(
+            number, "", entries, self.now_s + self.timeout_s, self.now_s + self.retry_s, used
+        )
+        return False
+
+    def _new_id(self) -> int:
+        self._next_id += 1
+        return self._next_id
+
+    def flush(self) -> None:
+        """Send what was sealed: the log has been written."""
+        self.seal()
+        if self.outbox:
+            outbox, self.outbox = self.outbox, []
+            send = self.transport.send
+            for peer, message in outbox:
+                send(peer, message)
+
+    # Answers
+
+    def receive(self, peer: NodeId, message: list[bytes]) -> bool:
+        """Take an answer; False if the message is none. Raises MalformedDelta."""
+        verb = message[0]
+        if verb == ACK:
+            self._take_ack(peer, message)
+        elif verb == SAME:
+            round_ = self.reads.get(_number(message))
+            if round_ is not None and round_.peer == peer:
+                del self.reads[round_.id]
+                for op, attempt, _, _, _ in round_.entries:
+                    op.confirm(attempt)
+        elif verb == STATES:
+            self._take_states(peer, message)
+        elif verb == NOT:
+            number = _number(message)
+            if number in self.writes:
+                self._lose_peer(self.writes[number], peer)
+            elif (read := self.reads.get(number)) is not None and read.peer == peer:
+                self._ask_another(read)
+        else:
+            return False
+        return True
+
+    def _take_ack(self, peer: NodeId, message: list[bytes]) -> None:
+        round_ = self.writes.get(_number(message))
+        if round_ is None:
+            return
+        refused = {}
+        for at in range(2, len(message) - 1, 2):
+            refused[place_of(message[at])] = message[at + 1]
+        if not round_.add_answer(peer, refused):
+            return
+        if refused:
+            self.conflicts_total += len(refused)
+        if not round_.is_decided and not refused and not round_.has_refusals:
+            if len(round_.answers) >= round_.needed:
+                self._accept_all(round_)
+        else:
+            self._judge(round_)
+        if round_.is_complete:
+            self._close(round_)
+            if self._doomed:
+                self._judge_doomed()
+
+    def _accept_all(self, round_: WriteRound) -> None:
+        round_.is_decided = True
+        if round_.needed:
+            for op, attempt, _, _, _ in round_.entries:
+                op.confirm(attempt)
+
+    def _close(self, round_: WriteRound) -> None:
+        if self.writes.pop(round_.id, None) is not None:
+            self.in_flight_bytes -= round_.weight_bytes
+
+    def _judge(self, round_: WriteRound) -> None:
+        """Decide row by row, where some were refused or some peer is lost."""
+        lost: dict[Place, None] = {}
+        for number, (op, attempt, slot, row, _) in enumerate(round_.entries):
+            place = (slot, row)
+            verdict = round_.verdict(place)
+            if round_.is_decided or number in round_.decided:
+                if verdict is Verdict.ACCEPTED and round_.refusal_count(place):
+                    self._spread(round_, place)
+                continue
+            if verdict is Verdict.OPEN:
+                continue
+            round_.decided[number] = None
+            if verdict is Verdict.ACCEPTED:
+                if round_.refusal_count(place):
+                    self._spread(round_, place)
+                if round_.needed:
+                    op.confirm(attempt)
+            elif verdict is Verdict.UNREACHED:
+                op.fail(attempt, QuorumNotMet(round_.needed + 1, len(round_.answers) + 1, True))
+            else:
+                lost[place] = None
+        if len(round_.decided) == len(round_.entries):
+            round_.is_decided = True
+        for place in lost:
+            self._lose(round_, place)
+
+    def _spread(self, round_: WriteRound, place: Place) -> None:
+        """A write was accepted, and refused by some: they get the joined row, as does this node."""
+        for peer, refused in round_.answers.items():
+            state = refused.pop(place, None)
+            if state is not None:
+                self._merge(place, [state], partial(self._repair_after, peer, place))
+
+    def _repair_after(self, peer: NodeId, place: Place, _: bytes | None) -> None:
+        self._repair(peer, place, None)
+
+    def _lose(self, round_: WriteRound, place: Place) -> None:
+        """A checked write lost its race: join the winner, and run again what was built upon the loser."""
+        entries = [e for e in round_.entries if round_.is_unit or (e[2], e[3]) == place]
+        rounds = [round_]
+        for later in self.writes.values():
+            if later.id > round_.id and not later.is_decided:
+                found = [
+                    (number, entry)
+                    for number, entry in enumerate(later.entries)
+                    if (entry[2], entry[3]) == place and number not in later.decided
+                ]
+                if found:
+                    rounds.append(later)
+                    entries += [entry for _, entry in found]
+        is_blind = all(entry[0].is_blind for entry in entries)
+        if not is_blind and not all(each.is_complete for each in rounds):
+            self._doomed[place] = round_
+            return
+        self._doomed.pop(place, None)
+        is_clean = all(each.is_clean(place) for each in rounds)
+        for later in rounds[1:]:
+            for number, entry in enumerate(later.entries):
+                if (entry[2], entry[3]) == place:
+                    later.decided[number] = None
+        states = [
+            refused[place]
+            for each in rounds
+            for refused in each.answers.values()
+            if place in refused
+        ]
+        dots: dict[Place, set[Dot]] = {(slot, row): set() for _, _, slot, row, _ in entries}
+        for _, _, slot, row, raw in entries:
+            dots[slot, row].update(version.dot for version in decode(raw).versions)
+
+        def merged(_: bytes | None) -> None:
+            if is_clean and not is_blind:
+                for (slot, row), own in dots.items():
+                    self.replica.withdraw(slot, row, own)
+            for op, attempt, _, _, _ in entries:
+                if op.is_blind or is_clean:
+                    self.retries_total += 1
+                    op.again(attempt)
+                else:
+                    op.fail(attempt, ConflictLost(is_partial=True))
+
+        self._merge(place, states, merged)
+
+    def _judge_doomed(self) -> None:
+        for place, round_ in list(self._doomed.items()):
+            self._lose(round_, place)
+
+    def _take_states(self, peer: NodeId, message: list[bytes]) -> None:
+        round_ = self.reads.get(_number(message))
+        if round_ is None or round_.peer != peer:
+            return
+        del self.reads[round_.id]
+        states: dict[int, bytes] = {}
+        for at in range(2, len(message) - 1, 2):
+            states[int(message[at])] = message[at + 1]
+        for number, (op, attempt, slot, row, dots) in enumerate(round_.entries):
+            state = states.get(number)
+            if state is None:
+                op.confirm(attempt)
+            else:
+                self._differ(peer, op, attempt, (slot, row), dots, state)
+
+    def _differ(
+        self, peer: NodeId, op: Pending, attempt: int, place: Place, dots: bytes, state: bytes
+    ) -> None:
+        """A peer holds another state of a row that was read."""
+
+        def merged(raw: bytes | None) -> None:
+            is_behind = dots_of(raw) != dots_of(state or None)
+            if dots_of(raw) != dots:
+                if is_behind:
+                    self._repair(peer, place, None)
+                self.retries_total += 1
+                op.again(attempt)
+            elif not is_behind:
+                op.confirm(attempt)
+            else:
+                pending = self._pending_write(place)
+                if pending is not None and peer in pending.peers:
+                    # Under way to it already, or refused by it: that decides.
+                    pending.entries.append((op, attempt, *place, raw or b""))
+                    return
+                self._repair(peer, place, (op, attempt))
+
+        self._merge(place, [state] if state else [], merged)
+
+    def _pending_write(self, place: Place) -> WriteRound | None:
+        """The last checked write of a row that is not decided."""
+        for round_ in reversed(self.writes.values()):
+            if not round_.is_decided and not round_.is_unit:
+                for number, entry in enumerate(round_.entries):
+                    if (entry[2], entry[3]) == place and number not in round_.decided:
+                        return round_
+        return None
+
+    def _repair(self, peer: NodeId, place: Place, waiter: tuple[Pending, int] | None) -> None:
+        """Send a row's whole state to a peer that lacks some of it; `waiter` counts on its answer."""
+        slot, row = place
+        try:
+            state = self.replica.state_of(slot, row)
+        except PageFault as fault:
+            self._fetch(fault, lambda: self._repair(peer, place, waiter))
+            return
+        self.repairs_total += 1
+        number = self._new_id()
+        entries = [] if waiter is None else [(*waiter, slot, row, b"")]
+        self.writes[number] = WriteRound(
+            number, (peer,), 1, entries, self.now_s + self.timeout_s, False, len(state)
+        )
+        self.in_flight_bytes += len(state)
+        self.outbox.append((peer, (REPAIR, b"%d" % number, key_of(place), state)))
+
+    def _merge(
+        self, place: Place, states: list[bytes], then: Callable[[bytes | None], None]
+    ) -> None:
+        """Join what others sent into the row here, fetching it first if need be; then go on with it."""
+        slot, row = place
+        try:
+            raw = self.replica.store.get(slot, row)
+            for state in states:
+                raw = self.replica.merge(slot, row, decode(state), self.now_ms)
+        except PageFault as fault:
+            self._fetch(fault, lambda: self._merge(place, states, then))
+            return
+        then(raw)
+
+    # Time and losses
+
+    def tick(self, now_s: float) -> None:
+        """Ask others where an answer is late, and give up what has no time left."""
+        self.now_s = now_s
+        for round_ in list(self.writes.values()):
+            if round_.deadline_s > now_s:
+                break
+            for peer in round_.peers:
+                round_.add_loss(peer)
+            self._close(round_)
+            if not round_.is_decided:
+                round_.is_decided = True
+                error = QuorumNotMet(round_.needed + 1, len(round_.answers) + 1, True)
+                for number, entry in enumerate(round_.entries):
+                    if number not in round_.decided:
+                        entry[0].fail(entry[1], error)
+            if self._doomed:
+                self._judge_doomed()
+        for read in list(self.reads.values()):
+            if read.deadline_s <= now_s:
+                self.reads.pop(read.id, None)
+                for op, attempt, *_ in read.entries:
+                    op.fail(attempt, QuorumNotMet(self.quorums.r, 1, False))
+            elif read.retry_s <= now_s:
+                self._ask_another(read)
+
+    def _ask_another(self, read: ReadRound) -> None:
+        """Its peer is late or cannot answer. Should it answer yet, that is not waited for any more."""
+        peers = self.batches[read.entries[0][2]].peers
+        candidates = [
+            peer
+            for peer in peers
+            if peer not in read.used
+            and peer not in self.incomplete
+            and self.topology.is_reachable(peer)
+        ]
+        if not candidates:
+            # Nobody else: ask the same again, since the question or the answer may be lost. Not one of
+            # those that were asked by another round of these rows: it would count twice.
+            is_there = read.peer and self.topology.is_reachable(read.peer)
+            if not is_there or read.peer in self.incomplete:
+                read.retry_s = self.now_s + self.retry_s
+                return
+            del read.used[read.peer]
+        self.reads.pop(read.id, None)
+        questions: list[bytes] = []
+        for _, _, slot, row, dots in read.entries:
+            questions += (key_of((slot, row)), dots)
+        deadline_s = read.deadline_s
+        self._ask(peers, read.used, read.entries, questions)
+        next(reversed(self.reads.values())).deadline_s = deadline_s
+
+    def disconnected(self, peer: NodeId) -> None:
+        """What was under way to a peer may be lost."""
+        for round_ in list(self.writes.values()):
+            self._lose_peer(round_, peer)
+        for read in list(self.reads.values()):
+            if read.peer == peer and read.id in self.reads:
+                self._ask_another(read)
+
+    def _lose_peer(self, round_: WriteRound, peer: NodeId) -> None:
+        if round_.add_loss(peer):
+            if not round_.is_decided:
+                self._judge(round_)
+            if round_.is_complete:
+                self._close(round_)
+                if self._doomed:
+                    self._judge_doomed()
+
+
+def dots_of(raw: bytes | None) -> bytes:
+    """What identifies the state of a row: the dot of its only version, or all of them in order.
+
+    Empty if there is no trace of it. Hot: the usual state is one version in the short form.
+    """
+    if not raw:
+        return b""
+    if not raw[0] & MANY:
+        return raw[1:17]
+    return b"".join(HEADER.pack(0, *dot, 0)[1:17] for dot in sorted(decode(raw).dots))
+
+
+def key_of(place: Place) -> bytes:
+    return place[0].to_bytes(2, "big") + place[1]
+
+
+def place_of(key: bytes) -> Place:
+    """Raises MalformedDelta."""
+    slot = int.from_bytes(key[:2], "big")
+    if len(key) < 9 or slot >= SLOT_COUNT:
+        raise MalformedDelta("no such row")
+    return slot, key[2:]
+
+
+def _number(message: list[bytes]) -> int:
+    if len(message) < 2 or not message[1].isdigit():
+        raise MalformedDelta("a message without a number")
+    return int(message[1])
+
+
+__all__ = ["Coordinator", "EngineError", "Quorums", "Record", "dots_of", "key_of", "place_of"]

@@ -1,0 +1,190 @@
+"""The participant: what a replica does with what coordinators at other nodes ask of it.
+
+It answers the messages that `cluster/coordinator.py` describes: it takes or refuses writes, joins rows,
+and says whether it holds what a reader saw. It decides nothing about quorums.
+
+An answer is a promise: it leaves when what it speaks of is in the log, and with fsync `always` on the
+disk (`promise` of the caller sees to that). A message that has to read a row from the disk is taken up
+again when the page is there; until then, and for a while after, the same message is known by its number,
+so that one that comes twice is answered once and alike.
+
+A replica that is *incomplete* takes writes, and answers no questions: others would count on what it may
+have lost.
+
+Core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from cluster.clock import SlotClock
+from cluster.coordinator import (
+    ACK,
+    NOT,
+    READ,
+    REPAIR,
+    SAME,
+    STATES,
+    UNCHECKED,
+    UNIT,
+    WRITE,
+    Fetch,
+    dots_of,
+    key_of,
+    place_of,
+)
+from cluster.record import decode
+from cluster.replica import MalformedDelta, Replica, decode_clock
+from cluster.ring import NodeId
+from cluster.slot import SLOT_COUNT, Slot
+from engine.errors import EngineError
+from engine.store import PageFault
+
+ANSWERS_MAX: Final = 512  # Remembered of each peer.
+INCOMPLETE: Final = b"incomplete"
+UNREADABLE: Final = b"unreadable"
+
+Answer = Sequence[bytes]
+
+
+class Participant:
+    """One per node."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        *,
+        promise: Callable[[NodeId, Answer], None],
+        fetch: Fetch,
+    ) -> None:
+        """`promise` sends an answer once all that was applied by now is as safe as it has to be."""
+        self.replica = replica
+        self.now_ms = 0
+        self._promise = promise
+        self._fetch = fetch
+        # By peer, the answer to each message by its number; None while it is being worked on.
+        self._answers: dict[NodeId, dict[bytes, Answer | None]] = {}
+
+    def receive(self, peer: NodeId, message: list[bytes]) -> bool:
+        """Take a request; False if the message is none. Raises MalformedDelta."""
+        verb = message[0]
+        if verb == READ:
+            self._read(peer, message)
+        elif verb == WRITE:
+            if self._is_first(peer, message, 5):
+                self._write(peer, message, {})
+        elif verb == REPAIR:
+            if self._is_first(peer, message, 4):
+                self._repair(peer, message)
+        else:
+            return False
+        return True
+
+    def forget(self, peer: NodeId) -> None:
+        """The peer is another process now."""
+        self._answers.pop(peer, None)
+
+    def _is_first(self, peer: NodeId, message: list[bytes], length_min: int) -> bool:
+        """Whether this message has to be worked on; if not, its answer is given again if there is one."""
+        if len(message) < length_min:
+            raise MalformedDelta("a message with too few arguments")
+        answers = self._answers.setdefault(peer, {})
+        number = message[1]
+        if number in answers:
+            answer = answers[number]
+            if answer is not None:
+                self._promise(peer, answer)
+            return False
+        if len(answers) >= ANSWERS_MAX:
+            del answers[next(iter(answers))]
+        answers[number] = None
+        return True
+
+    def _answer(self, peer: NodeId, message: list[bytes], answer: Answer) -> None:
+        answers = self._answers.get(peer)
+        if answers is not None and message[1] in answers:
+            answers[message[1]] = answer
+        self._promise(peer, answer)
+
+    def _write(self, peer: NodeId, message: list[bytes], refused: dict[bytes, bytes]) -> None:
+        _, number, flags, packed, blob = message[:5]
+        is_checked = flags != UNCHECKED
+        replica = self.replica
+        contexts = decode_contexts(packed)
+        try:
+            if flags == UNIT:
+                for conflict in replica.refusals(blob, contexts):
+                    refused[key_of((conflict.slot, conflict.row))] = conflict.state
+            if not refused or flags != UNIT:
+                taken = replica.accept(
+                    blob, contexts, self.now_ms, is_checked=is_checked and flags != UNIT
+                )
+                for conflict in taken:
+                    refused[key_of((conflict.slot, conflict.row))] = conflict.state
+        except PageFault as fault:
+            self._fetch(fault, lambda: self._write(peer, message, refused))
+            return
+        except EngineError:
+            self._answer(peer, message, (NOT, number, UNREADABLE))
+            return
+        parts = [part for item in refused.items() for part in item]
+        self._answer(peer, message, (ACK, number, *parts))
+
+    def _repair(self, peer: NodeId, message: list[bytes]) -> None:
+        try:
+            for at in range(2, len(message) - 1, 2):
+                slot, row = place_of(message[at])
+                self.replica.repair(slot, row, decode(message[at + 1]), self.now_ms)
+        except PageFault as fault:
+            self._fetch(fault, lambda: self._repair(peer, message))
+        except EngineError:
+            self._answer(peer, message, (NOT, message[1], UNREADABLE))
+        else:
+            self._answer(peer, message, (ACK, message[1]))
+
+    def _read(self, peer: NodeId, message: list[bytes]) -> None:
+        number = message[1]
+        replica = self.replica
+        if not replica.is_complete:
+            self._promise(peer, (NOT, number, INCOMPLETE))
+            return
+        store = replica.store
+        states: list[bytes] = []
+        try:
+            for at in range(2, len(message) - 1, 2):
+                key = message[at]
+                slot = int.from_bytes(key[:2], "big")
+                if slot >= SLOT_COUNT:
+                    raise MalformedDelta("no such slot")
+                row = key[2:]
+                raw = store.active[slot].get(row)
+                if raw is None:
+                    raw = store.lookup(slot, row)
+                dots = message[at + 1]
+                if dots != dots_of(raw):
+                    state = replica.state_of(slot, row)
+                    states += (b"%d" % ((at - 2) >> 1), state)
+        except PageFault as fault:
+            self._fetch(fault, lambda: self._read(peer, message))
+            return
+        except EngineError:
+            self._promise(peer, (NOT, number, UNREADABLE))
+            return
+        self._promise(peer, (STATES, number, *states) if states else (SAME, number))
+
+
+def decode_contexts(packed: bytes) -> dict[Slot, SlotClock]:
+    """Raises MalformedDelta."""
+    contexts: dict[Slot, SlotClock] = {}
+    at = 0
+    while at < len(packed):
+        slot = int.from_bytes(packed[at : at + 2], "little")
+        length = int.from_bytes(packed[at + 2 : at + 4], "little")
+        at += 4
+        if at + length > len(packed) or slot >= SLOT_COUNT:
+            raise MalformedDelta("a context cut short")
+        contexts[slot] = decode_clock(packed[at : at + length])
+        at += length
+    return contexts

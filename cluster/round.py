@@ -1,0 +1,180 @@
+"""Rounds: one message to several replicas, and the decision what their answers mean.
+
+A round has no network: the coordinator (`cluster/coordinator.py`) sends its message, tells it the
+answers, and acts on the verdict. What waits for rounds is a `Pending`: a command whose reply leaves
+when every row that it read or wrote is confirmed. It may be run again (another *attempt*); entries of
+an earlier attempt count no more.
+
+Core.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cluster.errors import ClusterError
+from cluster.ring import NodeId
+from cluster.slot import Row, Slot
+
+Place = tuple[Slot, Row]
+
+
+@dataclass(eq=False)
+class QuorumNotMet(ClusterError):
+    """Too few replicas answered in time. A write may be on `answered` of them, and spread later."""
+
+    needed: int
+    answered: int
+    is_write: bool
+
+    def __str__(self) -> str:
+        what = "the write" if self.is_write else "the read"
+        return f"{what} needs {self.needed} replicas, and {self.answered} answered in time"
+
+
+@dataclass(eq=False)
+class ConflictLost(ClusterError):
+    """Another node wrote the same key at the same time. `is_partial`: a part of what was written may stay."""
+
+    is_partial: bool
+
+    def __str__(self) -> str:
+        if self.is_partial:
+            return "another node wrote the key at the same time, and a part may have been applied"
+        return "another node wrote the key at the same time"
+
+
+class Pending(ABC):
+    """What waits for `waits` confirmations of its present attempt."""
+
+    __slots__ = ("attempt", "is_blind", "is_over", "waits")
+
+    def __init__(self) -> None:
+        self.waits = 0
+        self.attempt = 0
+        self.is_over = False
+        self.is_blind = False  # It may run again whatever became of its earlier attempts.
+
+    @abstractmethod
+    def settled(self) -> None:
+        """All that it shows and wrote is on enough replicas."""
+
+    @abstractmethod
+    def stale(self) -> None:
+        """What it saw has been overtaken, and what it wrote was taken back: run it again."""
+
+    @abstractmethod
+    def failed(self, error: ClusterError) -> None:
+        """It has no answer. Its writes may or may not last."""
+
+    def confirm(self, attempt: int) -> None:
+        """One of the things that it waits for is there."""
+        if attempt == self.attempt and not self.is_over:
+            self.waits -= 1
+            if not self.waits:
+                self.is_over = True
+                self.settled()
+
+    def fail(self, attempt: int, error: ClusterError) -> None:
+        if attempt == self.attempt and not self.is_over:
+            self.is_over = True
+            self.failed(error)
+
+    def again(self, attempt: int) -> None:
+        """Begin another attempt, if this one is not over already."""
+        if attempt == self.attempt and not self.is_over:
+            self.attempt += 1
+            self.waits = 0
+            self.stale()
+
+
+class Verdict(Enum):
+    """Of one row of a write round."""
+
+    OPEN = 0
+    ACCEPTED = 1
+    LOST = 2  # Too many replicas hold something that the writer had not seen.
+    UNREACHED = 3  # Too few can still answer.
+
+
+# Who waits, in which attempt, for which row, and what it wrote there.
+WriteEntry = tuple[Pending, int, Slot, Row, bytes]
+# The same of a row that was read, and the dots that were seen.
+ReadEntry = tuple[Pending, int, Slot, Row, bytes]
+
+
+@dataclass(slots=True, eq=False)
+class WriteRound:
+    """Deltas on their way to `peers`, of which `needed` have to take each row.
+
+    `is_unit`: each peer takes all of it or nothing.
+    """
+
+    id: int
+    peers: tuple[NodeId, ...]
+    needed: int
+    entries: list[WriteEntry]
+    deadline_s: float
+    is_unit: bool
+    weight_bytes: int
+    answers: dict[NodeId, dict[Place, bytes]] = field(default_factory=dict)  # Rows refused.
+    unreachable: dict[NodeId, None] = field(default_factory=dict)
+    is_decided: bool = False
+    decided: dict[int, None] = field(default_factory=dict)  # Entries, once some row was refused.
+
+    def add_answer(self, peer: NodeId, refused: dict[Place, bytes]) -> bool:
+        """Take an answer; False if it is none that was waited for."""
+        if peer not in self.peers or peer in self.answers:
+            return False
+        self.unreachable.pop(peer, None)  # It answered after all.
+        self.answers[peer] = refused
+        return True
+
+    def add_loss(self, peer: NodeId) -> bool:
+        """A peer cannot answer any more."""
+        if peer not in self.peers or peer in self.answers:
+            return False
+        self.unreachable[peer] = None
+        return True
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing more will come."""
+        return len(self.answers) + len(self.unreachable) >= len(self.peers)
+
+    @property
+    def has_refusals(self) -> bool:
+        return any(self.answers.values())
+
+    def verdict(self, place: Place) -> Verdict:
+        refused = self.refusal_count(place)
+        if len(self.answers) - refused >= self.needed:
+            return Verdict.ACCEPTED
+        if len(self.peers) - refused < self.needed:
+            return Verdict.LOST
+        if len(self.peers) - refused - len(self.unreachable) < self.needed:
+            return Verdict.LOST if refused else Verdict.UNREACHED
+        return Verdict.OPEN
+
+    def refusal_count(self, place: Place) -> int:
+        if self.is_unit:
+            return sum(1 for refused in self.answers.values() if refused)
+        return sum(1 for refused in self.answers.values() if place in refused)
+
+    def is_clean(self, place: Place) -> bool:
+        """Whether no peer can have taken this row."""
+        return self.refusal_count(place) == len(self.peers)
+
+
+@dataclass(slots=True, eq=False)
+class ReadRound:
+    """Rows whose state one peer is asked to confirm. `used` are the peers that were asked for them so far."""
+
+    id: int
+    peer: NodeId
+    entries: list[ReadEntry]
+    deadline_s: float
+    retry_s: float  # When another peer is asked too.
+    used: dict[NodeId, None]
