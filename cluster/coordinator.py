@@ -142,7 +142,6 @@ class Coordinator:
         self.outbox: list[tuple[NodeId, Sequence[bytes]]] = []
         self.in_flight_bytes = 0
         self.conflicts_total = self.repairs_total = self.retries_total = 0
-        self.incomplete: dict[NodeId, None] = {}  # Peers that said so.
         self._open: list[Batch] = []
         self._doomed: dict[
             Place, WriteRound
@@ -316,7 +315,7 @@ class Coordinator:
     ) -> bool:
         """Ask the next replica that can answer; False if there is none."""
         for peer in peers:
-            if peer in used or peer in self.incomplete or not self.topology.is_reachable(peer):
+            if peer in used or not self._can_confirm(peer):
                 continue
             used[peer] = None
             number = self._new_id()
@@ -336,6 +335,9 @@ class Coordinator:
             number, "", entries, self.now_s + self.timeout_s, self.now_s + self.retry_s, used
         )
         return False
+
+    def _can_confirm(self, peer: NodeId) -> bool:
+        return self.topology.is_reachable(peer) and peer not in self.topology.incomplete
 
     def _new_id(self) -> int:
         self._next_id += 1
@@ -481,7 +483,7 @@ class Coordinator:
             if is_clean and not is_blind:
                 for (slot, row), own in dots.items():
                     self.replica.withdraw(slot, row, own)
-            for op, attempt, _, _, _ in entries:
+            for op, attempt, *_entry in entries:
                 if op.is_blind or is_clean:
                     self.retries_total += 1
                     op.again(attempt)
@@ -565,7 +567,7 @@ class Coordinator:
         """Join what others sent into the row here, fetching it first if need be; then go on with it."""
         slot, row = place
         try:
-            raw = self.replica.store.get(slot, row)
+            raw: bytes | None = self.replica.store.get(slot, row)
             for state in states:
                 raw = self.replica.merge(slot, row, decode(state), self.now_ms)
         except PageFault as fault:
@@ -606,15 +608,12 @@ class Coordinator:
         candidates = [
             peer
             for peer in peers
-            if peer not in read.used
-            and peer not in self.incomplete
-            and self.topology.is_reachable(peer)
+            if peer not in read.used and self._can_confirm(peer)
         ]
         if not candidates:
             # Nobody else: ask the same again, since the question or the answer may be lost. Not one of
             # those that were asked by another round of these rows: it would count twice.
-            is_there = read.peer and self.topology.is_reachable(read.peer)
-            if not is_there or read.peer in self.incomplete:
+            if not read.peer or not self._can_confirm(read.peer):
                 read.retry_s = self.now_s + self.retry_s
                 return
             del read.used[read.peer]

@@ -38,8 +38,8 @@ earlier would get it back from those who have not yet, for ever.
 Invariants: one call changes nothing when it raises. Everything is bounded: members, bodies, names, messages.
 Nothing depends on the order of a set or on a hash seed.
 
-Each message is MessagePack, arrays without names; unknown fields at the end are ignored. The fields are
-those of `Digest`, `Answer`, `Statement` and `Profile`, in their order.
+The messages and their encoding are in `cluster/gossip_message.py`. They are sent, and what they say of
+connections is added, in `cluster/membership.py`.
 
 Core: time is an argument, in seconds of a clock that never goes back, and so is randomness. Sources: van
 Renesse et al., Efficient Reconciliation and Flow Control for Anti-Entropy Protocols (digests); Das,
@@ -50,76 +50,56 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum
-from itertools import pairwise
-from math import isfinite
 from random import Random
-from typing import Annotated, Final
+from typing import Final
 
 import msgspec
-from msgspec import Meta, Struct
-from xxhash import xxh3_64_intdigest
 
-from cluster.errors import ClusterError
+from cluster.gossip_message import (
+    COUNT_MAX,
+    MEMBER_COUNT_MAX,
+    Answer,
+    Digest,
+    GossipError,
+    HostPort,
+    Incarnation,
+    InvalidProfile,
+    MalformedGossip,
+    Message,
+    NodeId,
+    OtherCluster,
+    Profile,
+    Statement,
+    Status,
+    Terms,
+    check_of,
+    compatible,
+    decode_digest,
+    decode_profile,
+    encode,
+    encode_profile,
+    with_status,
+)
+from cluster.member_event import (
+    DuplicateName,
+    Event,
+    Incompatible,
+    MemberChanged,
+    MemberJoined,
+    MemberLeft,
+    MemberRecovered,
+    MemberRestarted,
+    MemberSuspected,
+    MemberUp,
+    TableFull,
+)
 from cluster.phi import FailureDetector, PhiSettings
 
-NodeId = str  # The name of a member, unique in its cluster.
-Incarnation = int  # 64 bits. Time based, given by the caller.
-HostPort = tuple[str, int]  # Where a member's bus listens.
-
-MEMBER_COUNT_MAX: Final = 4096
-BODY_BYTES_MAX: Final = 4096
-MESSAGE_BYTES_MAX: Final = 1 << 20  # Holds the digest of a full table; longer ones are refused.
 ANSWER_BYTES_MAX: Final = 1 << 18  # Statements in one answer. The others follow in the next rounds.
-COUNT_MAX: Final = 2**53  # Of versions, heartbeats and epochs.
 REFUTABLE_MAX: Final = COUNT_MAX // 2  # No honest process has so many versions.
 # How far a declaration jumps: above the changes of the member that the declaring node has not heard of.
 DECLARATION_STEP: Final = 1024
 TOMBSTONE_S: Final = 72 * 3600.0
-
-NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}\Z"
-
-_Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
-_Label = Annotated[str, Meta(max_length=64)]
-_Unsigned = Annotated[int, Meta(ge=0)]  # MessagePack itself ends at 64 bits.
-_Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
-_Port = Annotated[int, Meta(ge=0, le=65535)]
-_Labels = Annotated[tuple[_Name, ...], Meta(max_length=64)]
-
-
-class GossipError(ClusterError):
-    """The root of what this module raises on purpose. Nothing was changed."""
-
-
-@dataclass(eq=False)
-class MalformedGossip(GossipError):
-    """A message is not what a member sends. The caller closes the connection that it came by."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        return f"malformed gossip: {self.reason}"
-
-
-@dataclass(eq=False)
-class OtherCluster(GossipError):
-    """The message is of another cluster. The caller closes the connection and tells the operator."""
-
-    ours: str
-    theirs: str
-
-    def __str__(self) -> str:
-        return f"gossip of cluster {self.theirs!r} came to cluster {self.ours!r}. Check the seeds."
-
-
-@dataclass(eq=False)
-class InvalidProfile(GossipError):
-    """What this node was to say about itself breaks a limit. The caller refuses the configuration."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        return f"this node's profile is not valid: {self.reason}"
 
 
 @dataclass(eq=False)
@@ -130,273 +110,6 @@ class UnknownMember(GossipError):
 
     def __str__(self) -> str:
         return f"no member of this cluster is called {self.name!r}"
-
-
-class Status(IntEnum):
-    """What a member does, by its own word; DOWN and LEFT also by an operator's."""
-
-    JOINING = 0
-    UP = 1
-    LEAVING = 2
-    DOWN = 3  # Declared dead by an operator. Still a member.
-    LEFT = 4  # No member any more; a tombstone.
-
-
-class Addresses(Struct, array_like=True, frozen=True):
-    """Where a member listens."""
-
-    host: Annotated[str, Meta(min_length=1, max_length=255)]
-    client_port: _Port
-    cluster_port: _Port
-    bus_port: _Port
-
-
-class VersionRange(Struct, array_like=True, frozen=True):
-    """The versions of the bus protocol that a member speaks, both ends included."""
-
-    lowest: _Count
-    highest: _Count
-
-    def __post_init__(self) -> None:
-        if self.lowest > self.highest:
-            raise ValueError("the lowest version is above the highest")
-
-
-class Profile(Struct, array_like=True, frozen=True):
-    """What a member says of itself. New fields go to the end, with a default."""
-
-    status: Status  # First: among two bodies of one version, the one further along wins.
-    addresses: Addresses
-    zone: _Label
-    data_centre: _Label
-    weight: Annotated[float, Meta(ge=0, le=1e6)]
-    versions: VersionRange
-    capabilities: _Labels = ()  # Sorted, each once.
-    required: _Labels = ()  # Capabilities without which this member talks to nobody. Sorted.
-    load: Annotated[dict[_Name, float], Meta(max_length=16)] = {}
-    actors: Annotated[tuple[_Unsigned, ...], Meta(max_length=16)] = ()
-    epoch: _Count = 0
-    epoch_digest: Annotated[bytes, Meta(max_length=64)] = b""
-
-    def __post_init__(self) -> None:
-        for names in (self.capabilities, self.required):
-            if any(a >= b for a, b in pairwise(names)):
-                raise ValueError("capabilities must be sorted, and each named once")
-        if not isfinite(self.weight) or not all(map(isfinite, self.load.values())):
-            raise ValueError("weight and load must be finite")
-
-
-class Statement(Struct, array_like=True, frozen=True):
-    """What is said of one member. Without a body: its heartbeat, and which body there is."""
-
-    name: _Name
-    incarnation: _Unsigned
-    version: _Count
-    check: _Unsigned  # The lower 32 bits of xxh3_64 of the body.
-    heartbeat: _Count
-    age_s: _Count = 0  # Of a tombstone: since when. Else 0.
-    body: Annotated[bytes, Meta(max_length=BODY_BYTES_MAX)] = b""
-
-
-_Statements = Annotated[tuple[Statement, ...], Meta(max_length=MEMBER_COUNT_MAX)]
-
-
-class Digest(Struct, array_like=True, frozen=True):
-    """Everything known, without the bodies."""
-
-    cluster: _Name
-    statements: _Statements
-
-
-class Answer(Struct, array_like=True, frozen=True):
-    """What the other did not know, and whose bodies are wanted of it."""
-
-    cluster: _Name
-    statements: _Statements
-    wanted: Annotated[tuple[_Name, ...], Meta(max_length=MEMBER_COUNT_MAX)] = ()
-
-
-Message = Digest | Answer
-
-_ENCODER: Final = msgspec.msgpack.Encoder(order="deterministic")
-_PROFILES: Final = msgspec.msgpack.Decoder(Profile)
-_DIGESTS: Final = msgspec.msgpack.Decoder(Digest)
-_ANSWERS: Final = msgspec.msgpack.Decoder(Answer)
-_REFUSED: Final = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
-
-
-def encode(message: Message) -> bytes:
-    return _ENCODER.encode(message)
-
-
-def decode_digest(raw: bytes) -> Digest:
-    """Raises MalformedGossip."""
-    _check_length(raw)
-    try:
-        return _DIGESTS.decode(raw)
-    except _REFUSED as error:
-        raise MalformedGossip(str(error)) from error
-
-
-def decode_answer(raw: bytes) -> Answer:
-    """Raises MalformedGossip."""
-    _check_length(raw)
-    try:
-        return _ANSWERS.decode(raw)
-    except _REFUSED as error:
-        raise MalformedGossip(str(error)) from error
-
-
-def _check_length(raw: bytes) -> None:
-    if len(raw) > MESSAGE_BYTES_MAX:
-        raise MalformedGossip(f"{len(raw)} bytes are more than {MESSAGE_BYTES_MAX}")
-
-
-def encode_profile(profile: Profile) -> bytes:
-    """The body of a statement. Raises InvalidProfile for what others would refuse."""
-    body = _ENCODER.encode(profile)
-    try:
-        decode_profile(body)
-    except MalformedGossip as error:
-        raise InvalidProfile(error.reason) from error
-    return body
-
-
-def decode_profile(body: bytes) -> Profile:
-    """Raises MalformedGossip."""
-    if len(body) > BODY_BYTES_MAX:
-        raise MalformedGossip(f"a profile of {len(body)} bytes is more than {BODY_BYTES_MAX}")
-    try:
-        return _PROFILES.decode(body)
-    except _REFUSED as error:
-        raise MalformedGossip(str(error)) from error
-
-
-def check_of(body: bytes) -> int:
-    return xxh3_64_intdigest(body) & 0xFFFFFFFF
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """On what terms a node talks to another."""
-
-    cluster: str
-    versions: VersionRange
-    capabilities: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()
-
-
-def compatible(a: Terms, b: Terms) -> int | str:
-    """The highest protocol version that both speak, or in words why they cannot talk. Symmetric but for the words."""
-    if a.cluster != b.cluster:
-        return f"one belongs to cluster {a.cluster!r}, the other to cluster {b.cluster!r}"
-    spoken = min(a.versions.highest, b.versions.highest)
-    if spoken < max(a.versions.lowest, b.versions.lowest):
-        return (
-            f"one speaks protocol versions {a.versions.lowest} to {a.versions.highest}, the other "
-            f"{b.versions.lowest} to {b.versions.highest}; upgrade the older node step by step"
-        )
-    for needing, offering in ((a, b), (b, a)):
-        lacking = [name for name in needing.required if name not in offering.capabilities]
-        if lacking:
-            return f"one requires {', '.join(lacking)}, which the other lacks"
-    return spoken
-
-
-@dataclass(frozen=True, slots=True)
-class MemberJoined:
-    """A name that was not known, or one that had left, is a member."""
-
-    name: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class MemberUp:
-    """The member's status has become UP."""
-
-    name: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class MemberSuspected:
-    """This node thinks that the member is dead. Its ownership does not change."""
-
-    name: NodeId
-    phi: float
-
-
-@dataclass(frozen=True, slots=True)
-class MemberRecovered:
-    """A suspicion is over."""
-
-    name: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class MemberRestarted:
-    """The member is a new process. Connections to the old one, and what it promised, are void."""
-
-    name: NodeId
-    old: Incarnation
-    new: Incarnation
-
-
-@dataclass(frozen=True, slots=True)
-class MemberChanged:
-    """The member's profile has changed in more than its load, or its status to JOINING, LEAVING or DOWN."""
-
-    name: NodeId
-    old: Profile
-    new: Profile
-
-
-@dataclass(frozen=True, slots=True)
-class MemberLeft:
-    """The member has left, or an operator has declared so."""
-
-    name: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class DuplicateName:
-    """Another process has this node's name; `incarnation` is the other's.
-
-    At the same addresses it is most likely this node's own past, before its clock went back:
-    `Gossip.reincarnate` above it. At others, two nodes are configured with one name: this one stops.
-    """
-
-    name: NodeId
-    incarnation: Incarnation
-    addresses: Addresses | None  # None: it has this node's incarnation, too.
-
-
-@dataclass(frozen=True, slots=True)
-class Incompatible:
-    """This node cannot talk to the member, for the reason given. It hears of it through others."""
-
-    name: NodeId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class TableFull:
-    """So many statements about new members were ignored."""
-
-    ignored_count: int
-
-
-Event = (
-    MemberJoined
-    | MemberUp
-    | MemberSuspected
-    | MemberRecovered
-    | MemberRestarted
-    | MemberChanged
-    | MemberLeft
-    | DuplicateName
-    | Incompatible
-    | TableFull
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,15 +196,20 @@ class Gossip:
 
     # What this node says of itself.
 
-    def change(self, profile: Profile) -> None:
+    def change(self, profile: Profile) -> list[Event]:
         """Say something else from now on. Each call is a version and its body travels: send load rarely.
 
-        Raises InvalidProfile.
+        Members may become compatible by it, and others incompatible. Raises InvalidProfile.
         """
         body = encode_profile(profile)
         me = self.me
         me.profile, me.body, me.check = profile, body, check_of(body)
         me.version += 1
+        events: list[Event] = []
+        for member in self.members.values():
+            if member.left_at_s is None:
+                self._check_terms(member, events)
+        return events
 
     def reincarnate(self, incarnation: Incarnation) -> None:
         """Be a newer process than any that was heard of: after a `DuplicateName` that was this node's past."""
@@ -595,6 +313,15 @@ class Gossip:
             self._judge(member, now_s, events)
         return events
 
+    def sign_of_life(self, name: NodeId, now_s: float) -> list[Event]:
+        """The member itself was heard at that time, and not by gossip. A name that is not known is ignored."""
+        events: list[Event] = []
+        member = self.members.get(name)
+        if member is not None and member.left_at_s is None:
+            self.detector.touch(name, now_s)
+            self._judge(member, now_s, events)
+        return events
+
     def observe_local_pause(self, seconds: float) -> None:
         """This process stood still for so long: to be told before `tick`."""
         self.detector.observe_local_pause(seconds)
@@ -613,10 +340,7 @@ class Gossip:
         member = self.members.get(name)
         if member is None:
             raise UnknownMember(name)
-        # Not made from the profile: that lacks the fields that only newer releases know.
-        fields = msgspec.msgpack.decode(member.body)
-        fields[0] = int(status)
-        body = _ENCODER.encode(fields)
+        body = with_status(member.body, status)
         version = min(member.version + DECLARATION_STEP, REFUTABLE_MAX - 1)
         said = Statement(
             name, member.incarnation, version, check_of(body), member.heartbeat, 0, body
@@ -643,7 +367,7 @@ class Gossip:
 
     def terms_of(self, member: Member) -> Terms:
         p = member.profile
-        return Terms(self.cluster, p.versions, p.capabilities, p.required)
+        return Terms(self.cluster, p.versions, p.capabilities, p.required, p.epoch, p.epoch_digest)
 
     # Inside.
 

@@ -50,7 +50,7 @@ from typing import Final
 from blake3 import blake3
 
 from cluster.errors import ClusterError
-from cluster.gossip import COUNT_MAX, NAME_PATTERN, NodeId, Terms, VersionRange, compatible
+from cluster.gossip_message import COUNT_MAX, NAME_PATTERN, NodeId, Terms, VersionRange, compatible
 
 Wire = list[bytes]  # A message: the verb and its fields.
 

@@ -15,7 +15,8 @@ keep that honest:
   leaves such pauses out, so that waking up does not make everybody suspect.
 
 A refused or reset connection is no statistics: `mark_unreachable` suspects the peer at once, until its
-next heartbeat.
+next heartbeat. Nor is anything else that was heard of the peer: `touch` begins the silence anew and
+records no interval, so that a busy hour does not teach a rhythm that the quiet one after it breaks.
 
 An interval that ended a suspicion is recorded as no longer than the silence at which the suspicion began.
 So an hour of death does not make the detector blind, while a peer that really became slower is
@@ -87,6 +88,7 @@ class _Rhythm:
     sum: Micros = 0
     square_sum: int = 0
     is_marked: bool = False
+    touched_s: float = -inf  # On the same clock: a sign of life that is no heartbeat.
 
     def add(self, interval: Micros, window_count: int) -> None:
         self.sum += interval
@@ -129,11 +131,18 @@ class FailureDetector:
         if rhythm is None:
             self._rhythms[peer] = self._begin(now_s)
             return
-        silence_s = self._silence_s(rhythm, now_s)
-        interval = int(min(silence_s, self._patience_s(rhythm)) * 1e6)
+        interval_s = now_s - self._paused_s - rhythm.last_s
+        interval = int(min(max(interval_s, 0.0), self._patience_s(rhythm)) * 1e6)
         rhythm.add(min(interval, _INTERVAL_MAX), self.settings.window_count)
         rhythm.last_s = now_s - self._paused_s
         rhythm.is_marked = False
+
+    def touch(self, peer: Peer, now_s: float) -> None:
+        """The peer was heard at that time, by something that has no rhythm. One not watched stays so."""
+        rhythm = self._rhythms.get(peer)
+        if rhythm is not None:
+            rhythm.touched_s = max(rhythm.touched_s, now_s - self._paused_s)
+            rhythm.is_marked = False
 
     def restart(self, peer: Peer, now_s: float) -> None:
         """The peer is a new process: the silence before it says nothing about the rhythm it will have."""
@@ -188,7 +197,8 @@ class FailureDetector:
         if local_s < rhythm.last_s:
             # A heartbeat was counted within a pause that was reported later. The silence begins now.
             rhythm.last_s = local_s
-        return local_s - rhythm.last_s
+        rhythm.touched_s = min(rhythm.touched_s, local_s)
+        return local_s - max(rhythm.last_s, rhythm.touched_s)
 
     def _deviation_s(self, rhythm: _Rhythm) -> float:
         return max(rhythm.deviation_s, self.settings.deviation_min_s)

@@ -44,6 +44,8 @@ class NodeInfo:
 class Topology:
     """The cluster as this node sees it. `preferences[slot]` is the preference list, the primary first.
 
+    A node that is *incomplete* may have lost what it had promised: it is reached, and does not coordinate.
+
     With several data centres a node's own comes first in its lists.
     """
 
@@ -65,6 +67,7 @@ class Topology:
         order = [mine, *(centre for centre in centres if centre != mine)]
         self.preferences: list[Preference] = _joined(claim, order)
         self.unreachable: dict[NodeId, None] = {}
+        self.incomplete: dict[NodeId, None] = {}
         self.coordinators: list[NodeId | None] = []
         self.changes = 0  # How often the view of who can be reached has changed.
         self._choose()
@@ -73,8 +76,15 @@ class Topology:
         return self.preferences[slot]
 
     def coordinator(self, slot: Slot) -> NodeId | None:
-        """The first replica of a slot that can be reached; None if none can."""
+        """The first replica of a slot that can be reached and is complete; None if none is."""
         return self.coordinators[slot]
+
+    def candidates(self, slot: Slot) -> list[NodeId]:
+        """The replicas that could coordinate a slot, the coordinator first."""
+        return [name for name in self.preferences[slot] if self._is_fit(name)]
+
+    def _is_fit(self, name: NodeId) -> bool:
+        return name not in self.unreachable and name not in self.incomplete
 
     def is_reachable(self, name: NodeId) -> bool:
         return name not in self.unreachable
@@ -101,11 +111,23 @@ class Topology:
         self._choose()
         return True
 
+    def mark_complete(self, name: NodeId, *, is_complete: bool) -> bool:
+        """A member, or this node, has all that it promised, or not; True if that is news."""
+        if name not in self.nodes or is_complete is (name not in self.incomplete):
+            return False
+        if is_complete:
+            del self.incomplete[name]
+        else:
+            self.incomplete[name] = None
+        self.changes += 1
+        self._choose()
+        return True
+
     def _choose(self) -> None:
         first: dict[Preference, NodeId | None] = {}
         for replicas in self.preferences:
             if replicas not in first:
-                first[replicas] = next(filter(self.is_reachable, replicas), None)
+                first[replicas] = next(filter(self._is_fit, replicas), None)
         self.coordinators = [first[replicas] for replicas in self.preferences]
 
 

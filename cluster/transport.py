@@ -44,6 +44,11 @@ class Transport(Protocol):
         ...
 
 
+    def flush(self) -> None:
+        """The tick has ended: what was sent in it leaves."""
+        ...
+
+
 class Receiver(Protocol):
     """The way in: what the node does with what arrives. Called within a tick."""
 

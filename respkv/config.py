@@ -11,7 +11,8 @@ serving a command.
     redis_set(config, [(b"maxclients", b"50")])     {"client.clients_max"}
     rewrite(config, "respkv.toml")                  clients_max = 50, and port as it was
 
-The file has one table per section and one key per setting; what it leaves out has its default.
+The file has one table per section and one key per setting; what it leaves out has its default. A
+file with [[node]] tables (`members.py`) is for a whole cluster: `load` puts one node's table in.
 The first thing wrong ends the reading with a `ConfigError`, whose line names the file, the
 setting, its value and what is allowed.
 """
@@ -21,18 +22,24 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from respkv.config_redis import redis_get, redis_set
 from respkv.sections import SECTIONS, SETTINGS, Config, conflict_of
-from respkv.setting import ConfigError, Rejected, Setting, toml_text
+from respkv.setting import ConfigError, Rejected, Setting, did_you_mean, near, plain, toml_text
+
+if TYPE_CHECKING:
+    from cluster.topology import NodeInfo
+    from respkv.members import NodeTable
 
 __all__ = [
     "Config",
     "ConfigError",
     "default_data_dir",
     "load",
+    "load_nodes",
+    "read_secret",
     "redis_get",
     "redis_set",
     "reference",
@@ -40,22 +47,173 @@ __all__ = [
 ]
 
 FILE_BYTES_MAX = 1 << 20
+SECRET_BYTES_MAX = 4096
 SYSTEM_DATA_DIR = "/var/lib/respkv"
 
 
-def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
+def load(path: str | None, overrides: Sequence[str] = (), node: str | None = None) -> Config:
     """Return the configuration of a file (None: defaults), with `section.key=value` overrides.
+
+    If the file has [[node]] tables, `node` says which of them to put in, over the sections and
+    below the overrides. None puts none in: then the configuration holds for all nodes, and so do
+    the overrides. Every node is checked in any case, so a file is right or wrong for all of them.
+    In a file without nodes `node` has no meaning.
 
     Raises `ConfigError` for the first thing that is wrong.
     """
-    config = Config(path=path)
-    if path is not None:
-        _put_tables(config, path, _read_toml(path))
+    shared, configs = _load(path, overrides, node)
+    if node is None or not configs:
+        return shared
+    if node not in configs:
+        names = ", ".join(configs)
+        raise ConfigError(f"{path}: no node has the name {toml_text(node)}; there are {names}")
+    config = configs[node]
+    if not config.cluster.secret_file:
+        _refuse_open_bus(config)
+    return config
+
+
+def load_nodes(path: str, overrides: Sequence[str] = ()) -> dict[str, Config]:
+    """Return the configuration of every node of a file, by name; none if the file has no nodes.
+
+    As from `load`, but whether there must be a secret is not checked.
+    """
+    return _load(path, overrides, None)[1]
+
+
+def _load(
+    path: str | None, overrides: Sequence[str], node: str | None
+) -> tuple[Config, dict[str, Config]]:
+    """Return what holds for all nodes, and the configuration of each."""
+    tables = dict(_read_toml(path)) if path is not None else {}
+    listed = tables.pop("node", None)
+    if path is None or listed is None:
+        return _loaded(path, tables, overrides), {}
+    from respkv import members
+
+    listed_nodes = members.read(path, listed)
+    nodes = tuple(each.info for each in listed_nodes)
+    shared = _loaded(path, tables, overrides, nodes)
+    configs = {}
+    for each in listed_nodes:
+        ours = overrides if node in (None, each.name) else ()
+        configs[each.name] = _loaded(path, tables, ours, nodes, each)
+    _refuse_sharing(path, nodes, configs)
+    shared.admin_ports = {each.name: each.admin_port for each in listed_nodes}
+    for config in configs.values():
+        config.admin_ports = shared.admin_ports
+    return shared, configs
+
+
+def _loaded(
+    path: str | None,
+    tables: Mapping[str, object],
+    overrides: Sequence[str],
+    nodes: tuple[NodeInfo, ...] = (),
+    node: NodeTable | None = None,
+) -> Config:
+    source = path or "command line"
+    config = Config(path=path, nodes=nodes)
+    _put_tables(config, source, tables)
+    if node is not None:
+        client = tables.get("client")
+        is_bound = isinstance(client, dict) and "hosts" in client
+        _put_node(config, source, node, is_bound=is_bound)
     for override in overrides:
         _put_override(config, override)
+    if nodes and "client.port" in config.overridden:
+        shown = f"client.port = {config.client.port}"
+        why = f"the other nodes read the port in {source}"
+        raise ConfigError(f"command line: {shown}: cannot be given for a node of a cluster: {why}")
+    if node is not None and not node.settings:
+        return config  # No more can contradict than in what holds for all, which is checked too.
     if conflict := conflict_of(config):
-        raise ConfigError(f"{path or 'command line'}: {conflict[1]}")
+        label = f": node {toml_text(node.name)}" if node is not None else ""
+        raise ConfigError(f"{source}{label}: {conflict[1]}")
     return config
+
+
+_OWN_KEYS = {"client.port": "port", "storage.data_dir": "data_dir"}
+_SAME_FOR_ALL = {f"cluster.{key}" for key in ("name", "n", "r", "w", "consistency")}
+
+
+def _put_node(config: Config, source: str, node: NodeTable, *, is_bound: bool) -> None:
+    """Put one node's table in. `is_bound`: the file says for all nodes where they listen."""
+    config.node = node.name
+    config.client.port = node.port
+    if not is_bound:
+        config.client.hosts = (node.host,)
+    if node.data_dir:
+        config.storage.data_dir = node.data_dir
+    where = f"{source}: node {toml_text(node.name)}"
+    for name, value in node.settings.items():
+        if name not in SETTINGS:
+            raise ConfigError(f"{where}: settings: {_unknown_setting(name)}")
+        if key := _OWN_KEYS.get(name):
+            raise ConfigError(f"{where}: settings: {name}: give {key} of the node instead")
+        if name in _SAME_FOR_ALL:
+            raise ConfigError(f"{where}: settings: {name}: must be the same for all nodes")
+        _put(config, f"{where}: settings", SETTINGS[name], value, SETTINGS[name].kind.check)
+
+
+def _refuse_sharing(path: str, nodes: Sequence[NodeInfo], configs: Mapping[str, Config]) -> None:
+    """Refuse two nodes of one machine that would use the same folder or Unix socket."""
+    from respkv.members import machine_of
+
+    users: dict[tuple[str, str, str], str] = {}
+    for node in nodes:
+        name, config, machine = node.name, configs[node.name], machine_of(node.host)
+        folder = _absolute(config.storage.data_dir)
+        for setting, place in (
+            ("storage.data_dir", folder),
+            ("client.unix_socket", config.client.unix_socket),
+        ):
+            if not place and setting == "client.unix_socket":
+                continue
+            user = users.setdefault((setting, machine, place), name)
+            if user != name:
+                why = "data_dir" if setting == "storage.data_dir" else "settings"
+                shown = SETTINGS[setting].shown(config.get(setting))
+                raise ConfigError(
+                    f"{path}: nodes {toml_text(user)} and {toml_text(name)} are on one machine, "
+                    f"and have the same {shown}: give each its own, in its {why}"
+                )
+
+
+def _absolute(folder: str) -> str:
+    return os.path.realpath(os.path.expanduser(folder)) if folder else ""
+
+
+def _refuse_open_bus(config: Config) -> None:
+    from respkv.members import is_loopback
+
+    if away := next((each for each in config.nodes if not is_loopback(each.host)), None):
+        raise ConfigError(
+            f'{config.path}: cluster.secret_file = "": must be given, since the host of node '
+            f"{toml_text(away.name)}, {away.host}, is no loopback address"
+        )
+
+
+def read_secret(config: Config) -> bytes | None:
+    """Return the cluster's secret, without white space at its end; None if it has none.
+
+    Raises `ConfigError` if the file cannot be read or has too little in it.
+    """
+    path = config.cluster.secret_file
+    if not path:
+        return None
+    from cluster.handshake import SECRET_BYTES_MIN
+
+    shown = f"{config.path or 'command line'}: cluster.secret_file = {toml_text(path)}"
+    try:
+        with open(os.path.expanduser(path), "rb") as file:
+            secret = file.read(SECRET_BYTES_MAX + 1).rstrip()
+    except OSError as error:
+        raise ConfigError(f"{shown}: cannot be read: {error.strerror}") from error
+    if not SECRET_BYTES_MIN <= len(secret) <= SECRET_BYTES_MAX:
+        limits = f"{SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes"
+        raise ConfigError(f"{shown}: has {len(secret)} bytes: must have {limits}")
+    return secret
 
 
 def _read_toml(path: str) -> dict[str, Any]:
@@ -135,23 +293,14 @@ def _put(
 
 def _unknown_section(section: str, value: object) -> str:
     if not isinstance(value, dict):
-        return f"{_plain(section)} stands outside a section{_did_you_mean(_suggested(section))}"
-    near = _near(section, SECTIONS)
-    hint = f"; did you mean [{near}]?" if near else f"; sections are {', '.join(SECTIONS)}"
-    return f"unknown section [{_plain(section)}]{hint}"
+        return f"{plain(section)} stands outside a section{did_you_mean(_suggested(section))}"
+    found = near(section, SECTIONS)
+    hint = f"; did you mean [{found}]?" if found else f"; sections are {', '.join(SECTIONS)}"
+    return f"unknown section [{plain(section)}]{hint}"
 
 
 def _unknown_setting(name: str) -> str:
-    return f"unknown setting {_plain(name)}{_did_you_mean(_suggested(name))}"
-
-
-def _did_you_mean(name: str | None) -> str:
-    return f"; did you mean {name}?" if name else ""
-
-
-def _plain(name: str) -> str:
-    """Return a name that a person wrote, quoted if it is strange or long."""
-    return name if name.isprintable() and len(name) <= 60 else toml_text(name)
+    return f"unknown setting {plain(name)}{did_you_mean(_suggested(name))}"
 
 
 def _suggested(name: str) -> str | None:
@@ -159,19 +308,12 @@ def _suggested(name: str) -> str | None:
     section, _, key = name.rpartition(".")
     if redis := [s.name for s in SETTINGS.values() if s.redis == key.replace("_", "-")]:
         return redis[0]
-    if near := _near(key, [s.key for s in SETTINGS.values() if s.section == section]):
-        return f"{section}.{near}"
+    if found := near(key, [s.key for s in SETTINGS.values() if s.section == section]):
+        return f"{section}.{found}"
     keys = {s.key: s.name for s in SETTINGS.values()}
-    if near := _near(name, SETTINGS):
-        return near
-    return keys[near] if (near := _near(key, keys)) else None
-
-
-def _near(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word that is most like this one, or None if none is."""
-    import difflib
-
-    return next(iter(difflib.get_close_matches(word[:80], list(known), n=1, cutoff=0.7)), None)
+    if found := near(name, SETTINGS):
+        return found
+    return keys[found] if (found := near(key, keys)) else None
 
 
 def default_data_dir(
@@ -201,7 +343,7 @@ def reference() -> str:
         doc = _comment(" ".join((declared.__doc__ or "").split()))
         parts.append(f"[{section}]\n{doc}")
         parts += [_entry(s) for s in SETTINGS.values() if s.section == section]
-    return "\n".join(parts)
+    return "\n".join(parts) + "\n" + _node_example()
 
 
 _REFERENCE_HEAD = """\
@@ -217,6 +359,33 @@ _REFERENCE_HEAD = """\
 """
 
 
+_NODE_HEAD = """\
+# The nodes of a cluster: one such table each, in the same file for all of them. "respkv serve
+# --config FILE --node NAME" runs one of them, "respkv cluster FILE" all of them on this machine.
+"""
+
+_NODE_EXAMPLE = {"name": "a", "host": "127.0.0.1", "port": 6379, "data_dir": "data/a"}
+
+_NODE_SETTINGS = """\
+#
+# # Any settings for this node alone, by their full names.
+# [node.settings]
+# "memory.bytes_max" = "2GiB"
+"""
+
+
+def _node_example() -> str:
+    """Return a [[node]] table as comments, with every key, its meaning and bounds."""
+    from respkv.members import KEYS
+
+    lines = [_NODE_HEAD, "#\n# [[node]]\n"]
+    for key, each in KEYS.items():
+        doc = _comment(f"{each.doc} Must be {each.kind.allowed()}.", "# # ")
+        value = toml_text(_NODE_EXAMPLE.get(key, each.default))
+        lines.append(f"#\n{doc}# {key} = {value}\n")
+    return "".join(lines) + _NODE_SETTINGS
+
+
 def _entry(setting: Setting) -> str:
     comments = [setting.doc, f"Must be {setting.kind.allowed()}."]
     names = [f"Redis: {setting.redis}."] if setting.redis else []
@@ -226,17 +395,19 @@ def _entry(setting: Setting) -> str:
     return "".join(map(_comment, comments)) + f"{setting.key} = {value}\n"
 
 
-def _comment(text: str) -> str:
+def _comment(text: str, mark: str = "# ") -> str:
     import textwrap
 
-    lines = textwrap.wrap(text, 98, break_long_words=False, break_on_hyphens=False)
-    return "".join(f"# {line}\n" for line in lines)
+    width = 100 - len(mark)
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return "".join(f"{mark}{line}\n" for line in lines)
 
 
 def rewrite(config: Config, path: str) -> None:
     """Carry out CONFIG REWRITE: write into the file what differs, keep all else and comments.
 
-    What the command line gave stays on the command line, unless CONFIG SET named it since. The
+    What the command line gave stays on the command line, unless CONFIG SET named it since. A node
+    of a cluster writes into its own [[node]] table, because CONFIG SET changed it alone. The
     file is replaced in one step, so that a crash leaves the old one or the new one; both are
     durable. Blocks on the disk. Raises `ConfigError` if the file cannot be written, or cannot be
     read as it stands.
@@ -244,7 +415,8 @@ def rewrite(config: Config, path: str) -> None:
     import tomlkit
 
     exists = os.path.exists(path)
-    differing = config.differing(load(path) if exists else Config())
+    before = _before(path, config.node) if exists else Config()
+    differing = config.differing(before)
     changed = [setting for setting in differing if setting.name not in config.overridden]
     if not changed:
         return
@@ -252,11 +424,37 @@ def rewrite(config: Config, path: str) -> None:
         with open(path, "rb") if exists else contextlib.nullcontext() as file:
             document = tomlkit.parse(file.read() if file else b"")
         for setting in changed:
-            table = document.setdefault(setting.section, tomlkit.table())
-            table[setting.key] = setting.kind.literal(config.get(setting.name))
+            value = setting.kind.literal(config.get(setting.name))
+            if before.node:
+                _write_for_node(document["node"], config.node, setting, value)
+            else:
+                document.setdefault(setting.section, tomlkit.table())[setting.key] = value
         _replace(os.path.realpath(path), tomlkit.dumps(document).encode())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _before(path: str, node: str) -> Config:
+    """Return what the file says now; a secret may be missing, since the command line may give it."""
+    shared, configs = _load(path, (), None)
+    if node and configs and node not in configs:
+        raise ConfigError(f"{path}: cannot be rewritten: it has no node {toml_text(node)} any more")
+    return configs.get(node, shared)
+
+
+def _write_for_node(tables: Any, name: str, setting: Setting, value: object) -> None:
+    """Set a setting in a node's own table of a document, however the table is written."""
+    import tomlkit
+    from tomlkit.items import InlineTable
+
+    table = next(each for each in tables if each["name"] == name)
+    made = tomlkit.inline_table() if isinstance(table, InlineTable) else tomlkit.table()
+    own = table.setdefault("settings", made)
+    section = own.get(setting.section)
+    if isinstance(section, dict) and setting.key in section:
+        section[setting.key] = value
+    else:
+        own[setting.name] = value
 
 
 def _replace(path: str, data: bytes) -> None:

@@ -253,13 +253,16 @@ class Context:
 
     # The runner's side
 
-    def commit(self) -> None:
-        """Mint dots for the buffered writes and hand them to the replica, in order."""
+    def commit(self, written: list[tuple[Slot, Row, bytes]] | None = None) -> None:
+        """Mint dots for the buffered writes and hand them to the replica, in order.
+
+        `written` gets what other nodes have to be sent. Raises PageFault, with nothing changed.
+        """
         if self.flushed:
             self.replica.flush(sorted(self.flushed))
             self.counts.forget(self.flushed)
             self.flushed.clear()
-        self.replica.write(self.effects, self.now_ms)
+        self.replica.write(self.effects, self.now_ms, written)
         if DATABASES_ROW in self.effects:
             self.node.databases[:] = self.effects[DATABASES_ROW][3]
         self.effects.clear()

@@ -35,6 +35,7 @@ import os
 import socket
 import stat
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -113,6 +114,8 @@ class Front:
         self.connections: dict[int, Connection] = {}
         self.by_session: dict[Session, Connection] = {}
         self._listeners: dict[int, socket.socket] = {}
+        self._cluster_listeners: set[int] = set()  # Whose clients see a Redis Cluster member.
+        self._foreign: dict[int, Callable[[int], None]] = {}  # Sockets that are no clients.
         self._poller = node.poller
         self._is_asleep = False  # In `run`, until a socket is ready or `_wake` is called.
         self._dirty: list[Connection] = []
@@ -132,14 +135,19 @@ class Front:
 
     # Listening
 
-    def listen_tcp(self, host: str, port: int, backlog: int) -> int:
-        """Listen on one address, and return the port (it was chosen if 0 was asked for). Raises OSError."""
+    def listen_tcp(self, host: str, port: int, backlog: int, *, is_cluster: bool = False) -> int:
+        """Listen on one address, and return the port (it was chosen if 0 was asked for). Raises OSError.
+
+        `is_cluster`: to those who connect there the node is a member of a Redis Cluster.
+        """
         info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         sock = socket.socket(info[0], socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if info[0] == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         self._listen(sock, info[4], backlog)
+        if is_cluster:
+            self._cluster_listeners.add(sock.fileno())
         return int(sock.getsockname()[1])
 
     def listen_unix(self, path: str, mode: str, backlog: int) -> None:
@@ -221,6 +229,12 @@ class Front:
             except OSError:  # Gone already.
                 sock.close()
                 return
+        session = self.attach(sock, peer, local)
+        session.is_unix = is_unix
+        session.is_cluster = listener.fileno() in self._cluster_listeners
+
+    def attach(self, sock: socket.socket, peer: str, local: str) -> Session:
+        """Serve a client by a connected socket that does not block. The addresses are shown to others."""
         now_s = self.node.monotonic_s()
         session = Session(
             self._next_id,
@@ -228,16 +242,32 @@ class Front:
             local,
             self.node.limits,
             now_s,
-            authenticated=not config.requirepass,
+            authenticated=not self.node.config.client.requirepass,
         )
         self._next_id += 1
-        session.is_unix = is_unix
         connection = Connection(sock, session, now_s)
         session.fd = connection.fd
         self.connections[connection.fd] = connection
         self.by_session[session] = connection
         self.connections_total += 1
         self._poller.register(connection.fd, READ)
+        return session
+
+    # Sockets of others, which are served in the same tick
+
+    def adopt(self, fd: int, mask: int, handler: Callable[[int], None]) -> None:
+        """Have `handler` called, within a tick, with the mask of what `fd` is ready for."""
+        self._poller.register(fd, mask)
+        self._foreign[fd] = handler
+
+    def change(self, fd: int, mask: int) -> None:
+        """An adopted descriptor waits for something else."""
+        self._poller.modify(fd, mask)
+
+    def release_fd(self, fd: int) -> None:
+        """To be called before an adopted descriptor is closed."""
+        del self._foreign[fd]
+        self._poller.unregister(fd)
 
     # The loop
 
@@ -246,7 +276,7 @@ class Front:
         poller = self._poller
         clock_ns = self.node.clock_ns
         while True:
-            if self._backlog or self.runner.has_slices:
+            if self._has_more:
                 await trio.lowlevel.checkpoint()
             else:
                 self._is_asleep = True
@@ -290,7 +320,10 @@ class Front:
             return
         connection = self.connections.get(fd)
         if connection is None:
-            return  # Closed earlier in this tick.
+            handler = self._foreign.get(fd)
+            if handler is not None:
+                handler(mask)
+            return  # Or it was closed earlier in this tick.
         if mask & WRITE:
             self._send_rest(connection)
         if mask & ~WRITE and self.connections.get(fd) is connection:
@@ -298,6 +331,9 @@ class Front:
 
     def finish(self, now_ms: int) -> None:
         """Everything that was executed goes to the log in one write, then the replies leave."""
+        peers = self.node.peers
+        if peers is not None:
+            peers.prepare()
         for session in self.node.take_touched():
             connection = self.by_session.get(session)
             if connection is not None:
@@ -305,6 +341,8 @@ class Front:
                 self._go_on(connection)
         self._wake()
         position = self.node.write_log()
+        if peers is not None:
+            peers.flush(position)
         dirty = self._dirty
         if not dirty:
             return
@@ -333,8 +371,16 @@ class Front:
 
     def _wake(self) -> None:
         """Work may have come from another task than `run`."""
-        if self._is_asleep and (self._backlog or self.runner.has_slices):
+        if self._is_asleep and self._has_more:
             self._poller.wake()
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether another tick has something to do, whatever arrives."""
+        peers = self.node.peers
+        return (
+            bool(self._backlog) or self.runner.has_slices or (peers is not None and peers.has_work)
+        )
 
     def _go_on(self, connection: Connection) -> None:
         """Something that its commands waited for has come: look at it again in the next tick."""
@@ -343,7 +389,7 @@ class Front:
             session.queue or connection.unparsed or not session.parser.is_at_rest
         ):
             self._backlog[connection] = None
-        elif connection.has_ended and not session.mode & WAITING:
+        elif connection.has_ended and not session.mode & WAITING and not _has_operations(session):
             session.close_after_reply("the client has ended")
             self._dirty.append(connection)
 
@@ -481,15 +527,18 @@ class Front:
         """The client sends nothing more. What it has asked for is still done, if it does not take time."""
         session = connection.session
         wait = session.wait
-        is_long = session.mode & WAITING and (
-            wait is None or (wait.fault is None and wait.slices is None)
+        has_operations = _has_operations(session)
+        is_long = (
+            session.mode & WAITING
+            and not has_operations
+            and (wait is None or (wait.fault is None and wait.slices is None))
         )
         if connection.has_ended or is_long:
             self.close(connection)
             return
         connection.has_ended = True
         self._stop_reading(connection)
-        if session.mode & WAITING or session.queue or connection.unparsed:
+        if session.mode & WAITING or session.queue or connection.unparsed or has_operations:
             return
         session.close_after_reply("the client has ended")
         self._dirty.append(connection)
@@ -571,8 +620,9 @@ class Front:
         if session.parser.error is not None:
             self._protocol_error(connection)
         elif connection.has_ended:
-            session.close_after_reply("the client has ended")
-            self._dirty.append(connection)
+            if not _has_operations(session):
+                session.close_after_reply("the client has ended")
+                self._dirty.append(connection)
         else:
             self._listen_to(connection)
 
@@ -843,6 +893,7 @@ class Front:
         """Whether anything is under way: commands that do not wait for a time, and replies."""
         return (
             bool(self._held or self._backlog)
+            or any(map(_has_operations, self.by_session))
             or any(connection.unsent for connection in self.connections.values())
             or any(
                 w.fault is not None or w.slices is not None for w in self.runner.waiting.values()
@@ -853,6 +904,11 @@ class Front:
         for connection in list(self.connections.values()):
             self._close_gently(connection)
         self._poller.close()
+
+
+def _has_operations(session: Session) -> bool:
+    """Whether it waits for other nodes."""
+    return session.pipeline is not None and bool(session.pipeline.operations)
 
 
 def _gathered(pieces: list[bytes]) -> list[memoryview]:

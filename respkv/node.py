@@ -25,31 +25,37 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, cast
 
 import structlog
 import trio
 
+from cluster.gossip_message import GossipError
 from cluster.replica import Replica
 from cluster.slot import DATABASE_COUNT, SYSTEM_SLOT
+from cluster.transport import Transport
 from engine.compression import Compression
 from engine.damage import Damage
 from engine.disk import RealDisk
 from engine.errors import DiskError, EngineError, LogFailedError, SyncError
 from engine.job import Job, JobResult
-from engine.store import PageFault, StoreSettings
+from engine.store import PageFault, Pins, StoreSettings
 from engine.worker import Worker
 from respkv import logs
+from respkv.bus import Bus, make_bus
+from respkv.bus_link import BusLimits
+from respkv.bus_tls import TlsError
 from respkv.command import TABLE, Command
 from respkv.commands import load as load_commands
-from respkv.config import Config
+from respkv.config import Config, ConfigError, read_secret
 from respkv.context import DATABASES_ROW, Context
 from respkv.front import Front
 from respkv.histogram import Histogram
 from respkv.latency import LatencyMonitor
 from respkv.parser import Limits
+from respkv.peers import Peers
 from respkv.poller import EpollPoller, Poller
 from respkv.process import Process, RealProcess, allow_files, boot_id
 from respkv.reply import Reply, ReplyError
@@ -63,6 +69,7 @@ from respkv.tracking import Tracking
 
 CODEC_PATH: Final = "cluster.record:CODEC"
 TICKER_S: Final = 0.1
+PEERS_TICK_S: Final = 0.05
 TICKER_SLACK_S: Final = 0.001  # A tick that comes a little early counts.
 DISK_RESERVE_BYTES: Final = 64 << 20
 LOG_BYTES_PER_MEMTABLE_BYTE: Final = 2
@@ -77,9 +84,11 @@ MEMORY_FULL: Final = ReplyError(
 )
 JOB_FAILURES_PER_LINE: Final = 30
 FETCHES_MAX: Final = 8  # Pages that are read at the same time.
+STATUS_MISUSED: Final = 2
 STOPPING: Final = ReplyError("ERR the node is stopping")
 
 
+Resume = Callable[[int, ReplyError | None], None]  # With the time, and why there is no page.
 Offload = Callable[[Callable[[], Any]], Awaitable[Any]]  # Does what blocks, beside the loop.
 
 
@@ -112,6 +121,7 @@ class Node:
         process: Process | None = None,
         poller: Poller | None = None,
         worker: JobRunner | None = None,
+        make_transport: Callable[[Peers], Transport] | None = None,
         offload: Offload | None = None,
     ) -> None:
         self.config = config
@@ -154,7 +164,7 @@ class Node:
         self.exit_status = 0
         self.ready_port = 0
         self._touched: list[Session] = []
-        self._faults: list[tuple[Session, PageFault]] = []
+        self._faults: list[tuple[PageFault, Pins | None, Resume]] = []
         self._fault_wake = trio.Event()
         self._sync_wake = trio.Event()
         self._timer_wake = trio.Event()
@@ -175,6 +185,14 @@ class Node:
         self._is_retry_due = False  # Of the writes that wait for the end of a stall.
         self._is_hurried = False
         self.is_sync_wanted = config.log.fsync == "always"
+        self.peers: Peers | None = None
+        self.bus: Bus | None = None
+        if make_transport is not None:
+            self.store.horizon_position = 0  # Others may have to hear of what is dead.
+            self.peers = Peers(self, make_transport)
+            if isinstance(self.peers.transport, Bus):
+                self.bus = self.peers.transport
+            self.runner.dispatch = self.peers.dispatch
         self.worker: JobRunner = Worker(data_dir, CODEC_PATH) if worker is None else worker
         self.apply_limits()
 
@@ -335,9 +353,9 @@ class Node:
         self._sync_waits.append((session, pending, done))
         self.want_sync()
 
-    def fetch(self, session: Session, fault: PageFault) -> None:
-        """Have a page read in a thread; then the session goes on."""
-        self._faults.append((session, fault))
+    def fetch(self, fault: PageFault, pins: Pins | None, resume: Resume) -> None:
+        """Have a page read beside the loop, pin it, and then go on with `resume`, within a tick."""
+        self._faults.append((fault, pins, resume))
         self._fault_wake.set()
 
     def _load_databases(self) -> list[int]:
@@ -417,8 +435,13 @@ class Node:
         self._staged_count = 0
         self.log.info("the commit log can be written again")
         self.want_sync()
-        self.front.release(self.releasable)
+        self._release()
         return position
+
+    def _release(self) -> None:
+        self.front.release(self.releasable)
+        if self.peers is not None:
+            self.peers.release(self.releasable)
 
     def _check_stall(self) -> None:
         """While too much waits for the worker, writes wait too, and reads go on."""
@@ -485,7 +508,7 @@ class Node:
                 self.syncs.add(elapsed_ns)
                 if has_waiters:
                     self.latency.add("aof-fsync-always", elapsed_ns)
-            self.front.release(self.releasable)
+            self._release()
             if waits:
                 self._end_waits(waits)
 
@@ -509,21 +532,20 @@ class Node:
                 await self._fault_wake.wait()
                 self._fault_wake = trio.Event()
                 faults, self._faults = self._faults, []
-                for session, fault in faults:
-                    nursery.start_soon(self._fetch_one, session, fault, limit)
+                for fault, pins, resume in faults:
+                    nursery.start_soon(self._fetch_one, fault, pins, resume, limit)
 
     async def _fetch_one(
-        self, session: Session, fault: PageFault, limit: trio.CapacityLimiter
+        self, fault: PageFault, pins: Pins | None, resume: Resume, limit: trio.CapacityLimiter
     ) -> None:
         failure = None
         try:
             async with limit:
                 await self._offload(fault.fetch)
-            fault.arrive(session.wait.pins if session.wait is not None else None)
+            fault.arrive(pins)
         except EngineError as error:
             failure = self.data_error(error)
-        self.runner.resume(session, self.begin_tick(), failure)
-        self.touch(session)
+        resume(self.begin_tick(), failure)
         self.front.tick([])  # A sliced command goes on now: the front may be asleep.
 
     async def _work(self) -> None:
@@ -601,6 +623,8 @@ class Node:
         seconds = 0.0
         while True:
             interval_s = min(TICKER_S, self.config.expiry.interval_ms / 1000)
+            if self.peers is not None:
+                interval_s = min(interval_s, PEERS_TICK_S)
             next_s = min(self.runner.next_deadline_s, self.throttle.wakes_at_s())
             until_s = next_s - self.monotonic_s()
             sleep_s = max(0.0, min(interval_s, until_s))
@@ -619,6 +643,8 @@ class Node:
             ):
                 self._expired_s = self.now_s
                 self._expire(now_ms)
+            if self.peers is not None:
+                self.peers.tick(self.now_s)
             self._sample()
             if self._is_retry_due:
                 self._is_retry_due = False
@@ -715,12 +741,16 @@ class Node:
             nursery.start_soon(self._work)
             nursery.start_soon(self._fetch)
             nursery.start_soon(self._ticker)
+            if self.bus is not None:
+                nursery.start_soon(self.bus.run)
             say_ready()
             await self._stop_wake.wait()
             self.log.info("stopping")
             self.front.stop_listening()
             await self._drain()
             nursery.cancel_scope.cancel()
+        if self.bus is not None:
+            self.bus.close()
         self.front.close_all()
         try:
             self.replica.close()
@@ -743,6 +773,11 @@ class Node:
         if client.port or not client.unix_socket:
             for host in client.hosts:
                 port = self.front.listen_tcp(host, port, client.backlog)
+        me = self.config.me
+        if me is not None and self.bus is not None:
+            for host in client.hosts:
+                self.front.listen_tcp(host, me.cluster_port, client.backlog, is_cluster=True)
+                self.bus.listen(host, me.bus_port)
         if client.unix_socket:
             self.front.listen_unix(client.unix_socket, client.unix_socket_mode, client.backlog)
         self.ready_port = port
@@ -796,12 +831,48 @@ def run(config: Config, data_dir: str, node_name: str) -> int:
             files_max=allowed,
             needed=files_max,
         )
-    node = Node(config, replica, name=node_name, data_dir=data_dir, rng=rng)
+    try:
+        secret = read_secret(config) if config.nodes else None
+        node = Node(
+            config,
+            replica,
+            name=node_name,
+            data_dir=data_dir,
+            rng=rng,
+            make_transport=partial(_make_bus, secret=secret) if config.nodes else None,
+        )
+    except (ConfigError, TlsError, GossipError) as error:
+        print(f"respkv: {error}", file=sys.stderr)
+        return STATUS_MISUSED
     try:
         return trio.run(node.run)
     except OSError as error:
         print(f"respkv: cannot listen: {error}", file=sys.stderr)
         return 1
+
+
+def _make_bus(peers: Peers, *, secret: bytes | None) -> Bus:
+    node = peers.node
+    config = node.config
+    settings = config.cluster
+    tls_files = (settings.tls_certificate_file, settings.tls_key_file, settings.tls_ca_file)
+    return make_bus(
+        peers.topology.me,
+        config.nodes,
+        peers.terms,
+        secret=secret,
+        descriptors=node.front,
+        receiver=peers,
+        rng=node.rng,
+        entropy=os.urandom,
+        clock_ns=node.clock_ns,
+        log=structlog.get_logger("respkv.bus"),
+        limits=BusLimits(
+            frame_bytes_max=settings.bus_frame_bytes_max,
+            queue_bytes_max=settings.bytes_in_flight_max,
+        ),
+        tls_files=tls_files if any(tls_files) else None,
+    )
 
 
 def _store_settings(config: Config) -> StoreSettings:

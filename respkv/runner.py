@@ -46,6 +46,7 @@ from respkv.session import (
 )
 
 if TYPE_CHECKING:
+    from respkv.dispatch import Dispatch
     from respkv.node import Node
 
 NOAUTH: Final = ReplyError("NOAUTH Authentication required.")
@@ -84,6 +85,7 @@ class Runner:
         self._paused_until_s = 0.0
         self._skips: set[Session] = set()  # Whose CLIENT REPLY SKIP is being answered.
         self.commands_total = 0
+        self.dispatch: Dispatch | None = None  # Of a member of a cluster.
 
     # The short way
 
@@ -92,6 +94,9 @@ class Runner:
 
         What is left over when a budget of the tick is used up stays in the session's queue.
         """
+        if self.dispatch is not None:
+            self.dispatch.serve(session, commands, now_ms)
+            return
         if session.mode or self.has_observers or session.queue:
             self._serve_slowly(session, commands, now_ms)
             return
@@ -196,7 +201,11 @@ class Runner:
         """
         context = self.context
         context.now_ms = now_ms
-        is_usual = not self.has_observers and self.slowlog.threshold_ns >= LANES_FROM_SLOW_NS
+        is_usual = (
+            not self.has_observers
+            and self.dispatch is None
+            and self.slowlog.threshold_ns >= LANES_FROM_SLOW_NS
+        )
         done = 0
         replies: list[bytes] = []
         started = self.clock_ns()
@@ -245,6 +254,13 @@ class Runner:
             session.queue = queue
 
     # The long way
+
+    def serve_here(self, session: Session, commands: list[list[bytes]], now_ms: int) -> None:
+        """Execute commands that need no other node; the session's queue stays behind them."""
+        queue, session.queue = session.queue, deque()
+        self._serve_slowly(session, commands, now_ms)
+        queue.extendleft(reversed(session.queue))
+        session.queue = queue
 
     def _serve_slowly(self, session: Session, commands: list[list[bytes]], now_ms: int) -> None:
         if session.mode & CLOSING:
@@ -353,7 +369,7 @@ class Runner:
             context.drop()
             wait.fault = fault
             self._wait(session, wait)
-            self.node.fetch(session, fault)
+            self._fetch(session, wait, fault)
             return
         except Block as block:
             context.drop()
@@ -366,6 +382,23 @@ class Runner:
             self._wait(session, wait)
             return
         self._finish(session, wait, reply, started)
+
+    def _fetch(self, session: Session, wait: Wait, fault: PageFault) -> None:
+        """Have a page read in a thread; then the session goes on."""
+
+        def resume(now_ms: int, failure: ReplyError | None) -> None:
+            if session.wait is wait:
+                self.resume(session, now_ms, failure)
+                self.node.touch(session)
+
+        self.node.fetch(fault, wait.pins, resume)
+
+    def call(self, command: Command, args: list[bytes]) -> Reply:
+        """Run a handler on the bound context to its end. Raises ReplyError, PageFault."""
+        reply = self._call(command, args)
+        if command.is_sliced:
+            return self._run_slices(command, reply)
+        return reply  # type: ignore[no-any-return]
 
     def _call(self, command: Command, args: list[bytes]) -> Any:
         """Run a handler. What it did not mean to raise becomes an error reply, and nothing else changes."""
@@ -404,6 +437,13 @@ class Runner:
         self.node.tracking.flush()
         if not is_shown:
             self._show(session, command, wait.args)
+
+    def note(self, session: Session, command: Command, args: list[bytes]) -> None:
+        """A command was executed by the dispatch: for tracking and the monitors."""
+        if session.mode & TRACKING:
+            self.node.tracking.remember(session, command, args)
+            self.node.tracking.end_command(session, command)
+        self._show(session, command, args)
 
     def _show(self, session: Session, command: Command, args: list[bytes]) -> None:
         """To the monitors: after the command's reply, and nothing that only administrators do."""
@@ -577,7 +617,7 @@ class Runner:
                 if isinstance(step, PageFault):
                     wait.fault = step
                     self.sliced.pop(session, None)
-                    self.node.fetch(session, step)
+                    self._fetch(session, wait, step)
                     break
                 if pins:
                     pins.clear()  # It got on: it does not look at these again.
@@ -678,20 +718,20 @@ class Runner:
     def _run_inside(self, context: Context, command: Command, args: list[bytes]) -> Reply:
         context.db = context.databases[context.session.db]
         context.args = args
-        reply = self._call(command, args)
-        if command.is_sliced:
-            try:
-                while True:
-                    step = next(reply)
-                    if isinstance(step, PageFault):
-                        raise step
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            except (ReplyError, PageFault):
-                raise
-            except Exception as error:
-                raise self.node.failure_of(command, error) from error
-        return reply  # type: ignore[no-any-return]
+        return self.call(command, args)
+
+    def _run_slices(self, command: Command, slices: Any) -> Reply:
+        try:
+            while True:
+                step = next(slices)
+                if isinstance(step, PageFault):
+                    raise step
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        except (ReplyError, PageFault):
+            raise
+        except Exception as error:
+            raise self.node.failure_of(command, error) from error
 
     @staticmethod
     def end_transaction(session: Session) -> None:

@@ -9,14 +9,19 @@ name (`_s`, `_ms`, `_us`), sizes end in `_bytes` or `_bytes_max`.
 
 A field with `is_live=True` may change at any time between two commands, so its reader must not
 keep a copy of it unless `redis_set`'s answer tells it to look again.
+
+What a setting leaves open is decided by `Config`: ask `config.n`, not `config.cluster.n`, which may
+be 0. The keys of [[node]] tables are in `members.py`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from respkv.setting import (
+    NAME,
     Addresses,
     Choice,
     Integer,
@@ -27,7 +32,11 @@ from respkv.setting import (
     Text,
     setting,
     settings_of,
+    size_text,
 )
+
+if TYPE_CHECKING:
+    from cluster.topology import NodeInfo
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -310,11 +319,91 @@ class Expiry:
 
 @dataclass(slots=True)
 class Cluster:
-    """Replication. This version runs a single node, so each of these is 1."""
+    """Replication among the nodes of the [[node]] tables at the end of this file. Without such
+    tables a node is alone: each of n, r and w is 1, and the others here are not used."""
 
-    n: int = setting(Integer(1, 1), 1, "Replicas of each key.")
-    r: int = setting(Integer(1, 1), 1, "Replicas that a read asks.")
-    w: int = setting(Integer(1, 1), 1, "Replicas that a write waits for.")
+    name: str = setting(NAME, "respkv", "Name of the cluster. Nodes of another one are refused.")
+    n: int = setting(
+        Integer(0, 64),
+        0,
+        "Replicas of each key in each data centre, at most the nodes that it has. 0 means 3, or all "
+        "nodes where there are fewer.",
+    )
+    r: int = setting(
+        Integer(0, 64),
+        0,
+        "Replicas that must agree before a read is answered, from 1 to n. 0 means a majority of n.",
+    )
+    w: int = setting(
+        Integer(0, 64),
+        0,
+        "Replicas that must have a write before it is answered, from 1 to n. 0 means a majority of "
+        "n.",
+    )
+    consistency: str = setting(
+        Choice(
+            ("strict",),
+            later=(("sloppy", "sloppy needs hinted handoff, which this version does not have"),),
+        ),
+        "strict",
+        "strict: a write counts on the replicas of its key only, and fails where too few of them "
+        "can be reached.",
+    )
+    secret_file: str = setting(
+        Text('a path of at most 4000 bytes, or "" for none', 4000),
+        "",
+        "File with the secret by which nodes know each other, the same on all of them. Without one "
+        "every node must have a loopback address. A relative path begins at the working directory.",
+    )
+    timeout_ms: int = setting(
+        Integer(1, 3_600_000, "milliseconds"),
+        2000,
+        "Time that a request may wait for other nodes before it is answered with an error.",
+    )
+    gossip_interval_ms: int = setting(
+        Integer(10, 60_000, "milliseconds"),
+        1000,
+        "Time between two rounds in which nodes tell each other who is there.",
+    )
+    bytes_in_flight_max: int = setting(
+        Size(MIB, TIB),
+        256 * MIB,
+        "Bytes on their way to all other nodes together; beyond it new requests are refused.",
+    )
+    conflict_retries: int = setting(
+        Integer(0, 1000),
+        8,
+        "How often a request that lost against one of another node is tried again.",
+    )
+    clock_skew_max_ms: int = setting(
+        Integer(1, 3_600_000, "milliseconds"),
+        500,
+        "A node whose clock is further from those of the others takes no writes.",
+    )
+    bus_frame_bytes_max: int = setting(
+        Size(MIB, GIB),
+        64 * MIB,
+        "Length of one message between nodes; at most bytes_in_flight_max.",
+    )
+    tls_certificate_file: str = setting(
+        Text('a path of at most 4000 bytes, or "" for none', 4000),
+        "",
+        "Certificate of this node, in PEM, for TLS between nodes. All of the three or none.",
+    )
+    tls_key_file: str = setting(
+        Text('a path of at most 4000 bytes, or "" for none', 4000),
+        "",
+        "Private key of that certificate, in PEM.",
+    )
+    tls_ca_file: str = setting(
+        Text('a path of at most 4000 bytes, or "" for none', 4000),
+        "",
+        "Certificates, in PEM, of which one must have signed those of the other nodes.",
+    )
+
+
+N_DEFAULT = 3
+"""Replicas where `cluster.n` leaves it open and there are enough nodes."""
 
 
 @dataclass(slots=True)
@@ -340,6 +429,41 @@ class Config:
     """Where the data is, once that is decided: `storage.data_dir`, or the usual place."""
     overridden: set[str] = field(default_factory=set)
     """Names that the command line gave. CONFIG REWRITE leaves them out of the file."""
+    nodes: tuple[NodeInfo, ...] = ()
+    """The members of the cluster, from the [[node]] tables. Without any the node is alone."""
+    node: str = ""
+    """Which of `nodes` this configuration is for; empty if it holds for all of them."""
+    admin_ports: dict[str, int] = field(default_factory=dict)
+    """The admin port of each of `nodes`, by name."""
+
+    @property
+    def me(self) -> NodeInfo | None:
+        """The member that this configuration is for."""
+        return next((each for each in self.nodes if each.name == self.node), None)
+
+    @property
+    def owner_count(self) -> int:
+        """How many nodes can hold replicas in the data centre that has the fewest; 1 if alone.
+
+        Nodes of weight 0 own nothing.
+        """
+        centres = Counter(each.data_centre for each in self.nodes if each.weight)
+        return min(centres.values(), default=1)
+
+    @property
+    def n(self) -> int:
+        """Replicas of each key in each data centre: `cluster.n`, or what it leaves open."""
+        return self.cluster.n or min(N_DEFAULT, self.owner_count)
+
+    @property
+    def r(self) -> int:
+        """Replicas that must agree before a read is answered."""
+        return self.cluster.r or self.n // 2 + 1
+
+    @property
+    def w(self) -> int:
+        """Replicas that must have a write before it is answered."""
+        return self.cluster.w or self.n // 2 + 1
 
     def get(self, name: str) -> Any:
         """Return the value of a setting by its full name."""
@@ -390,5 +514,36 @@ def conflict_of(config: Config) -> tuple[set[str], str] | None:
             {"expiry.budget_ms", "expiry.interval_ms"},
             f"expiry.budget_ms = {expiry.budget_ms}: must be at most expiry.interval_ms "
             f"({expiry.interval_ms})",
+        )
+    return _cluster_conflict_of(config)
+
+
+def _cluster_conflict_of(config: Config) -> tuple[set[str], str] | None:
+    cluster, count = config.cluster, config.owner_count
+    if cluster.n > count:
+        centres = {each.data_centre for each in config.nodes}
+        nodes = "the smallest data centre's nodes" if len(centres) > 1 else "the number of nodes"
+        weight = " with weight" if any(each.weight == 0 for each in config.nodes) else ""
+        return {"cluster.n"}, f"cluster.n = {cluster.n}: must be at most {count}, {nodes}{weight}"
+    for key, value in (("r", cluster.r), ("w", cluster.w)):
+        if value > config.n:
+            name = f"cluster.{key}"
+            text = f"{name} = {value}: must be at most cluster.n ({config.n})"
+            return {name, "cluster.n"}, text
+    if cluster.bus_frame_bytes_max > cluster.bytes_in_flight_max:
+        limit, size = map(size_text, (cluster.bytes_in_flight_max, cluster.bus_frame_bytes_max))
+        return (
+            {"cluster.bus_frame_bytes_max", "cluster.bytes_in_flight_max"},
+            f'cluster.bus_frame_bytes_max = "{size}": must be at most cluster.bytes_in_flight_max '
+            f'("{limit}")',
+        )
+    files = (cluster.tls_certificate_file, cluster.tls_key_file, cluster.tls_ca_file)
+    if any(files) and not all(files):
+        names = ("tls_certificate_file", "tls_key_file", "tls_ca_file")
+        missing = [name for name, value in zip(names, files, strict=True) if not value]
+        return (
+            {f"cluster.{name}" for name in names},
+            f"cluster.{missing[0]}: must be given too, since TLS between nodes needs "
+            f"{', '.join(names[:2])} and {names[2]}",
         )
     return None

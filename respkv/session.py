@@ -20,6 +20,7 @@ from respkv.reply import Reply, encode
 
 if TYPE_CHECKING:
     from respkv.command import Command
+    from respkv.operation import Pipeline
 
 # Bits of Session.mode.
 UNAUTHENTICATED: Final = 1
@@ -92,6 +93,9 @@ class Session:
         "fd",
         "has_large_reply",
         "id",
+        "is_asking",
+        "is_cluster",
+        "is_readonly",
         "is_resp3",
         "is_unix",
         "last_active_s",
@@ -106,6 +110,7 @@ class Session:
         "out",
         "parser",
         "peer",
+        "pipeline",
         "queue",
         "tracking",
         "transaction",
@@ -131,6 +136,11 @@ class Session:
         self.local = local
         self.fd = -1
         self.is_unix = False
+        self.is_cluster = (
+            False  # Came in on the cluster port: the node is a Redis Cluster member to it.
+        )
+        self.is_readonly = False  # READONLY: reads may be answered by any replica.
+        self.is_asking = False  # ASKING: the next command is taken here, not redirected.
         self.db = 0
         self.is_resp3 = False
         self.name = b""
@@ -144,6 +154,7 @@ class Session:
         self.has_large_reply = False  # In `out`: worth not being copied.
         self.queue: deque[list[bytes]] = deque()  # Parsed, and not executed yet.
         self.wait: Wait | None = None
+        self.pipeline: Pipeline | None = None  # Of commands that wait for other nodes.
         self.transaction: Transaction | None = None
         # (database as SELECT names it, key) -> dots seen at WATCH: a SWAPDB changes what is there.
         self.watches: dict[tuple[int, bytes], bytes | None] = {}

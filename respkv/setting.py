@@ -22,6 +22,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -239,18 +240,24 @@ class Choice(Kind[str]):
     """One word of a few.
 
     `redis` gives Redis' words in Redis' order, each with ours. Where several mean one of ours,
-    the last is shown; what has no word of Redis shows its last one.
+    the last is shown; what has no word of Redis shows its last one. `later` gives words that a
+    user may expect, each with what it waits for.
     """
 
     words: tuple[str, ...]
     redis: tuple[tuple[str, str], ...] = ()
+    later: tuple[tuple[str, str], ...] = ()
 
     def allowed(self) -> str:
-        return "one of " + ", ".join(f'"{word}"' for word in self.words)
+        words = ", ".join(f'"{word}"' for word in self.words)
+        return words if len(self.words) == 1 else f"one of {words}"
 
     def check(self, value: object) -> str:
         if isinstance(value, str) and value in self.words:
             return value
+        for word, why in self.later:
+            if value == word:
+                raise Rejected(f"must be {self.allowed()}: {why}")
         raise self._rejected()
 
     def from_redis(self, text: str) -> str:
@@ -289,6 +296,27 @@ class Text(Kind[str]):
 
     def to_redis(self, value: str) -> str:
         return value or self.redis_empty
+
+
+NAME = Text(
+    "1 to 64 letters, digits, dots, dashes and underscores, the first a letter or digit",
+    64,
+    "[0-9A-Za-z][0-9A-Za-z._-]{0,63}",
+)
+"""Names of nodes and clusters. They stand in messages, files and addresses of the bus."""
+
+
+@dataclass(frozen=True)
+class Host(Kind[str]):
+    """One address or name of a machine that others connect to."""
+
+    def allowed(self) -> str:
+        return 'an address or name that the other nodes can connect to, such as "10.0.0.1"'
+
+    def check(self, value: object) -> str:
+        if _is_host(value) and value not in ("0.0.0.0", "::"):  # Those only listen.
+            return cast(str, value)
+        raise self._rejected()
 
 
 @dataclass(frozen=True)
@@ -377,4 +405,22 @@ def settings_of(section: str, declared: type) -> list[Setting]:
     return [
         Setting(section=section, key=field.name, default=field.default, **field.metadata)
         for field in dataclasses.fields(declared)
+        if field.metadata
     ]
+
+
+def plain(name: str) -> str:
+    """Return a name that a person wrote, quoted if it is strange or long."""
+    return name if name.isprintable() and len(name) <= 60 else toml_text(name)
+
+
+def near(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that is most like this one, or None if none is."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word[:80], list(known), n=1, cutoff=0.7)), None)
+
+
+def did_you_mean(name: str | None) -> str:
+    """Return the end of a message about an unknown name; nothing if none is like it."""
+    return f"; did you mean {name}?" if name else ""

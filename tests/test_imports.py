@@ -20,17 +20,26 @@ SEAMS: dict[str, set[str]] = {
     "os": {
         "engine/disk.py",
         "engine/worker.py",
+        "respkv/bus_link.py",
         "respkv/cli.py",
         "respkv/config.py",
         "respkv/front.py",
         "respkv/node.py",
         "respkv/poller.py",
         "respkv/process.py",
+        "respkv/supervisor.py",
         "respkv/tools/command.py",
     },
     "fcntl": {"engine/disk.py"},
     # The network. `setting` only asks whether a text is an address.
-    "socket": {"respkv/front.py", "respkv/setting.py", "respkv/tools/client.py"},
+    "socket": {
+        "respkv/bus.py",
+        "respkv/bus_link.py",
+        "respkv/front.py",
+        "respkv/setting.py",
+        "respkv/tools/client.py",
+    },
+    "ssl": {"respkv/bus_tls.py"},
     "select": {"respkv/poller.py"},
     # The clock.
     "time": {"respkv/logs.py", "respkv/node.py", "respkv/tools/command.py"},
@@ -39,10 +48,17 @@ SEAMS: dict[str, set[str]] = {
     # Randomness. `random.Random` as the type of an argument is for everyone.
     "random": {"respkv/node.py"},
     # Tasks, threads and processes. The log holds a lock, and starts nothing.
-    "trio": {"engine/worker.py", "respkv/front.py", "respkv/node.py", "respkv/poller.py"},
-    "threading": {"engine/log.py", "engine/worker.py"},
-    "subprocess": {"engine/worker.py"},
-    "signal": {"respkv/node.py"},
+    "trio": {
+        "engine/worker.py",
+        "respkv/bus.py",
+        "respkv/front.py",
+        "respkv/node.py",
+        "respkv/poller.py",
+        "respkv/supervisor.py",
+    },
+    "threading": {"engine/log.py", "engine/worker.py", "respkv/supervisor.py"},
+    "subprocess": {"engine/worker.py", "respkv/supervisor.py"},
+    "signal": {"respkv/node.py", "respkv/supervisor.py"},
     "resource": {"respkv/process.py"},
 }
 NOBODY = {
@@ -54,7 +70,6 @@ NOBODY = {
     "pickle",
     "secrets",
     "shutil",
-    "ssl",
     "tempfile",
     "uuid",
 }

@@ -17,24 +17,36 @@ from hypothesis import strategies as st
 
 from cluster import gossip as module
 from cluster.gossip import (
-    BODY_BYTES_MAX,
-    COUNT_MAX,
     DECLARATION_STEP,
-    MEMBER_COUNT_MAX,
-    MESSAGE_BYTES_MAX,
-    Addresses,
-    Answer,
     Contact,
-    Digest,
-    DuplicateName,
-    Event,
     Gossip,
     GossipSettings,
+    Member,
+    UnknownMember,
+)
+from cluster.gossip_message import (
+    COUNT_MAX,
+    MEMBER_COUNT_MAX,
+    Answer,
+    Digest,
     HostPort,
-    Incompatible,
     InvalidProfile,
     MalformedGossip,
-    Member,
+    OtherCluster,
+    Profile,
+    Statement,
+    Status,
+    check_of,
+    decode_answer,
+    decode_digest,
+    decode_profile,
+    encode,
+    encode_profile,
+)
+from cluster.member_event import (
+    DuplicateName,
+    Event,
+    Incompatible,
     MemberChanged,
     MemberJoined,
     MemberLeft,
@@ -42,50 +54,11 @@ from cluster.gossip import (
     MemberRestarted,
     MemberSuspected,
     MemberUp,
-    OtherCluster,
-    Profile,
-    Statement,
-    Status,
     TableFull,
-    Terms,
-    UnknownMember,
-    VersionRange,
-    check_of,
-    compatible,
-    decode_answer,
-    decode_digest,
-    decode_profile,
-    encode,
-    encode_profile,
 )
+from tests.cluster.statements import profile, statement
 
 replace = msgspec.structs.replace
-
-
-def profile(
-    name: str = "b",
-    status: Status = Status.UP,
-    *,
-    zone: str = "z1",
-    lowest: int = 1,
-    highest: int = 2,
-    capabilities: tuple[str, ...] = ("hints",),
-) -> Profile:
-    addresses = Addresses(f"{name}.example", 6379, 6479, 16379)
-    return Profile(status, addresses, zone, "dc1", 1.0, VersionRange(lowest, highest), capabilities)
-
-
-def statement(
-    name: str = "b",
-    incarnation: int = 1,
-    version: int = 1,
-    heartbeat: int = 0,
-    *,
-    said: Profile | None = None,
-    age_s: int = 0,
-) -> Statement:
-    body = encode_profile(profile(name) if said is None else said)
-    return Statement(name, incarnation, version, check_of(body), heartbeat, age_s, body)
 
 
 def node(
@@ -314,6 +287,19 @@ def test_a_pause_of_this_process_suspects_nobody() -> None:
     assert a.tick(101) == []
 
 
+def test_a_sign_of_life_ends_a_suspicion_and_watches_no_stranger() -> None:
+    a = node()
+    hear(a, statement())
+    assert [type(event) for event in a.tick(100)] == [MemberSuspected]
+    assert a.sign_of_life("b", 100) == [MemberRecovered("b")]
+    assert a.tick(101) == []
+    assert [type(event) for event in a.tick(120)] == [MemberSuspected]
+    assert a.sign_of_life("nobody", 100) == []
+    hear(a, statement(version=2, said=profile(status=Status.LEFT)))
+    assert a.sign_of_life("b", 130) == []
+    assert "nobody" not in a.members
+
+
 def test_a_restart_ends_a_suspicion() -> None:
     a = node()
     hear(a, statement(incarnation=1))
@@ -530,46 +516,6 @@ def test_unknown_fields_of_messages_are_ignored() -> None:
         assert decode(msgspec.msgpack.encode([*fields, "new", 1])) == message
 
 
-def test_fields_that_an_older_release_lacks_have_defaults() -> None:
-    fields = msgspec.msgpack.decode(encode_profile(profile(capabilities=())))
-    assert decode_profile(msgspec.msgpack.encode(fields[:6])) == profile(capabilities=())
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "spoken"),
-    [
-        ((1, 1), (1, 1), 1),
-        ((1, 2), (2, 3), 2),
-        ((1, 9), (3, 4), 4),
-        ((1, 2), (3, 4), None),
-        ((5, 6), (3, 4), None),
-    ],
-)
-def test_the_version_spoken_is_the_highest_of_both(
-    a: tuple[int, int], b: tuple[int, int], spoken: int | None
-) -> None:
-    one, other = Terms("blue", VersionRange(*a)), Terms("blue", VersionRange(*b))
-    for verdict in (compatible(one, other), compatible(other, one)):
-        if spoken is None:
-            assert isinstance(verdict, str)
-            assert "upgrade" in verdict
-        else:
-            assert verdict == spoken
-
-
-def test_clusters_and_requirements_are_compared() -> None:
-    versions = VersionRange(1, 1)
-    blue = Terms("blue", versions, ("hints", "trees"), ("hints",))
-    assert compatible(blue, blue) == 1
-    assert "'red'" in str(compatible(blue, Terms("red", versions, ("hints",))))
-    for verdict in (
-        compatible(blue, Terms("blue", versions)),
-        compatible(Terms("blue", versions), blue),
-    ):
-        assert isinstance(verdict, str)
-        assert "hints" in verdict
-
-
 def test_an_incompatible_member_is_reported_once_and_not_talked_to() -> None:
     a = node("a", said=profile("a", lowest=1, highest=2))
     far = profile("b", lowest=3, highest=4)
@@ -581,6 +527,27 @@ def test_an_incompatible_member_is_reported_once_and_not_talked_to() -> None:
     assert "b" in a.members
     hear(a, statement(version=3, said=profile("b", lowest=2, highest=4)))
     assert a.is_live("b")
+
+
+def test_a_change_of_oneself_changes_whom_one_can_talk_to() -> None:
+    a = node("a", said=profile("a", lowest=1, highest=2))
+    hear(a, statement("b", said=profile("b", lowest=3, highest=4)), statement("c"))
+    assert a.live() == ["c"]
+    (found,) = a.change(profile("a", lowest=3, highest=4))
+    assert isinstance(found, Incompatible)
+    assert found.name == "c"
+    assert a.live() == ["b"]
+
+
+def test_members_that_differ_in_the_claim_of_one_epoch_are_incompatible() -> None:
+    def said(name: str, epoch: int, digest: bytes) -> Profile:
+        return replace(profile(name), epoch=epoch, epoch_digest=digest)
+
+    a = node("a", said=said("a", 1, b"x"))
+    hear(a, statement("b", said=said("b", 1, b"x")), statement("d", said=said("d", 2, b"y")))
+    (*_, found) = hear(a, statement("c", said=said("c", 1, b"y")))
+    assert isinstance(found, Incompatible)
+    assert a.live() == ["b", "d"]
 
 
 def test_a_capability_is_common_once_every_member_has_it() -> None:
@@ -658,36 +625,6 @@ def test_another_cluster_changes_nothing() -> None:
         with pytest.raises(OtherCluster):
             call()
     assert a.members == {}
-
-
-BAD_MESSAGES = {
-    "empty": b"",
-    "no MessagePack": b"\xc1",
-    "nested without end": b"\x91" * 100_000,
-    "nested where it is ignored": b"\x93\xa4blue\x90" + b"\x91" * 100_000,
-    "too long": encode(Digest("b" * (MESSAGE_BYTES_MAX + 1), ())),
-    "cluster": encode(Digest("no spaces", ())),
-    "too many": encode(Digest("blue", (replace(statement(), body=b""),) * (MEMBER_COUNT_MAX + 1))),
-    "name": encode(Digest("blue", (replace(statement(), name="b\n"),))),
-    "long name": encode(Digest("blue", (replace(statement(), name="b" * 65),))),
-    "negative": encode(Digest("blue", (replace(statement(), version=-1),))),
-    "version": encode(Digest("blue", (replace(statement(), version=COUNT_MAX + 1),))),
-    "heartbeat": encode(Digest("blue", (replace(statement(), heartbeat=COUNT_MAX + 1),))),
-    "body": encode(Digest("blue", (replace(statement(), body=bytes(BODY_BYTES_MAX + 1)),))),
-    "a text for a number": encode(Digest("blue", (replace(statement(), incarnation="1"),))),
-}
-
-
-@pytest.mark.parametrize("case", BAD_MESSAGES)
-def test_malformed_messages_are_refused(case: str) -> None:
-    for decode in (decode_digest, decode_answer):
-        with pytest.raises(MalformedGossip):
-            decode(BAD_MESSAGES[case])
-
-
-def test_too_many_wanted_names_are_refused() -> None:
-    with pytest.raises(MalformedGossip):
-        decode_answer(encode(Answer("blue", (), ("b",) * (MEMBER_COUNT_MAX + 1))))
 
 
 @given(raw=st.binary(max_size=60), at=st.integers(0, 400), byte=st.integers(0, 255))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import handshake
-from cluster.gossip import Terms, VersionRange, compatible
+from cluster.gossip_message import Terms, VersionRange, compatible
 from cluster.handshake import (
     CHALLENGE,
     FIELD_BYTES_MAX,

@@ -260,3 +260,54 @@ def test_jitter_makes_few_false_suspicions(jitter_s: float) -> None:
         detector.heartbeat("b", at_s)
     print(f"jitter {jitter_s} s: {falsely} of {len(arrivals)} beats came after a suspicion")
     assert falsely == 0
+
+
+def test_a_touch_begins_the_silence_anew_and_teaches_no_rhythm() -> None:
+    touched, alone = FailureDetector(), FailureDetector()
+    for detector in (touched, alone):
+        beating(detector, 30)
+    for i in range(1, 1001):
+        touched.touch("b", 29 + i / 100)
+    assert touched.patience_s("b") == alone.patience_s("b")
+    assert alone.is_suspect("b", 39)
+    assert not touched.is_suspect("b", 39)
+    assert touched.phi("b", 39) < 1
+    assert suspected_after(touched, 39) == pytest.approx(alone.patience_s("b"), abs=0.011)
+
+
+def test_the_interval_between_heartbeats_is_recorded_whole_whatever_was_heard_between() -> None:
+    touched, alone = FailureDetector(), FailureDetector()
+    for detector in (touched, alone):
+        last_s = beating(detector, 30)
+        if detector is touched:
+            detector.touch("b", last_s + 1.5)
+        detector.heartbeat("b", last_s + 2)
+    assert touched.patience_s("b") == alone.patience_s("b")
+
+
+def test_a_touch_ends_a_mark_and_begins_no_watch() -> None:
+    detector = FailureDetector()
+    detector.touch("b", 0)
+    assert detector.phi("b", 1e6) == 0
+    detector.heartbeat("b", 0)
+    detector.mark_unreachable("b")
+    detector.touch("b", 1)
+    assert not detector.is_suspect("b", 1)
+
+
+def test_a_touch_in_the_past_takes_no_patience_away() -> None:
+    detector = FailureDetector()
+    last_s = beating(detector, 30)
+    detector.touch("b", last_s - 10)
+    assert suspected_after(detector, last_s) == pytest.approx(detector.patience_s("b"), abs=0.011)
+
+
+def test_a_touch_within_a_pause_counts_from_its_end() -> None:
+    detector = FailureDetector()
+    last_s = beating(detector, 30)
+    detector.touch("b", last_s + 100)
+    detector.observe_local_pause(100)
+    detector.is_suspect("b", last_s + 100)
+    assert suspected_after(detector, last_s + 100) == pytest.approx(
+        detector.patience_s("b"), abs=0.011
+    )

@@ -29,6 +29,43 @@ class Node:
         return self.status
 
 
+class Nodes:
+    """Takes the supervisor's place and keeps what it was run with."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[Config, list[str], bool]] = []
+
+    def __call__(self, config: Config, overrides: list[str], is_restarting: bool) -> int:
+        self.runs.append((config, overrides, is_restarting))
+        return 0
+
+
+TWO = """\
+[[node]]
+name = "a"
+host = "127.0.0.1"
+port = 7001
+data_dir = "data/a"
+[[node]]
+name = "b"
+host = "::1"
+port = 7002
+data_dir = "data/b"
+zone = "z"
+  [node.settings]
+  "log.fsync" = "no"
+"""
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with two nodes, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "cluster.toml"
+    file.write_text(TWO)
+    return file
+
+
 def serve(*words: str) -> tuple[Config, str, str]:
     """Return what `respkv serve` runs a node with."""
     node = Node()
@@ -164,6 +201,130 @@ def test_a_host_with_a_strange_name_needs_a_node_name(
     assert serve("--node", "n1", "--data-dir", "d")[2] == "n1"
 
 
+# Nodes of a cluster
+
+
+def test_serve_runs_the_node_that_is_named(two: Path) -> None:
+    config, data_dir, name = serve("--config", "cluster.toml", "--node", "b")
+    assert name == config.node == "b"
+    assert (config.client.hosts, config.client.port) == (("::1",), 7002)
+    assert data_dir == f"{two.parent}/data/b"
+    assert config.log.fsync == "no"
+
+
+def test_options_win_over_the_nodes_table(two: Path) -> None:
+    words = ("--node", "b", "--data-dir", "d", "--host", "127.0.0.1", "--set", "log.fsync=always")
+    config, data_dir, _ = serve("--config", "cluster.toml", *words)
+    assert data_dir == f"{two.parent}/d"
+    assert config.client.hosts == ("127.0.0.1",)
+    assert config.log.fsync == "always"
+
+
+def test_without_a_name_the_node_with_the_hosts_name_is_meant(
+    two: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "b", "6", "1", "x")))
+    assert serve("--config", "cluster.toml")[0].client.port == 7002
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "host7", "6", "1", "x")))
+    assert misuse(capsys, "serve", "--config", "cluster.toml") == (
+        "cluster.toml: lists nodes, and this host's name, host7, is none of them: "
+        "give --node with one of a, b"
+    )
+    assert misuse(capsys, "serve", "--config", "cluster.toml", "--node", "c") == (
+        'cluster.toml: no node has the name "c"; there are a, b'
+    )
+
+
+def cluster(*words: str) -> tuple[Config, list[str], bool]:
+    """Return what `respkv cluster` runs a supervisor with."""
+    nodes = Nodes()
+    assert main(["cluster", *words], supervise=nodes) == 0
+    (run,) = nodes.runs
+    return run
+
+
+def test_cluster_hands_nodes_overrides_and_the_place_of_the_secret_on(two: Path) -> None:
+    config, overrides, is_restarting = cluster("cluster.toml", "--set", "cluster.w=1")
+    secret = f"{two.parent}/data/cluster.secret"
+    assert [node.name for node in config.nodes] == ["a", "b"]
+    assert overrides == ["cluster.w=1", f"cluster.secret_file={secret}"]
+    assert (config.w, config.cluster.secret_file) == (1, secret)
+    assert is_restarting
+    assert not cluster("cluster.toml", "--no-restart")[2]
+
+
+def test_cluster_takes_the_secret_that_is_given(two: Path) -> None:
+    two.write_text('[cluster]\nsecret_file = "s"\n' + TWO)
+    assert cluster("cluster.toml")[0].cluster.secret_file == f"{two.parent}/s"
+    given = cluster("cluster.toml", "--set", "cluster.secret_file=/t")[0]
+    assert given.cluster.secret_file == "/t"
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "line"),
+    [
+        (
+            "",
+            [],
+            'cluster.toml: has no [[node]] tables; "respkv serve --config cluster.toml" runs a '
+            "single node",
+        ),
+        (
+            '[[node]]\nname = "a"\nhost = "::1"\nport = 1\n',
+            [],
+            'cluster.toml: cluster.secret_file = "": must be given, since node "a" has no data_dir '
+            "beside which the file could be made",
+        ),
+        (
+            TWO,
+            ["--set", "client.port=7"],
+            "command line: client.port = 7: cannot be given for a node of a cluster: the other "
+            "nodes read the port in cluster.toml",
+        ),
+        (
+            TWO,
+            ["--set", "cluster.n=3"],
+            "cluster.toml: cluster.n = 3: must be at most 2, the number of nodes",
+        ),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_one_line(
+    two: Path, capsys: pytest.CaptureFixture[str], text: str, words: list[str], line: str
+) -> None:
+    two.write_text(text)
+    assert misuse(capsys, "cluster", "cluster.toml", *words).startswith(line)
+
+
+def test_check_config_summarises_a_cluster(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two.write_text('[cluster]\nw = 1\nr = 1\nsecret_file = "s"\n[client]\nhosts = ["::"]\n' + TWO)
+    assert main(["check-config", "cluster.toml"]) == 0
+    assert capsys.readouterr().out == (
+        "cluster.toml: can be used; 2 nodes of the cluster respkv; "
+        "settings that differ from their defaults: 4\n"
+        '  client.hosts = ["::"]\n'
+        "  cluster.r = 1\n"
+        "  cluster.w = 1\n"
+        '  cluster.secret_file = "s"\n'
+        "replicas of each key: n = 2, r = 1, w = 1\n"
+        "nodes:\n"
+        "  a: 127.0.0.1:7001, cluster port 7101, bus 17001, admin 27001, listens on ::, "
+        "data in data/a\n"
+        "  b: [::1]:7002, cluster port 7102, bus 17002, admin 27002, listens on ::, "
+        'data in data/b, zone "z"\n'
+        '    log.fsync = "no"\n'
+        "note: r + w is not more than n, so a read may miss the latest write\n"
+        'note: cluster.toml: cluster.secret_file = "s": cannot be read: No such file or directory\n'
+    )
+
+
+def test_check_config_refuses_what_no_node_could_start_with(
+    two: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two.write_text(TWO.replace("::1", "10.0.0.1"))
+    line = 'cluster.toml: cluster.secret_file = "": must be given'
+    assert misuse(capsys, "check-config", "cluster.toml").startswith(line)
+
+
 # check-config, default-config, help
 
 
@@ -212,21 +373,24 @@ def test_help_tells_the_defaults_that_hold(capsys: pytest.CaptureFixture[str]) -
     assert "once a second; log.fsync=always" in text
 
 
-@pytest.mark.parametrize("words", [["serve"], []])
+@pytest.mark.parametrize(("words", "count"), [(["serve"], 4), (["cluster"], 2), ([], 4)])
 def test_the_examples_in_the_help_are_right(
-    capsys: pytest.CaptureFixture[str], words: list[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], words: list[str], count: int, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "respkv.toml").write_text("")
+    (tmp_path / "cluster.toml").write_text(TWO)
     _, _, examples = help_of(capsys, *words).partition("\nexamples:\n")
     commands = [line.strip().split("  ")[0] for line in examples.splitlines()]
     ours = [command.split()[1:] for command in commands if command.startswith("respkv ")]
-    assert len(ours) == 3
+    assert len(ours) == count
     for command in ours:
-        node = Node()
-        assert main(command[:1] if ">" in command else command, run=node) == 0
+        node, nodes = Node(), Nodes()
+        status = main(command[:1] if ">" in command else command, run=node, supervise=nodes)
+        assert status == 0
         assert len(node.runs) == (command[0] == "serve")
+        assert len(nodes.runs) == (command[0] == "cluster")
 
 
 def test_the_version_is_that_of_the_package() -> None:

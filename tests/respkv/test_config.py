@@ -14,6 +14,7 @@ from respkv.config import (
     ConfigError,
     default_data_dir,
     load,
+    load_nodes,
     redis_set,
     reference,
     rewrite,
@@ -101,7 +102,8 @@ def test_overrides_win_over_the_file(file: Path) -> None:
             'memory.bytes_max = "1gb": must be a size from 16MiB to 1024TiB, '
             'in bytes or such as "64MiB" or "64MB"',
         ),
-        ("[cluster]\nn = 3", "cluster.n = 3: must be 1"),
+        ("[cluster]\nn = 3", "cluster.n = 3: must be at most 1, the number of nodes"),
+        ("[cluster]\nw = 2", "cluster.w = 2: must be at most cluster.n (1)"),
         ("client = 3", "client = 3: must be a table, which begins with [client]"),
         (
             "[[client]]\nport = 1",
@@ -251,7 +253,118 @@ def test_every_example_loads(path: Path) -> None:
     assert path.name == "respkv.toml" or config.differing(Config())
 
 
+def test_the_cluster_on_this_machine_is_three_nodes_that_share_little() -> None:
+    configs = load_nodes(str(CONF / "cluster.toml"))
+    assert list(configs) == ["a", "b", "c"]
+    assert [config.client.port for config in configs.values()] == [6379, 6380, 6381]
+    assert list(configs["a"].admin_ports.values()) == [26379, 26380, 26381]
+    assert [(node.cluster_port, node.bus_port) for node in configs["a"].nodes] == [
+        (6479, 16379),
+        (6480, 16380),
+        (6481, 16381),
+    ]
+    for name, config in configs.items():
+        assert config.storage.data_dir == f"data/{name}"
+        assert config.client.hosts == ("127.0.0.1",)
+        assert config.memory.bytes_max == 256 << 20
+        assert (config.n, config.r, config.w) == (3, 2, 2)
+        assert load(str(CONF / "cluster.toml"), node=name) == config
+
+
+def test_the_cluster_of_machines_can_lose_a_zone() -> None:
+    path = str(CONF / "cluster-hosts.toml")
+    config = load(path, node="gamma")
+    assert config.client.hosts == ("10.0.0.3",)
+    assert config.cluster.secret_file
+    assert config.client.requirepass
+    assert config.memory.bytes_max == 8 << 30
+    assert load(path, node="alpha").memory.bytes_max == 4 << 30
+    assert len({node.zone for node in config.nodes}) == len(config.nodes) == config.n == 3
+
+
 # Written back
+
+
+def set_live(config: Config) -> None:
+    redis_set(config, [(b"maxclients", b"30"), (b"timeout", b"5")])
+
+
+CLUSTER = """\
+# mine
+[client]
+idle_timeout_s = 1 # for all
+
+[[node]]
+name = "a"
+host = "127.0.0.1"
+port = 7001 # the usual
+data_dir = "a"
+
+[[node]]
+name = "b"
+host = "127.0.0.1"
+port = 7002
+data_dir = "b"
+"""
+
+
+def test_rewrite_of_a_member_changes_its_own_table_and_keeps_all_else(file: Path) -> None:
+    file.write_text(CLUSTER)
+    config = load(str(file), node="b")
+    set_live(config)
+    rewrite(config, str(file))
+    settings = '\n[node.settings]\n"client.clients_max" = 30\n"client.idle_timeout_s" = 5\n'
+    assert file.read_text() == CLUSTER + settings
+    assert load(str(file), node="b").differing(config) == []
+    a = load(str(file), node="a")
+    assert (a.client.clients_max, a.client.idle_timeout_s) == (10_000, 1)
+    set_live(a)
+    rewrite(a, str(file))
+    assert load(str(file), node="a").differing(a) == []
+    assert load(str(file), node="b").differing(config) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ('"client.idle_timeout_s" = 2', '"client.idle_timeout_s" = 5'),
+        ("client.idle_timeout_s = 2", "client.idle_timeout_s = 5"),
+    ],
+)
+def test_rewrite_changes_a_setting_where_the_member_has_it(
+    file: Path, settings: str, expected: str
+) -> None:
+    file.write_text(f"{CLUSTER}[node.settings]\n{settings} # here\n")
+    config = load(str(file), node="b")
+    redis_set(config, [(b"timeout", b"5")])
+    rewrite(config, str(file))
+    assert file.read_text() == f"{CLUSTER}[node.settings]\n{expected} # here\n"
+
+
+def test_rewrite_knows_nodes_in_one_line(file: Path) -> None:
+    file.write_text('node = [{name = "a", host = "::1", port = 1}]\n')
+    config = load(str(file), node="a")
+    set_live(config)
+    rewrite(config, str(file))
+    assert load(str(file), node="a").differing(config) == []
+
+
+def test_rewrite_of_a_member_whose_secret_the_command_line_gave(file: Path) -> None:
+    file.write_text(CLUSTER.replace("127.0.0.1", "10.0.0.1"))
+    config = load(str(file), ["cluster.secret_file=/s"], node="a")
+    set_live(config)
+    rewrite(config, str(file))
+    assert load(str(file), ["cluster.secret_file=/s"], node="a").differing(config) == []
+    assert "/s" not in file.read_text()
+
+
+def test_rewrite_of_a_member_that_is_no_more_says_so(file: Path) -> None:
+    file.write_text(CLUSTER)
+    config = load(str(file), node="b")
+    set_live(config)
+    file.write_text(CLUSTER.replace('"b"', '"c"'))
+    with pytest.raises(ConfigError, match='it has no node "b" any more'):
+        rewrite(config, str(file))
 
 
 def test_rewrite_changes_what_differs_and_keeps_all_else(file: Path) -> None:

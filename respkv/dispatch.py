@@ -1,0 +1,814 @@
+"""The dispatch: where a member of a cluster has each command executed, and when its reply leaves.
+
+A single node has none; there the runner does everything. Here a command that touches keys becomes an
+`Operation` (`respkv/operation.py`):
+
+    take      find its slots, and the node that executes it
+    execute   here: run the handler, commit, tell the coordinator what was read and written, wait
+    forward   at the slot's coordinator: send it there, wait for its reply
+    split     MGET, MSET, DEL, EXISTS, UNLINK and TOUCH on several slots: one operation for each part
+    finish    its reply leaves when all earlier ones of its session have left
+
+Reads are executed by the node that the client is connected to, if it is a replica of the slot; writes by
+the slot's coordinator, so that writers of a key meet at one place. A request is forwarded once at most:
+who gets a forwarded one executes it, or refuses it, and then it may go to another. When the node that
+executes it is lost, an idempotent command goes to the next one, with the time of its first try; for any
+other nobody knows whether it took effect, and the error says so.
+
+    FORWARD number ms db resp3 time name argument*     ms: what is left of its time
+    FORWARD.EXEC number ms db resp3 time packed        packed: commands and watches, MessagePack
+    REPLY number bytes                                 RESP, ready for the client
+    REFUSED number reason                              it was not executed
+
+Commands without keys are the runner's, once all earlier ones of the session have ended.
+
+Core: time is an argument; messages go through the transport seam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from cluster.coordinator import Coordinator
+from cluster.errors import ClusterError
+from cluster.ring import NodeId
+from cluster.round import ConflictLost, QuorumNotMet
+from cluster.slot import Row, Slot, row_of, slot_of
+from cluster.topology import Topology
+from cluster.transport import Transport
+from engine.errors import EngineError
+from engine.store import PageFault
+from respkv.cluster_view import redirect
+from respkv.command import TABLE, Command, Flag
+from respkv.operation import Operation, Pipeline
+from respkv.reply import OK, Reply, ReplyError, encode
+from respkv.runner import FIND
+from respkv.session import (
+    CLOSING,
+    IN_MULTI,
+    REPLY_OFF,
+    REPLY_SKIP,
+    TRACKING,
+    WAITING,
+    Session,
+    Transaction,
+)
+
+if TYPE_CHECKING:
+    from respkv.node import Node
+
+FORWARD: Final = b"FORWARD"
+FORWARD_EXEC: Final = b"FORWARD.EXEC"
+REPLY: Final = b"REPLY"
+REFUSED: Final = b"REFUSED"
+
+UNKNOWN: Final = ReplyError(
+    "UNKNOWN the node that executed this command was lost: it may or may not have taken effect"
+)
+NO_REPLICA: Final = ReplyError("NOREPLICAS no replica of this key can be reached now")
+TIMED_OUT: Final = ReplyError(
+    "TIMEOUT no answer in time: the command may or may not have taken effect"
+)
+TOO_BUSY: Final = ReplyError("BUSY too much is on its way to other nodes: try again")
+SPREAD: Final = ReplyError(
+    "CROSSSLOT no single node holds all keys of this command: give them one hash tag, such as {name}"
+)
+IN_TRANSACTION: Final = ReplyError("ERR this command cannot be used inside MULTI in a cluster")
+SPLITTABLE: Final = frozenset(("MGET", "MSET", "DEL", "EXISTS", "UNLINK", "TOUCH"))
+SEEN_MAX: Final = 4096  # Forwarded operations that are remembered of each peer.
+RESULT_MODES: Final = REPLY_OFF | REPLY_SKIP
+
+
+class Packed(msgspec.Struct, array_like=True):
+    """A transaction on its way to the node that executes it."""
+
+    commands: list[list[bytes]]
+    watches: list[tuple[int, bytes, bytes | None]]
+
+
+class ExecOperation(Operation):
+    """An EXEC, with what MULTI had queued and WATCH had seen. It runs in a session of its own each time."""
+
+    __slots__ = ("_transaction", "watches")
+
+    def __init__(
+        self, dispatch: Dispatch, session: Session, now_ms: int, deadline_s: float
+    ) -> None:
+        super().__init__(dispatch, session, TABLE.commands["EXEC"], [b"EXEC"], now_ms, deadline_s)
+        assert session.transaction is not None
+        self._transaction = session.transaction
+        self.watches = dict(session.watches)
+
+    @property
+    def transaction(self) -> Transaction:
+        return self._transaction
+
+
+class SplitOperation(Operation):
+    """A command on several slots: its parts answer for it."""
+
+    __slots__ = ("parts",)
+
+    parts: list[Operation]
+
+    def part_done(self) -> None:
+        if all(part.is_done for part in self.parts):
+            self.data = _joined(self.command.name, [part.data for part in self.parts])
+            self.is_over = True
+            self.dispatch.release(self)
+
+
+class Dispatch:
+    """One per node of a cluster."""
+
+    def __init__(
+        self,
+        node: Node,
+        topology: Topology,
+        coordinator: Coordinator,
+        transport: Transport,
+        *,
+        timeout_s: float,
+        retries_max: int,
+        in_flight_bytes_max: int,
+        first_id: int,
+        promise: Callable[[NodeId, Sequence[bytes]], None],
+    ) -> None:
+        self.promise = promise
+        self.node = node
+        self.topology = topology
+        self.coordinator = coordinator
+        self.transport = transport
+        self.timeout_s = timeout_s
+        self.retries_max = retries_max
+        self.in_flight_bytes_max = in_flight_bytes_max
+        self.forwards: dict[int, Operation] = {}
+        self.in_flight = 0
+        self.forwarded_total = 0
+        self._next_id = first_id
+        self._agents: dict[NodeId, Session] = {}
+        # Forwarded operations of each peer by number: the answer, or None while it is not there.
+        self._seen: dict[NodeId, dict[bytes, Sequence[bytes] | None]] = {}
+        self._parked: list[Operation] = []
+        quorums = coordinator.quorums
+        self._reads_anywhere = quorums.r + quorums.w > quorums.n
+
+    # Sessions
+
+    def serve(self, session: Session, commands: list[list[bytes]], now_ms: int) -> None:
+        """Execute commands of one session in order. What has to wait stays in its queue."""
+        if session.mode & CLOSING:
+            return
+        queue = session.queue
+        queue.extend(commands)
+        budget = self.node.config.client.commands_per_tick_max
+        while queue and not session.mode & (WAITING | CLOSING):
+            args = queue.popleft()
+            if not self._take(session, args, now_ms):
+                queue.appendleft(args)
+                session.mode |= WAITING
+                return
+            budget -= 1
+            if budget <= 0:
+                return  # The front brings it back in the next tick.
+
+    def _take(self, session: Session, args: list[bytes], now_ms: int) -> bool:
+        """Begin a command; False if earlier ones have to end first."""
+        command = FIND(args[0]) or TABLE.find(args[0])
+        if command is not None and command.subcommands:
+            command = TABLE.lookup(args)
+        is_exec = command is not None and command.name == "EXEC"
+        if command is None or session.mode & ~TRACKING or not (command.keys or is_exec):
+            if is_exec and session.mode & ~TRACKING == IN_MULTI and len(args) == 1:
+                return self._take_exec(session, now_ms)
+            pipeline = session.pipeline
+            if pipeline is not None and pipeline.operations:
+                return False
+            self.node.runner.serve_here(session, [args], now_ms)
+            return True
+        count = len(args)
+        arity = command.arity
+        if (count != arity and (arity >= 0 or count < -arity)) or is_exec:
+            if session.pipeline is not None and session.pipeline.operations:
+                return False
+            self.node.runner.serve_here(session, [args], now_ms)  # It says what is wrong.
+            return True
+        return self._take_keyed(session, command, args, now_ms)
+
+    def _take_keyed(
+        self, session: Session, command: Command, args: list[bytes], now_ms: int
+    ) -> bool:
+        positions = command.key_positions(args)
+        if len(positions) == 1:
+            slots: tuple[Slot, ...] = (slot_of(args[positions[0]]),)
+        else:
+            slots = tuple(dict.fromkeys(slot_of(args[at]) for at in positions))
+        is_plain = _is_plain(command, args)
+        target = self._place(command, slots, args, positions, ())
+        is_local = target == self.topology.me
+        pipeline = session.pipeline
+        if pipeline is None:
+            pipeline = session.pipeline = Pipeline()
+        is_split = len(slots) > 1 and not is_local and command.name in SPLITTABLE
+        if not pipeline.may_start(slots, is_plain=is_plain, is_local=is_local):
+            return False
+        deadline_s = self.node.now_s + self.timeout_s
+        kind = SplitOperation if is_split else Operation
+        operation = kind(self, session, command, args, now_ms, deadline_s)
+        operation.slots = slots
+        operation.is_plain = is_plain
+        operation.is_local = is_local
+        operation.is_blind = is_plain and command.is_write
+        pipeline.add(operation)
+        self.in_flight += 1
+        if session.is_cluster:
+            refusal = redirect(session, command, slots, self.topology)
+            if refusal is not None:
+                self._end(operation, refusal)
+                return True
+        if self.coordinator.in_flight_bytes > self.in_flight_bytes_max:
+            self._end(operation, TOO_BUSY)
+        elif isinstance(operation, SplitOperation):
+            self._split(operation, positions)
+        else:
+            self._start(operation, target)
+        return True
+
+    def _take_exec(self, session: Session, now_ms: int) -> bool:
+        pipeline = session.pipeline
+        if pipeline is None:
+            pipeline = session.pipeline = Pipeline()
+        if pipeline.operations:
+            return False
+        transaction = session.transaction
+        assert transaction is not None
+        slots: dict[Slot, None] = {}
+        for command, args in transaction.commands:
+            slots.update((slot_of(args[at]), None) for at in command.key_positions(args))
+        slots.update((slot_of(key), None) for _, key in session.watches)
+        if transaction.is_broken or not slots:
+            self.node.runner.serve_here(session, [[b"EXEC"]], now_ms)
+            return True
+        operation = ExecOperation(self, session, now_ms, self.node.now_s + self.timeout_s)
+        self.node.runner.end_transaction(session)
+        operation.slots = tuple(slots)
+        operation.is_local = False
+        pipeline.add(operation)
+        self.in_flight += 1
+        self._start(operation, self._place_exec(operation))
+        return True
+
+    # Where
+
+    def _place(
+        self,
+        command: Command,
+        slots: tuple[Slot, ...],
+        args: list[bytes],
+        positions: list[int],
+        tried: tuple[NodeId, ...],
+    ) -> NodeId | None:
+        """The node that executes a command; None if it has to be split, or no node can."""
+        topology = self.topology
+        me = topology.me
+        if not command.is_write and self._reads_anywhere and me not in topology.incomplete:
+            if all(me in topology.preferences[slot] for slot in slots) and me not in tried:
+                return me
+        if len(slots) == 1:
+            return self._coordinator(slots[0], tried)
+        if command.name in SPLITTABLE:
+            chosen = {self._coordinator(slot, tried) for slot in slots}
+            return chosen.pop() if len(chosen) == 1 else None
+        # The first written key's coordinator, or one that holds all.
+        first = slot_of(args[positions[_first_written(command)]])
+        return self._common([first, *slots], tried)
+
+    def _place_exec(self, operation: ExecOperation) -> NodeId | None:
+        first = [
+            slot_of(args[at])
+            for command, args in operation.transaction.commands
+            if command.is_write
+            for at in command.key_positions(args)[:1]
+        ]
+        return self._common([*first, *operation.slots], operation.tried)
+
+    def _common(self, slots: Sequence[Slot], tried: tuple[NodeId, ...]) -> NodeId | None:
+        """A node that holds all these slots: the first one's coordinator if possible."""
+        topology = self.topology
+        for name in topology.candidates(slots[0]):
+            if name not in tried and all(name in topology.preferences[slot] for slot in slots):
+                return name
+        return None
+
+    def _coordinator(self, slot: Slot, tried: tuple[NodeId, ...]) -> NodeId | None:
+        if not tried:
+            return self.topology.coordinators[slot]
+        return next((name for name in self.topology.candidates(slot) if name not in tried), None)
+
+    def _start(self, operation: Operation, target: NodeId | None) -> None:
+        if target is None:
+            is_spread = len(operation.slots) > 1 and not operation.tried
+            self._end(operation, SPREAD if is_spread else NO_REPLICA)
+        elif target == self.topology.me:
+            self.execute(operation)
+        else:
+            self._forward(operation, target)
+
+    # Splitting
+
+    def _split(self, operation: SplitOperation, positions: list[int]) -> None:
+        command, args = operation.command, operation.args
+        groups: list[list[bytes]] = []
+        if command.name == "MGET":
+            groups = [[args[0], args[at]] for at in positions]
+        else:
+            by_slot: dict[Slot, list[bytes]] = {}
+            step = 2 if command.name == "MSET" else 1
+            if (len(args) - 1) % step:
+                self.execute(operation)  # It says what is wrong.
+                return
+            for at in positions:
+                group = by_slot.setdefault(slot_of(args[at]), [args[0]])
+                group += args[at : at + step]
+            groups = list(by_slot.values())
+        operation.parts = []
+        for group in groups:
+            part = Operation(
+                self, operation.session, command, group, operation.now_ms, operation.deadline_s
+            )
+            part.slots = (slot_of(group[1]),)
+            part.is_blind = operation.is_blind
+            part.is_plain = operation.is_plain
+            part.parent = operation
+            operation.parts.append(part)
+            self.in_flight += 1
+        for part in list(operation.parts):
+            target = self._place(command, part.slots, part.args, [1], ())
+            self._start(part, target)
+
+    # Here
+
+    def execute(self, operation: Operation) -> None:
+        """Run a command on the local replica, and wait for what it read and wrote to be on enough replicas."""
+        node = self.node
+        runner = node.runner
+        command = operation.command
+        is_write = command.is_write
+        transaction = operation.transaction
+        if transaction is not None:
+            is_write = any(queued.is_write for queued, _ in transaction.commands)
+        if is_write:
+            if node.refusal is not None:
+                self._end(operation, node.refusal)
+                return
+            if runner.is_stalled:
+                self._park(operation)
+                return
+        is_blind = operation.is_blind
+        coordinator = self.coordinator
+        is_checked = coordinator.quorums.checks_all or not is_blind
+        for slot in operation.slots:
+            lack = coordinator.lack(slot, is_write=is_write, is_checked=is_checked)
+            if lack is not None:
+                self._end(operation, _text_of(lack, is_early=True))
+                return
+        operation.started_ns = node.clock_ns()
+        context = node.context
+        session = self._session_of(operation)
+        context.bind(session, operation.now_ms)
+        context.db = node.databases[session.db]
+        context.args = operation.args
+        context.store.pinned = operation.pins
+        written: list[tuple[Slot, Row, bytes]] = []
+        reads: list[tuple[Slot, Row, bytes | None]] = []
+        reply: Reply
+        try:
+            places = self._places(operation, session)
+            if not is_blind and is_write:
+                store = context.store
+                for slot, row in places:
+                    if coordinator.must_wait(slot, row, store.get(slot, row)):
+                        self._park(operation)
+                        return
+            if operation.hlc and self._is_overtaken(operation, places):
+                reply = OK
+            else:
+                reply = runner.call(command, operation.args)
+        except ReplyError as error:
+            error.__traceback__ = None
+            context.drop()
+            command.failed_calls += 1
+            node.count_error(error)
+            reply = error
+        except PageFault as fault:
+            context.drop()
+            self._fetch(operation, fault)
+            return
+        except EngineError as error:
+            context.drop()
+            self._end(operation, node.data_error(error))
+            return
+        try:
+            store = context.store
+            reads = [
+                (slot, row, store.get(slot, row))
+                for slot, row in places
+                if row not in context.effects
+            ]
+            if context.effects:
+                if node.tracking.is_active:
+                    node.tracking.invalidate(context.effects, context.flushed, session)
+                context.commit(written)
+        except PageFault as fault:
+            context.drop()
+            self._fetch(operation, fault)
+            return
+        finally:
+            context.store.pinned = {}
+        if transaction is not None:
+            self._take_back(operation, session)
+        operation.data = encode(reply, resp3=operation.is_resp3)
+        coordinator.begin(operation, reads, written, is_checked=is_checked)
+        if not operation.waits and not operation.is_over:
+            operation.is_over = True
+            self.finish(operation)
+
+    def _session_of(self, operation: Operation) -> Session:
+        """The session that a command sees: the client's, or one that stands for it."""
+        if operation.transaction is not None:
+            agent = self._new_agent(operation)
+            agent.transaction = Transaction(
+                list(operation.transaction.commands), operation.transaction.is_broken
+            )
+            assert isinstance(operation, ExecOperation)
+            agent.watches = dict(operation.watches)
+            agent.mode |= IN_MULTI
+            return agent
+        if operation.origin is None:
+            return operation.session
+        agent = operation.session
+        agent.db, agent.is_resp3 = operation.db, operation.is_resp3
+        return agent
+
+    def _new_agent(self, operation: Operation) -> Session:
+        agent = Session(0, "", "", self.node.limits, self.node.now_s, authenticated=True)
+        agent.db, agent.is_resp3 = operation.db, operation.is_resp3
+        return agent
+
+    def _take_back(self, operation: Operation, agent: Session) -> None:
+        """What a transaction changed of its session."""
+        operation.is_resp3 = agent.is_resp3
+        if operation.origin is None:
+            operation.session.db = agent.db
+            operation.session.is_resp3 = agent.is_resp3
+
+    def _places(self, operation: Operation, session: Session) -> list[tuple[Slot, Row]]:
+        """The rows of the keys that a command names."""
+        databases = self.node.databases
+        db = databases[operation.db]
+        command, args = operation.command, operation.args
+        transaction = operation.transaction
+        if transaction is None:
+            return [(slot_of(args[at]), row_of(db, args[at])) for at in command.key_positions(args)]
+        places: dict[tuple[Slot, Row], None] = {}
+        for queued, queued_args in transaction.commands:
+            for at in queued.key_positions(queued_args):
+                key = queued_args[at]
+                places[slot_of(key), row_of(db, key)] = None
+        for watched_db, key in session.watches:
+            places[slot_of(key), row_of(databases[watched_db], key)] = None
+        return list(places)
+
+    def _is_overtaken(self, operation: Operation, places: list[tuple[Slot, Row]]) -> bool:
+        """Whether a SET that may have been made before has been overwritten since."""
+        from cluster.record import decode
+
+        store = self.node.context.store
+        raws = [store.get(slot, row) for slot, row in places]
+        return bool(raws) and all(
+            raw is not None and max(v.hlc for v in decode(raw).versions) >= operation.hlc
+            for raw in raws
+            if raw is None or decode(raw).versions
+        )
+
+    def _fetch(self, operation: Operation, fault: PageFault) -> None:
+        """Have a page read, then run again."""
+
+        def resume(now_ms: int, failure: ReplyError | None) -> None:
+            if failure is not None:
+                self._end(operation, failure)
+            elif not operation.is_done:
+                self.execute(operation)
+
+        self.node.fetch(fault, operation.pins, resume)
+
+    def _park(self, operation: Operation) -> None:
+        self._parked.append(operation)
+
+    def run_again(self, operation: Operation) -> None:
+        """What it saw has been overtaken."""
+        if operation.attempt > self.retries_max:
+            operation.is_over = True
+            self._end(operation, _text_of(ConflictLost(is_partial=False), is_early=False))
+            return
+        if operation.deadline_s <= self.node.now_s:
+            operation.is_over = True
+            self._end(operation, TIMED_OUT)
+            return
+        self.execute(operation)
+
+    # The end of an operation
+
+    def finish(self, operation: Operation) -> None:
+        """All that its reply shows is on enough replicas."""
+        command = operation.command
+        elapsed_ns = self.node.clock_ns() - operation.started_ns
+        command.calls += 1
+        command.elapsed_ns += elapsed_ns
+        command.histogram.add(elapsed_ns)
+        self.node.runner.commands_total += 1
+        session = operation.session
+        if operation.origin is None and (session.mode & TRACKING or self.node.monitors):
+            self.node.runner.note(session, command, operation.args)
+        self.release(operation)
+
+    def fail(self, operation: Operation, error: ClusterError) -> None:
+        self._end(operation, _text_of(error, is_early=False))
+
+    def _end(self, operation: Operation, error: ReplyError) -> None:
+        """Answer an error."""
+        operation.is_over = True
+        operation.command.failed_calls += 1
+        self.node.count_error(error)
+        operation.data = b"-%b\r\n" % error.line
+        self.release(operation)
+
+    def release(self, operation: Operation) -> None:
+        """Its answer stands: pass it on, as soon as it is its turn."""
+        if operation.is_done:
+            return
+        operation.is_done = True
+        self.in_flight -= 1
+        if operation.parent is not None:
+            operation.parent.part_done()
+            return
+        if operation.origin is not None:
+            peer, number = operation.origin
+            answer = (REPLY, number, operation.data)
+            seen = self._seen.get(peer)
+            if seen is not None and number in seen:
+                seen[number] = answer
+            self.promise(peer, answer)
+            return
+        self._send_ready(operation.session)
+
+    def _send_ready(self, session: Session) -> None:
+        pipeline = session.pipeline
+        assert pipeline is not None
+        ready = pipeline.take_done()
+        if not ready:
+            return
+        if session.mode & RESULT_MODES:
+            for _ in ready:  # CLIENT REPLY OFF or SKIP.
+                session.mode &= ~REPLY_SKIP
+        else:
+            session.out += ready
+        self.node.touch(session)
+        if session.mode & WAITING and session.wait is None:
+            session.mode &= ~WAITING  # The front serves its queue in the next tick.
+
+    # Elsewhere
+
+    def _forward(self, operation: Operation, target: NodeId) -> None:
+        self._next_id += 1
+        operation.number = self._next_id
+        operation.target = target
+        self.forwards[operation.number] = operation
+        self.forwarded_total += 1
+        ms = max(1, int((operation.deadline_s - self.node.now_s) * 1000))
+        head = (
+            b"%d" % operation.number,
+            b"%d" % ms,
+            b"%d" % operation.db,
+            b"1" if operation.is_resp3 else b"0",
+            b"%d" % operation.hlc,
+        )
+        if operation.transaction is not None:
+            assert isinstance(operation, ExecOperation)
+            packed = Packed(
+                [args for _, args in operation.transaction.commands],
+                [(db, key, dots) for (db, key), dots in operation.watches.items()],
+            )
+            self.transport.send(target, (FORWARD_EXEC, *head, msgspec.msgpack.encode(packed)))
+        else:
+            self.transport.send(target, (FORWARD, *head, *operation.args))
+
+    def receive(self, peer: NodeId, message: list[bytes]) -> bool:
+        """Take a message of another node's dispatch; False if it is none."""
+        verb = message[0]
+        if verb == REPLY:
+            operation = self._answered(peer, message)
+            if operation is not None:
+                operation.is_over = True
+                operation.data = message[2]
+                self.release(operation)
+        elif verb == FORWARD or verb == FORWARD_EXEC:
+            self._take_forwarded(peer, message)
+        elif verb == REFUSED:
+            operation = self._answered(peer, message)
+            if operation is not None:
+                self._try_another(operation, is_executed=False)
+        else:
+            return False
+        return True
+
+    def _answered(self, peer: NodeId, message: list[bytes]) -> Operation | None:
+        operation = self.forwards.get(int(message[1]))
+        if operation is None or operation.target != peer:
+            return None
+        del self.forwards[operation.number]
+        return operation
+
+    def _take_forwarded(self, peer: NodeId, message: list[bytes]) -> None:
+        number = message[1]
+        seen = self._seen.setdefault(peer, {})
+        if number in seen:
+            if (answer := seen[number]) is not None:
+                self.promise(peer, answer)
+            return
+        if len(seen) >= SEEN_MAX:
+            del seen[next(iter(seen))]
+        seen[number] = None
+        agent = self._agents.get(peer)
+        if agent is None:
+            agent = self._agents[peer] = Session(
+                0, "", "", self.node.limits, self.node.now_s, authenticated=True
+            )
+        agent.db, agent.is_resp3 = int(message[3]), message[4] == b"1"
+        deadline_s = self.node.now_s + int(message[2]) / 1000
+        now_ms = self.node.now_ms()
+        operation = self._forwarded(agent, message, now_ms, deadline_s)
+        if operation is None or not self._can_execute(operation):
+            del seen[number]
+            self.promise(peer, (REFUSED, number, b"not here"))
+            return
+        operation.origin = (peer, number)
+        operation.hlc = int(message[5])
+        self.in_flight += 1
+        self.execute(operation)
+
+    def _forwarded(
+        self, agent: Session, message: list[bytes], now_ms: int, deadline_s: float
+    ) -> Operation | None:
+        if message[0] == FORWARD_EXEC:
+            packed = msgspec.msgpack.decode(message[6], type=Packed)
+            agent.transaction = Transaction(
+                [(TABLE.resolve(args), args) for args in packed.commands]
+            )
+            agent.watches = {(db, key): dots for db, key, dots in packed.watches}
+            transaction = ExecOperation(self, agent, now_ms, deadline_s)
+            agent.transaction, agent.watches = None, {}
+            slots: dict[Slot, None] = {}
+            for command, args in transaction.transaction.commands:
+                slots.update((slot_of(args[at]), None) for at in command.key_positions(args))
+            slots.update((slot_of(key), None) for _, key in transaction.watches)
+            transaction.slots = tuple(slots)
+            return transaction
+        args = message[6:]
+        try:
+            command = TABLE.resolve(args)
+        except ReplyError:  # A newer node's command.
+            return None
+        operation = Operation(self, agent, command, args, now_ms, deadline_s)
+        operation.slots = tuple(
+            dict.fromkeys(slot_of(args[at]) for at in command.key_positions(args))
+        )
+        operation.is_plain = _is_plain(command, args)
+        operation.is_blind = operation.is_plain and command.is_write
+        return operation
+
+    def _can_execute(self, operation: Operation) -> bool:
+        topology = self.topology
+        return (
+            topology.me not in topology.incomplete
+            and not self.node.is_stopping
+            and all(topology.owns(slot) for slot in operation.slots)
+        )
+
+    def _try_another(self, operation: Operation, *, is_executed: bool) -> None:
+        """The node that it was forwarded to refused, or is lost (`is_executed`: it may have run)."""
+        if is_executed:
+            if not _is_idempotent(operation):
+                self._end(operation, UNKNOWN)
+                return
+            if operation.command.is_write and not operation.hlc:
+                operation.hlc = operation.now_ms << 16
+        assert operation.target is not None
+        operation.tried = (*operation.tried, operation.target)
+        if operation.deadline_s <= self.node.now_s:
+            self._end(operation, TIMED_OUT)
+            return
+        if isinstance(operation, ExecOperation):
+            target = self._place_exec(operation)
+        else:
+            positions = operation.command.key_positions(operation.args)
+            target = self._place(
+                operation.command, operation.slots, operation.args, positions, operation.tried
+            )
+        self._start(operation, target)
+
+    # Time and losses
+
+    @property
+    def has_parked(self) -> bool:
+        return bool(self._parked)
+
+    def try_parked(self) -> None:
+        """Run what waited for a stall to end, or for another command's fate."""
+        parked, self._parked = self._parked, []
+        for operation in parked:
+            if operation.deadline_s <= self.node.now_s:
+                self._end(operation, TIMED_OUT)
+            elif not operation.is_done:
+                self.execute(operation)
+
+    def tick(self, now_s: float) -> None:
+        """Give up what has had its time."""
+        for operation in list(self.forwards.values()):
+            if operation.deadline_s > now_s:
+                continue
+            del self.forwards[operation.number]
+            self._end(operation, TIMED_OUT)
+
+    def disconnected(self, peer: NodeId) -> None:
+        """What was forwarded to a peer may have run there or not."""
+        for operation in list(self.forwards.values()):
+            if operation.target == peer and self.forwards.pop(operation.number, None) is not None:
+                self._try_another(operation, is_executed=True)
+
+    def forget(self, peer: NodeId) -> None:
+        """The peer is another process now."""
+        self._seen.pop(peer, None)
+
+
+def _is_plain(command: Command, args: list[bytes]) -> bool:
+    """GET, MGET, MSET, and SET whose effect does not depend on what was there."""
+    name = command.name
+    if name == "SET":
+        return len(args) == 3 or not any(
+            option.upper() in (b"NX", b"XX", b"GET", b"KEEPTTL") for option in args[3:]
+        )
+    return name in ("GET", "MGET", "MSET")
+
+
+def _is_idempotent(operation: Operation) -> bool:
+    if operation.transaction is not None:
+        return all(not command.is_write for command, _ in operation.transaction.commands)
+    return operation.is_plain or not operation.command.is_write
+
+
+def _first_written(command: Command) -> int:
+    """Which of a command's keys it writes first, as an index into its key positions."""
+    for number, spec in enumerate(command.keys):
+        if "RO" not in spec.access:
+            return number if len(command.keys) > 1 else 0
+    return 0
+
+
+def _joined(name: str, replies: list[bytes]) -> bytes:
+    """One reply of those to the parts; an error if one of them is."""
+    for reply in replies:
+        if reply.startswith(b"-"):
+            return reply
+    if name == "MGET":
+        return b"*%d\r\n" % len(replies) + b"".join(reply[4:] for reply in replies)
+    if name == "MSET":
+        return replies[0]
+    return b":%d\r\n" % sum(int(reply[1:-2]) for reply in replies)
+
+
+def _text_of(error: ClusterError, *, is_early: bool) -> ReplyError:
+    """What a client hears; docs/ERRORS.md explains each. `is_early`: nothing was done."""
+    if isinstance(error, QuorumNotMet):
+        if is_early:
+            what = "writes need" if error.is_write else "reads need"
+            return ReplyError(
+                f"NOREPLICAS {what} {error.needed} replicas of this key, and {error.answered} can be reached"
+            )
+        if error.is_write:
+            return ReplyError(
+                f"TIMEOUT written to {error.answered} of the {error.needed} replicas that are needed: "
+                "the write may last or not"
+            )
+        return ReplyError(f"TIMEOUT {error}")
+    if isinstance(error, ConflictLost) and error.is_partial:
+        return ReplyError(f"UNKNOWN {error}")
+    if isinstance(error, ConflictLost):
+        return ReplyError(f"TRYAGAIN {error}: nothing was changed")
+    return ReplyError(f"ERR {error}")
+
+
+__all__ = ["Dispatch", "Flag"]

@@ -1,0 +1,143 @@
+"""Operations: commands of clients on their way through the cluster, and the order of their replies.
+
+An `Operation` is one command that needs other nodes: it runs here or at another node, may run again, and
+ends with the bytes of its reply. `Pipeline` keeps those of one session in the order in which they came:
+replies leave in that order, whatever is ready first, and it says whether the next command may start
+before the earlier ones have ended.
+
+Commands of one session overlap only where nobody can tell: plain SET, GET, MSET and MGET of different
+slots, or all on one slot and all executed here. Everything else starts when the earlier ones are on
+enough replicas, so that an element of a queue is never seen before what it names.
+
+Core: no sockets; `respkv/dispatch.py` runs them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from cluster.errors import ClusterError
+from cluster.ring import NodeId
+from cluster.round import Pending
+from cluster.slot import Slot
+from engine.store import Pins
+from respkv.session import Session, Transaction
+
+if TYPE_CHECKING:
+    from respkv.command import Command
+    from respkv.dispatch import Dispatch
+
+OPERATIONS_MAX: Final = 1024  # Of one session at the same time.
+Origin = tuple[NodeId, bytes]  # Who forwarded an operation, and its number there.
+
+
+class Operation(Pending):
+    """One command. `data` is its encoded reply: as long as it waits for quorums, what it will be."""
+
+    __slots__ = (
+        "args", "command", "data", "db", "deadline_s", "dispatch", "hlc", "is_done", "is_local",
+        "is_plain", "is_resp3", "now_ms", "number", "origin", "parent", "pins", "session", "slots",
+        "started_ns", "target", "tried",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        session: Session,
+        command: Command,
+        args: list[bytes],
+        now_ms: int,
+        deadline_s: float,
+    ) -> None:
+        super().__init__()
+        self.dispatch = dispatch
+        self.session = session
+        self.command = command
+        self.args = args
+        self.db = session.db
+        self.is_resp3 = session.is_resp3
+        self.now_ms = now_ms
+        self.deadline_s = deadline_s
+        self.data = b""
+        self.is_done = False
+        self.is_local = True
+        self.is_plain = False
+        self.slots: tuple[Slot, ...] = ()
+        self.pins: Pins = {}
+        self.origin: Origin | None = None
+        self.parent: Any = None  # A split operation that waits for this one.
+        self.number = 0
+        self.target: NodeId | None = None  # Where it was forwarded.
+        self.tried: tuple[NodeId, ...] = ()
+        self.hlc = 0  # Of a write that may have been made before: its timestamp then.
+        self.started_ns = 0
+
+    def settled(self) -> None:
+        self.dispatch.finish(self)
+
+    def stale(self) -> None:
+        self.dispatch.run_again(self)
+
+    def failed(self, error: ClusterError) -> None:
+        self.dispatch.fail(self, error)
+
+    @property
+    def transaction(self) -> Transaction | None:
+        """Of an EXEC, which runs in a session of its own."""
+        return None
+
+
+class Pipeline:
+    """The operations of one session that have not been answered, in order."""
+
+    __slots__ = ("_other_count", "_remote_slots", "_slots", "operations")
+
+    def __init__(self) -> None:
+        self.operations: deque[Operation] = deque()
+        self._slots: dict[Slot, int] = {}
+        self._remote_slots: dict[Slot, int] = {}
+        self._other_count = 0  # Those that are not plain.
+
+    def may_start(self, slots: tuple[Slot, ...], *, is_plain: bool, is_local: bool) -> bool:
+        """Whether a command on these slots may run before the earlier ones have ended."""
+        if not self.operations:
+            return True
+        if len(self.operations) >= OPERATIONS_MAX:
+            return False
+        mine = self._slots
+        if is_plain and not self._other_count:
+            if is_local:
+                remote = self._remote_slots
+                return not remote or not any(slot in remote for slot in slots)
+            return not any(slot in mine for slot in slots)
+        return is_local and len(mine) == 1 and slots == tuple(mine) and not self._remote_slots
+
+    def add(self, operation: Operation) -> None:
+        self.operations.append(operation)
+        for slot in operation.slots:
+            self._slots[slot] = self._slots.get(slot, 0) + 1
+            if not operation.is_local:
+                self._remote_slots[slot] = self._remote_slots.get(slot, 0) + 1
+        self._other_count += not operation.is_plain
+
+    def take_done(self) -> list[bytes]:
+        """The replies that may leave now."""
+        operations = self.operations
+        ready = []
+        while operations and operations[0].is_done:
+            operation = operations.popleft()
+            ready.append(operation.data)
+            for slot in operation.slots:
+                _count_down(self._slots, slot)
+                if not operation.is_local:
+                    _count_down(self._remote_slots, slot)
+            self._other_count -= not operation.is_plain
+        return ready
+
+
+def _count_down(counts: dict[Slot, int], slot: Slot) -> None:
+    if counts[slot] == 1:
+        del counts[slot]
+    else:
+        counts[slot] -= 1

@@ -1,0 +1,335 @@
+"""What makes a node a member of a cluster: its parts, composed, and the way between them and the network.
+
+It decides nothing itself. What arrives goes by its verb to the part that knows it; what leaves waits for
+the log. Each tick of the node ends with `flush`: what was executed has been written to the log, so its
+deltas may leave, and what it promises (acknowledgements, confirmations, forwarded replies) leaves once
+the log is as durable as the configuration asks for.
+
+    dispatch       commands: here, forwarded, split              respkv/dispatch.py
+    coordinator    rounds: W and R                               cluster/coordinator.py
+    participant    other nodes' rounds                           cluster/participant.py
+    membership     who can be reached                            cluster/membership.py
+    exchange       what was missed                               cluster/exchange.py
+
+    STATE is_complete           to each peer, when it is connected and when it changes
+
+Core, but for what it is handed: clocks, randomness, the transport.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from cluster.clock import SlotClock
+from cluster.coordinator import Coordinator, Quorums
+from cluster.delta import lacks
+from cluster.errors import ClusterError
+from cluster.exchange import Exchange, ExchangeSettings
+from cluster.gossip_message import Terms, VersionRange
+from cluster.member_event import (
+    ClockBack,
+    ClockOff,
+    Event,
+    MemberRestarted,
+    PeerReachable,
+    PeerUnreachable,
+)
+from cluster.membership import Membership, MembershipSettings, introduce
+from cluster.participant import Participant
+from cluster.record import Record
+from cluster.ring import NodeId
+from cluster.slot import SLOT_COUNT, Row, Slot
+from cluster.topology import Topology
+from cluster.transport import Message, Transport
+from engine.errors import EngineError
+from engine.store import PageFault
+from respkv.dispatch import Dispatch
+
+if TYPE_CHECKING:
+    from cluster.replica import Replica
+    from respkv.node import Node
+    from respkv.reply import ReplyError
+
+STATE: Final = b"STATE"
+VERSIONS: Final = VersionRange(1, 1)  # Of the protocol between nodes.
+RETRY_S: Final = 0.1  # Then a second replica is asked to confirm a read.
+EXCHANGE_NS: Final = 1_000_000  # In each tick.
+PAGE_ROWS: Final = 256
+Promise = tuple[int, NodeId, Sequence[bytes]]
+
+
+class Peers:
+    """The cluster's side of one node."""
+
+    def __init__(self, node: Node, make_transport: Callable[[Peers], Transport]) -> None:
+        config = node.config
+        assert config.me is not None
+        self.node = node
+        self.replica = node.replica
+        self.topology = Topology(config.me.name, config.nodes, config.n)
+        self.topology.mark_complete(self.topology.me, is_complete=self.replica.is_complete)
+        settings = config.cluster
+        self.terms = Terms(settings.name, VERSIONS)
+        self.transport = make_transport(self)
+        now_s, wall_ms = node.monotonic_s(), node.now_ms()
+        gossip_settings = MembershipSettings(
+            interval_s=settings.gossip_interval_ms / 1000,
+            clock_skew_max_ms=settings.clock_skew_max_ms,
+        )
+        gossip = introduce(
+            self.terms,
+            self.topology,
+            wall_ms,
+            actors=(self.replica.actor,),
+            settings=gossip_settings,
+        )
+        self.membership = Membership(
+            self.topology, gossip, self.transport, node.rng, now_s, wall_ms, gossip_settings
+        )
+        self._gossiped_s = now_s - gossip_settings.interval_s
+        self.quorums = Quorums(config.n, config.r, config.w)
+        self.coordinator = Coordinator(
+            self.topology,
+            self.replica,
+            self.transport,
+            self.quorums,
+            timeout_s=settings.timeout_ms / 1000,
+            retry_s=RETRY_S,
+            first_id=node.rng.getrandbits(52),
+            fetch=self._fetch,
+        )
+        self.participant = Participant(self.replica, promise=self.promise, fetch=self._fetch)
+        self.exchange = Exchange(
+            self.topology,
+            _Slots(node, self.replica),
+            self.transport,
+            node.rng,
+            ExchangeSettings(),
+            self._fetch_for_exchange,
+        )
+        self.dispatch = Dispatch(
+            node,
+            self.topology,
+            self.coordinator,
+            self.transport,
+            timeout_s=settings.timeout_ms / 1000,
+            retries_max=settings.conflict_retries,
+            in_flight_bytes_max=settings.bytes_in_flight_max,
+            first_id=node.rng.getrandbits(52),
+            promise=self.promise,
+        )
+        self.is_clock_off = False
+        self.received_total = 0
+        self._promises: deque[Promise] = deque()
+        self._new_promises: list[tuple[NodeId, Sequence[bytes]]] = []
+        self._has_exchange_work = True
+        if not self.replica.is_complete:
+            node.log.info("incomplete: it serves when it has compared its data with other nodes")
+
+    # The way in
+
+    def receive(self, peer: NodeId, message: Message) -> None:
+        """See `cluster.transport.Receiver`."""
+        self.received_total += 1
+        node = self.node
+        now_s = self.coordinator.now_s = node.now_s
+        self.coordinator.now_ms = self.participant.now_ms = node.now_ms()
+        verb = message[0]
+        try:
+            if verb.startswith(b"GOSSIP."):
+                self._act(self.membership.receive(peer, message, now_s))
+            elif verb.startswith(b"EXCHANGE."):
+                self.exchange.receive(peer, message, now_s)
+                self._has_exchange_work = True
+            elif verb == STATE:
+                is_complete = message[1] == b"1"
+                if self.topology.mark_complete(peer, is_complete=is_complete):
+                    node.log.info("a peer's state", peer=peer, is_complete=is_complete)
+            elif not (
+                self.coordinator.receive(peer, message)
+                or self.participant.receive(peer, message)
+                or self.dispatch.receive(peer, message)
+            ):
+                node.log.warning("unknown message", peer=peer, verb=verb[:40].decode("latin-1"))
+        except (ClusterError, ValueError, IndexError) as error:
+            node.log.error(
+                "malformed message", peer=peer, verb=verb[:40].decode("latin-1"), reason=str(error)
+            )
+
+    def connected(self, peer: NodeId) -> None:
+        """See `cluster.transport.Receiver`."""
+        self._act(self.membership.connected(peer, self.node.monotonic_s()))
+        self._tell_state(peer)
+        self.exchange.connected(peer)
+        self._has_exchange_work = True
+
+    def disconnected(self, peer: NodeId, *, is_refused: bool) -> None:
+        """See `cluster.transport.Receiver`."""
+        now_s = self.node.monotonic_s()
+        self._act(self.membership.disconnected(peer, now_s, is_refused=is_refused))
+        self.exchange.disconnected(peer)
+        self._lose(peer)
+
+    def _act(self, events: Sequence[Event]) -> None:
+        """What membership has found out."""
+        for event in events:
+            match event:
+                case PeerReachable():
+                    self.node.log.info("peer reachable", peer=event.name)
+                    self._tell_state(event.name)
+                case PeerUnreachable():
+                    self.node.log.warning("peer unreachable", peer=event.name, reason=event.reason)
+                    self._lose(event.name)
+                case MemberRestarted():
+                    self.participant.forget(event.name)
+                    self.dispatch.forget(event.name)
+                case ClockOff() | ClockBack():
+                    self.is_clock_off = self.membership.is_clock_off
+                    self.node.log.warning("clocks", what=str(event))
+                    self._note_fitness()
+                case _:
+                    self.node.log.info("membership", what=str(event))
+
+    def _lose(self, peer: NodeId) -> None:
+        self.coordinator.now_s = self.node.now_s
+        self.coordinator.disconnected(peer)
+        self.dispatch.disconnected(peer)
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether this node may coordinate, and counts for reads."""
+        return self.replica.is_complete and not self.is_clock_off
+
+    def _note_fitness(self) -> None:
+        if self.topology.mark_complete(self.topology.me, is_complete=self.is_fit):
+            for peer in self.topology.peers:
+                self._tell_state(peer)
+
+    def _tell_state(self, peer: NodeId) -> None:
+        self.transport.send(peer, (STATE, b"1" if self.is_fit else b"0"))
+
+    # The way out
+
+    def promise(self, peer: NodeId, answer: Sequence[bytes]) -> None:
+        """Send an answer once all that was applied by now is as safe as the configuration asks for."""
+        self._new_promises.append((peer, answer))
+
+    def prepare(self) -> None:
+        """The tick ends: the last chance to execute something before the log is written."""
+        if self.dispatch.has_parked and not self.node.runner.is_stalled:
+            self.dispatch.try_parked()
+        self.work()
+
+    def flush(self, position: int) -> None:
+        """The tick has ended, and the log is written up to `position`."""
+        self.coordinator.flush()
+        promises, self._new_promises = self._new_promises, []
+        if promises:
+            if position <= self.node.releasable and not self._promises:
+                send = self.transport.send
+                for peer, answer in promises:
+                    send(peer, answer)
+            else:
+                self._promises += [(position, peer, answer) for peer, answer in promises]
+                self.node.want_sync()
+        self.transport.flush()
+
+    def release(self, position: int) -> None:
+        """The log is durable up to `position`."""
+        promises = self._promises
+        if not promises:
+            return
+        while promises and promises[0][0] <= position:
+            _, peer, answer = promises.popleft()
+            self.transport.send(peer, answer)
+        self.transport.flush()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `work` should be called in the next tick, without waiting for anything."""
+        return self._has_exchange_work
+
+    def work(self) -> None:
+        """A slice of the exchange."""
+        if self._has_exchange_work:
+            clock_ns = self.node.clock_ns
+            until_ns = clock_ns() + EXCHANGE_NS
+            self._has_exchange_work = self.exchange.work(lambda: clock_ns() >= until_ns)
+
+    def tick(self, now_s: float) -> None:
+        """Some times a second."""
+        self.coordinator.now_ms = self.participant.now_ms = self.node.now_ms()
+        if now_s - self._gossiped_s >= self.membership.settings.interval_s:
+            self._gossiped_s = now_s
+            self._act(self.membership.tick(now_s, self.node.now_ms()))
+        self.coordinator.tick(now_s)
+        self.dispatch.tick(now_s)
+        self.exchange.tick(now_s)
+        self._has_exchange_work = True
+        if not self.replica.is_complete:
+            self._check_complete()
+
+    def _check_complete(self) -> None:
+        """Complete again, once every slot was compared with a quorum of others."""
+        needed = max(1, self.quorums.n - self.quorums.w + 1)
+        counts = self.exchange.match_counts
+        preferences, me = self.topology.preferences, self.topology.me
+        for slot in range(SLOT_COUNT):
+            replicas = preferences[slot]
+            if me in replicas and counts[slot] < min(needed, len(replicas) - 1):
+                return
+        self.replica.note(is_complete=True)
+        self.node.log.info("complete: its data was compared with other nodes")
+        self._note_fitness()
+
+    # Pages
+
+    def _fetch(self, fault: PageFault, then: Callable[[], None]) -> None:
+        def resume(now_ms: int, failure: ReplyError | None) -> None:
+            self.coordinator.now_ms = self.participant.now_ms = now_ms
+            if failure is None:
+                then()
+
+        self.node.fetch(fault, None, resume)
+
+    def _fetch_for_exchange(self, fault: PageFault, resume: Callable[[Any], None]) -> None:
+        def arrived(now_ms: int, failure: ReplyError | None) -> None:
+            resume(None if failure is None else EngineError(failure.line.decode()))
+            self._has_exchange_work = True
+
+        self.node.fetch(fault, None, arrived)
+
+
+class _Slots:
+    """The replica as the exchange wants it."""
+
+    def __init__(self, node: Node, replica: Replica) -> None:
+        self._node = node
+        self._replica = replica
+
+    def clock(self, slot: Slot) -> SlotClock:
+        return self._replica.clocks.clock(slot)
+
+    def change_counts(self) -> Sequence[array[int]]:
+        return (self._replica.clocks.own, self._replica.heard)
+
+    def pages(self, slot: Slot) -> Generator[list[tuple[Row, bytes]] | PageFault, None, None]:
+        store = self._replica.store
+        start: Row | None = b""
+        while start is not None:
+            try:
+                rows, start = store.scan(slot, start, PAGE_ROWS)
+            except PageFault as fault:
+                yield fault
+                continue
+            yield rows
+
+    def repair(self, slot: Slot, row: Row, record: Record) -> bool:
+        return self._replica.repair(slot, row, record, self._node.now_ms())
+
+    def join_clock(self, slot: Slot, clock: SlotClock) -> None:
+        if lacks(self._replica.clocks.clock(slot), clock):
+            self._replica.join_clock(slot, clock, self._node.now_ms())

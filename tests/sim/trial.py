@@ -1,0 +1,136 @@
+"""One run of a world from a seed: faults and clients for a minute, then healing, liveness, and the checkers.
+
+    safety    clients work while faults happen
+    healing   all faults end
+    liveness  within `DEADLINE_S` every node runs and answers, and the replicas agree
+    audit     all keys are read once more; then the checkers judge the whole history
+
+`Result` is all that a run leaves: what was found, what fired, and the digest of its trace.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import trio
+import trio.testing
+
+from tests.sim import check
+from tests.sim.client import Client
+from tests.sim.fault import Faults
+from tests.sim.history import History
+from tests.sim.plan import Plan
+from tests.sim.timeline import deterministic
+from tests.sim.workload import Workload, audit
+from tests.sim.world import World, quiet
+
+DEADLINE_S = 40.0
+AUDITOR = 1000  # Session of the audit, and of the clients that ask for life.
+
+
+@dataclass(slots=True)
+class Result:
+    """What a run leaves."""
+
+    plan: Plan
+    findings: list[str] = field(default_factory=list)
+    fired: Counter[str] = field(default_factory=Counter)
+    operations: int = 0
+    acknowledged: int = 0
+    simulated_s: float = 0.0
+    real_s: float = 0.0
+    digest: str = ""
+    log: str = ""
+    history: History = field(default_factory=History)
+    trace: list[str] = field(default_factory=list)
+
+
+def run(plan: Plan) -> Result:
+    """Do one run. Raises nothing for what the product does wrong: that is in `findings`."""
+    result = Result(plan)
+    started_s = time.perf_counter()
+    with quiet() as log, deterministic(plan.seed):
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        trio.run(_run, plan, result, clock=clock)
+    result.real_s = time.perf_counter() - started_s
+    result.log = log.getvalue().decode(errors="replace")
+    return result
+
+
+async def _run(plan: Plan, result: Result) -> None:
+    world = World(plan)
+    history = result.history
+    workload = Workload(plan.keys, plan.pipeline)
+    faults = Faults(world)
+    async with world.running():
+        with _until_failure(world):
+            await _work(world, workload, faults, history)
+            faults.heal()
+            with trio.move_on_after(DEADLINE_S) as deadline:
+                await _live(world, workload, history, result)
+            if deadline.cancelled_caught:
+                result.findings.append(f"liveness: not all is well {DEADLINE_S} s after healing")
+        result.simulated_s = world.timeline.now_s
+    _judge(world, history, result)
+
+
+@contextmanager
+def _until_failure(world: World) -> Iterator[trio.CancelScope]:
+    """Leave the block at once when product code has failed."""
+    with trio.CancelScope() as scope:
+        world.when_failed = scope.cancel
+        yield scope
+
+
+async def _work(world: World, workload: Workload, faults: Faults, history: History) -> None:
+    """Clients and faults for as long as the plan says."""
+    plan = world.plan
+    with trio.move_on_after(plan.seconds):
+        async with trio.open_nursery() as nursery:
+            for session in range(plan.clients):
+                client = Client(world, session, history)
+                interval_s = plan.clients / plan.rate
+                nursery.start_soon(workload.run, client, interval_s)
+            if plan.has_faults:
+                nursery.start_soon(faults.run)
+
+
+async def _live(world: World, workload: Workload, history: History, result: Result) -> None:
+    """Each node answers, the replicas agree, and all keys can be read."""
+    for place, name in enumerate(world.names):
+        client = Client(world, AUDITOR + 1 + place, history, home=name)
+        key = b"alive:%s" % name.encode()
+        while not (await client.ask(b"SET", key, b"yes")).is_acknowledged:  # noqa: ASYNC110
+            await trio.sleep(0.2)
+    while findings := check.check_convergence(world.contents(), world.owners):
+        result.findings[:] = map(str, findings[:3])
+        await trio.sleep(0.5)
+    result.findings.clear()
+    await audit(Client(world, AUDITOR, history), workload.keys)
+
+
+def _judge(world: World, history: History, result: Result) -> None:
+    findings = result.findings
+    findings += [f"product code failed: {failure!r}" for failure in world.failures]
+    undecided: Counter[str] = Counter()
+    for checker in (
+        check.check_registers,
+        check.check_sessions,
+        check.check_appends,
+        check.check_counters,
+        check.check_locks,
+        check.check_order,
+    ):
+        findings += map(str, checker(history))
+    findings += map(str, check.check_linearity(history, undecided))
+    result.fired = world.fired
+    for verdict, count in undecided.items():
+        result.fired[f"keys {verdict}"] += count
+    result.operations = len(history.operations)
+    result.acknowledged = sum(op.is_acknowledged for op in history.operations)
+    result.digest = world.trace.digest
+    result.trace = list(world.trace.lines)
