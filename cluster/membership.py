@@ -314,7 +314,8 @@ class Membership:
 
     def _beat(self, peer: NodeId, now_s: float) -> None:
         link = self._link(peer)
-        held_us = int((now_s - link.theirs_s) * 1e6) if link.theirs_us else 0
+        # A caller may tell the time of its tick here, and the present one there.
+        held_us = max(int((now_s - link.theirs_s) * 1e6), 0) if link.theirs_us else 0
         wall_ms = int(now_s * 1e3 + self.clocks.ahead_ms)
         beat = Beat(_micros(now_s), min(max(wall_ms, 0), COUNT_MAX), link.theirs_us, held_us)
         self._transport.send(peer, [BEAT, encode(beat)])

@@ -81,9 +81,10 @@ class Topology:
 
     def candidates(self, slot: Slot) -> list[NodeId]:
         """The replicas that could coordinate a slot, the coordinator first."""
-        return [name for name in self.preferences[slot] if self._is_fit(name)]
+        return [name for name in self.preferences[slot] if self.is_fit(name)]
 
-    def _is_fit(self, name: NodeId) -> bool:
+    def is_fit(self, name: NodeId) -> bool:
+        """Whether a member could coordinate."""
         return name not in self.unreachable and name not in self.incomplete
 
     def is_reachable(self, name: NodeId) -> bool:
@@ -127,7 +128,7 @@ class Topology:
         first: dict[Preference, NodeId | None] = {}
         for replicas in self.preferences:
             if replicas not in first:
-                first[replicas] = next(filter(self._is_fit, replicas), None)
+                first[replicas] = next(filter(self.is_fit, replicas), None)
         self.coordinators = [first[replicas] for replicas in self.preferences]
 
 

@@ -53,6 +53,7 @@ from cluster.handshake import (
 from cluster.ring import NodeId
 from cluster.topology import NodeInfo
 from cluster.transport import Receiver
+from respkv import cluster_view
 from respkv.bus_link import PING_WIRE, BusLimits, Descriptors, Lane, Link, Stage, tune
 from respkv.bus_tls import Tls, TlsSettings
 from respkv.bus_wire import encode
@@ -147,6 +148,8 @@ class Bus:
         self._accepted: dict[Link, None] = {}  # Of these, who has not proved itself yet.
         self._sends: dict[NodeId, Link] = {}  # Open ones.
         self._bulks: dict[NodeId, Link] = {}
+        self.sent: dict[bytes, int] = {}  # Messages by verb, of both lanes.
+        self.overflows_total = 0  # Links that were closed because too much waited to be sent.
         self._dirty: list[Link] = []
         self._last: Sequence[bytes] | None = None
         self._last_data = b""
@@ -176,7 +179,9 @@ class Bus:
             if not link.is_dirty:
                 link.is_dirty = True
                 self._dirty.append(link)
-            link.queue(data, is_urgent=message[0] in self._urgent)
+            verb = message[0]
+            self.sent[verb] = self.sent.get(verb, 0) + 1
+            link.queue(data, is_urgent=verb in self._urgent)
         else:
             self._tell_too_large(link, message, data)
 
@@ -196,6 +201,7 @@ class Bus:
         if not link.is_dirty:
             link.is_dirty = True
             self._dirty.append(link)
+        self.sent[message[0]] = self.sent.get(message[0], 0) + 1
         link.queue(data, is_urgent=False)
         return True
 
@@ -226,6 +232,31 @@ class Bus:
             verb=message[0].decode("latin-1"),
             size_bytes=len(data),
         )
+
+    # What is told of it
+
+    def links(self, wall_ms: int) -> list[cluster_view.Link]:
+        """The open links. `wall_ms`: now, since 1970."""
+        now_s = self._now_s()
+        return [
+            cluster_view.Link(
+                peer=link.peer,
+                is_outgoing=link.is_dialled,
+                created_ms=wall_ms - int((now_s - link.started_s) * 1000),
+                events="rw" if link.is_watched_for_writing else "r",
+                allocated_bytes=link.queued_bytes + link.unsent_bytes,
+                used_bytes=link.queued_bytes + link.unsent_bytes,
+            )
+            for links in (self._sends, self._bulks)
+            for link in links.values()
+        ]
+
+    def heard_ms(self, wall_ms: int) -> dict[NodeId, int]:
+        """When each peer that is connected was heard last, since 1970; `wall_ms` is now."""
+        now_s = self._now_s()
+        return {
+            peer: wall_ms - int((now_s - link.heard_s) * 1000) for peer, link in self._sends.items()
+        }
 
     # Who is there
 
@@ -360,6 +391,7 @@ class Bus:
     def closed(self, link: Link, was: Stage, reason: str, kind: str) -> None:
         del self._all[link]
         self._accepted.pop(link, None)
+        self.overflows_total += link.has_overflowed
         peer = link.peer
         if link.is_dialled:
             self._dial_again(link, was)

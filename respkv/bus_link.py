@@ -141,9 +141,9 @@ class Link:
 
     __slots__ = (
         "_decoder", "_descriptors", "_end", "_limits", "_mask", "_owner", "_queue", "_queue_bytes_max",
-        "_read_bytes", "_recv", "_sock", "_tls", "_urgent", "address", "connect_error", "doom", "fd", "heard_s",
-        "is_dialled", "is_dirty", "is_heard", "is_pinged", "lane", "peer", "queued_bytes", "stage", "started_s",
-        "unsent", "unsent_bytes",
+        "_read_bytes", "_recv", "_sock", "_tls", "_urgent", "address", "connect_error", "doom", "fd",
+        "has_overflowed", "heard_s", "is_dialled", "is_dirty", "is_heard", "is_pinged", "lane", "peer",
+        "queued_bytes", "stage", "started_s", "unsent", "unsent_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -191,6 +191,7 @@ class Link:
         self.is_dirty = False  # The owner knows that there is something in them.
         self.unsent: deque[bytes | memoryview] = deque()  # What the kernel did not take.
         self.unsent_bytes = 0
+        self.has_overflowed = False  # It was given up since too much waited to be sent.
         self._mask = READ_WRITE if is_connecting else READ
         descriptors.adopt(self.fd, self._mask, self.ready)
 
@@ -207,6 +208,7 @@ class Link:
         """Have a message leave with `flush`."""
         # One message alone may be larger than the limit: nothing else would ever carry it.
         if self.queued_bytes > self._queue_bytes_max:
+            self.has_overflowed = True
             self.give_up(f"{self.queued_bytes} bytes are queued for it within one tick")
         if self.doom:
             return
@@ -234,6 +236,10 @@ class Link:
                 return
             data = self._tls.take()
         self._write_raw(data)
+
+    @property
+    def is_watched_for_writing(self) -> bool:
+        return bool(self._mask & WRITE)
 
     def give_up(self, reason: str) -> None:
         """Have the link end. The owner hears of it in the next tick."""
@@ -420,6 +426,7 @@ class Link:
         self.unsent_bytes += len(rest)
         # The oldest may be one large message, which must be allowed to leave.
         if self.unsent_bytes - len(self.unsent[0]) > self._queue_bytes_max:
+            self.has_overflowed = True
             self.give_up(f"it does not read: {self.unsent_bytes} bytes wait for it")
 
     def _write_rest(self) -> None:

@@ -5,9 +5,9 @@ commands (`respkv/commands/cluster.py`), nor runs them.
 
 A Redis Cluster slot has one master; here it has a preference list. Two words translate:
 
-    master   the slot's coordinator: its first replica that can be reached. So every node is a
-             master of some slots, and no node is a replica for good
-    replica  the other replicas that can be reached, in the order of the preference list
+    master   the slot's coordinator: its first replica that can be reached and is complete. So every
+             node is a master of some slots, and no node is a replica for good
+    replica  the other such replicas, in the order of the preference list
 
 A *run* is a range of slots that share both. A slot without a reachable replica is in no run: clients
 take it for one that nobody serves.
@@ -101,13 +101,13 @@ def runs(topology: Topology) -> tuple[Run, ...]:
 )  # Clients ask all at once, after each change; looking at all slots takes a millisecond.
 def _runs(topology: Topology, epoch: int, changes: int) -> tuple[Run, ...]:
     """`epoch` and `changes` tell the states of one topology apart."""
-    reachable = {
-        replicas: tuple(filter(topology.is_reachable, replicas))
+    fit = {
+        replicas: tuple(filter(topology.is_fit, replicas))
         for replicas in dict.fromkeys(topology.preferences)
     }
     found = []
     first = 0
-    for replicas, group in groupby(reachable[replicas] for replicas in topology.preferences):
+    for replicas, group in groupby(fit[replicas] for replicas in topology.preferences):
         after = first + sum(1 for _ in group)
         if replicas:
             found.append(Run(first, after - 1, replicas[0], replicas[1:]))

@@ -27,7 +27,7 @@ Core: time is an argument; messages go through the transport seam.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -36,13 +36,15 @@ from cluster.coordinator import Coordinator
 from cluster.errors import ClusterError
 from cluster.ring import NodeId
 from cluster.round import ConflictLost, QuorumNotMet
-from cluster.slot import Row, Slot, row_of, slot_of
+from cluster.slot import DATABASE_COUNT, Row, Slot, row_of, slot_of
 from cluster.topology import Topology
 from cluster.transport import Transport
 from engine.errors import EngineError
 from engine.store import PageFault
-from respkv.cluster_view import redirect
+from respkv.cluster_view import redirect, slots_of
 from respkv.command import TABLE, Command, Flag
+from respkv.lane import OK_BYTES
+from respkv.number import integer_or_none
 from respkv.operation import Operation, Pipeline
 from respkv.reply import OK, Reply, ReplyError, encode
 from respkv.runner import FIND
@@ -78,8 +80,10 @@ SPREAD: Final = ReplyError(
 )
 IN_TRANSACTION: Final = ReplyError("ERR this command cannot be used inside MULTI in a cluster")
 SPLITTABLE: Final = frozenset(("MGET", "MSET", "DEL", "EXISTS", "UNLINK", "TOUCH"))
+OF_NO_SESSION: Final = frozenset(("SELECT", "PING", "ECHO", "TIME"))
 SEEN_MAX: Final = 4096  # Forwarded operations that are remembered of each peer.
 RESULT_MODES: Final = REPLY_OFF | REPLY_SKIP
+HARMLESS_MODES: Final = TRACKING | RESULT_MODES  # Commands are executed as without them.
 
 
 class Packed(msgspec.Struct, array_like=True):
@@ -105,6 +109,14 @@ class ExecOperation(Operation):
     @property
     def transaction(self) -> Transaction:
         return self._transaction
+
+    @property
+    def is_of_session(self) -> bool:
+        """Whether a command is in it that looks at the client's session, or at the node: CLIENT, INFO, ..."""
+        return any(
+            not command.keys and command.name not in OF_NO_SESSION
+            for command, _ in self._transaction.commands
+        )
 
 
 class SplitOperation(Operation):
@@ -171,6 +183,8 @@ class Dispatch:
                 queue.appendleft(args)
                 session.mode |= WAITING
                 return
+            if session.is_asking and not session.mode & IN_MULTI and args[0].upper() != b"ASKING":
+                session.is_asking = False
             budget -= 1
             if budget <= 0:
                 return  # The front brings it back in the next tick.
@@ -181,8 +195,11 @@ class Dispatch:
         if command is not None and command.subcommands:
             command = TABLE.lookup(args)
         is_exec = command is not None and command.name == "EXEC"
-        if command is None or session.mode & ~TRACKING or not (command.keys or is_exec):
-            if is_exec and session.mode & ~TRACKING == IN_MULTI and len(args) == 1:
+        if self.node.runner.is_paused is not None and self._must_pause(session, command):
+            return False
+        mode = session.mode & ~HARMLESS_MODES
+        if command is None or mode or not (command.keys or is_exec):
+            if is_exec and mode == IN_MULTI and len(args) == 1:
                 return self._take_exec(session, now_ms)
             pipeline = session.pipeline
             if pipeline is not None and pipeline.operations:
@@ -197,6 +214,15 @@ class Dispatch:
             self.node.runner.serve_here(session, [args], now_ms)  # It says what is wrong.
             return True
         return self._take_keyed(session, command, args, now_ms)
+
+    def _must_pause(self, session: Session, command: Command | None) -> bool:
+        """CLIENT PAUSE: whether a command has to wait for its end."""
+        runner = self.node.runner
+        if command is None or runner.is_paused is None or not runner.is_paused(command, session):
+            return False
+        if session not in runner.paused:
+            runner.paused.append(session)
+        return True
 
     def _take_keyed(
         self, session: Session, command: Command, args: list[bytes], now_ms: int
@@ -213,7 +239,9 @@ class Dispatch:
         if pipeline is None:
             pipeline = session.pipeline = Pipeline()
         is_split = len(slots) > 1 and not is_local and command.name in SPLITTABLE
-        if not pipeline.may_start(slots, is_plain=is_plain, is_local=is_local):
+        if not pipeline.may_start(
+            slots, is_plain=is_plain, is_local=is_local, is_write=command.is_write
+        ):
             return False
         deadline_s = self.node.now_s + self.timeout_s
         kind = SplitOperation if is_split else Operation
@@ -222,9 +250,10 @@ class Dispatch:
         operation.is_plain = is_plain
         operation.is_local = is_local
         operation.is_blind = is_plain and command.is_write
-        pipeline.add(operation)
-        self.in_flight += 1
-        if session.is_cluster:
+        self._admit(session, pipeline, operation)
+        if session.is_cluster and (
+            len(slots) != 1 or self.topology.coordinators[slots[0]] != self.topology.me
+        ):
             refusal = redirect(session, command, slots, self.topology)
             if refusal is not None:
                 self._end(operation, refusal)
@@ -236,6 +265,20 @@ class Dispatch:
         else:
             self._start(operation, target)
         return True
+
+    def _admit(self, session: Session, pipeline: Pipeline, operation: Operation) -> None:
+        session.last_command = operation.command
+        if session.mode & RESULT_MODES:
+            operation.is_silent = True
+            session.mode &= ~REPLY_SKIP
+        pipeline.add(operation)
+        self.in_flight += 1
+
+    def redirection(
+        self, session: Session, command: Command, args: list[bytes]
+    ) -> ReplyError | None:
+        """What a command of the cluster port is answered because of its keys, if another node has them."""
+        return redirect(session, command, slots_of(session, command, args), self.topology)
 
     def _take_exec(self, session: Session, now_ms: int) -> bool:
         pipeline = session.pipeline
@@ -253,12 +296,22 @@ class Dispatch:
             self.node.runner.serve_here(session, [[b"EXEC"]], now_ms)
             return True
         operation = ExecOperation(self, session, now_ms, self.node.now_s + self.timeout_s)
-        self.node.runner.end_transaction(session)
         operation.slots = tuple(slots)
         operation.is_local = False
-        pipeline.add(operation)
-        self.in_flight += 1
-        self._start(operation, self._place_exec(operation))
+        self._admit(session, pipeline, operation)
+        refusal = (
+            self.redirection(session, operation.command, operation.args)
+            if session.is_cluster
+            else None
+        )
+        self.node.runner.end_transaction(session)
+        target = self._place_exec(operation)
+        if refusal is not None:
+            self._end(operation, refusal)
+        elif target != self.topology.me and operation.is_of_session:
+            self._end(operation, IN_TRANSACTION)
+        else:
+            self._start(operation, target)
         return True
 
     # Where
@@ -274,8 +327,9 @@ class Dispatch:
         """The node that executes a command; None if it has to be split, or no node can."""
         topology = self.topology
         me = topology.me
-        if not command.is_write and self._reads_anywhere and me not in topology.incomplete:
-            if all(me in topology.preferences[slot] for slot in slots) and me not in tried:
+        is_here = self._reads_anywhere and me not in topology.incomplete and me not in tried
+        if not command.is_write and is_here:
+            if all(me in topology.preferences[slot] for slot in slots):
                 return me
         if len(slots) == 1:
             return self._coordinator(slots[0], tried)
@@ -287,6 +341,10 @@ class Dispatch:
         return self._common([first, *slots], tried)
 
     def _place_exec(self, operation: ExecOperation) -> NodeId | None:
+        topology = self.topology
+        if operation.is_of_session and topology.is_fit(topology.me):
+            if all(topology.owns(slot) for slot in operation.slots):
+                return topology.me
         first = [
             slot_of(args[at])
             for command, args in operation.transaction.commands
@@ -411,6 +469,9 @@ class Dispatch:
             context.drop()
             self._end(operation, node.data_error(error))
             return
+        finally:
+            if transaction is not None:
+                runner.end_transaction(session)
         try:
             store = context.store
             reads = [
@@ -428,42 +489,43 @@ class Dispatch:
             return
         finally:
             context.store.pinned = {}
-        if transaction is not None:
-            self._take_back(operation, session)
-        operation.data = encode(reply, resp3=operation.is_resp3)
+        is_resp3 = session.is_resp3 if transaction is not None else operation.is_resp3
+        operation.data = encode(reply, resp3=is_resp3)
+        if command.name == "WATCH" and operation.origin is not None:
+            self._give_watched(operation, session)
         coordinator.begin(operation, reads, written, is_checked=is_checked)
         if not operation.waits and not operation.is_over:
             operation.is_over = True
             self.finish(operation)
 
     def _session_of(self, operation: Operation) -> Session:
-        """The session that a command sees: the client's, or one that stands for it."""
+        """The session that a command sees: the client's, or one that stands for it. EXEC finds it as it was."""
+        session = operation.session
+        if operation.origin is not None and operation.transaction is not None:
+            session = Session(0, "", "", self.node.limits, self.node.now_s, authenticated=True)
+        if operation.origin is not None or operation.transaction is not None:
+            session.db, session.is_resp3 = operation.db, operation.is_resp3
         if operation.transaction is not None:
-            agent = self._new_agent(operation)
-            agent.transaction = Transaction(
-                list(operation.transaction.commands), operation.transaction.is_broken
-            )
             assert isinstance(operation, ExecOperation)
-            agent.watches = dict(operation.watches)
-            agent.mode |= IN_MULTI
-            return agent
-        if operation.origin is None:
-            return operation.session
-        agent = operation.session
-        agent.db, agent.is_resp3 = operation.db, operation.is_resp3
-        return agent
+            session.transaction = Transaction(list(operation.transaction.commands))
+            session.watches = dict(operation.watches)
+            session.mode |= IN_MULTI
+        return session
 
-    def _new_agent(self, operation: Operation) -> Session:
-        agent = Session(0, "", "", self.node.limits, self.node.now_s, authenticated=True)
-        agent.db, agent.is_resp3 = operation.db, operation.is_resp3
-        return agent
+    def _give_watched(self, operation: Operation, agent: Session) -> None:
+        """The client watches, not the agent: answer what it has seen."""
+        watched = [(db, key, dots) for (db, key), dots in agent.watches.items()]
+        agent.watches.clear()
+        if not operation.data.startswith(b"-"):
+            operation.data = msgspec.msgpack.encode(watched)
 
-    def _take_back(self, operation: Operation, agent: Session) -> None:
-        """What a transaction changed of its session."""
-        operation.is_resp3 = agent.is_resp3
-        if operation.origin is None:
-            operation.session.db = agent.db
-            operation.session.is_resp3 = agent.is_resp3
+    def _take_watched(self, operation: Operation) -> None:
+        if operation.data.startswith(b"-"):
+            return
+        watched = msgspec.msgpack.decode(operation.data, type=list[tuple[int, bytes, bytes | None]])
+        for db, key, dots in watched:
+            operation.session.watches.setdefault((db, key), dots)
+        operation.data = OK_BYTES
 
     def _places(self, operation: Operation, session: Session) -> list[tuple[Slot, Row]]:
         """The rows of the keys that a command names."""
@@ -474,10 +536,10 @@ class Dispatch:
         if transaction is None:
             return [(slot_of(args[at]), row_of(db, args[at])) for at in command.key_positions(args)]
         places: dict[tuple[Slot, Row], None] = {}
-        for queued, queued_args in transaction.commands:
+        for number, queued, queued_args in _by_database(operation):
             for at in queued.key_positions(queued_args):
                 key = queued_args[at]
-                places[slot_of(key), row_of(db, key)] = None
+                places[slot_of(key), row_of(databases[number], key)] = None
         for watched_db, key in session.watches:
             places[slot_of(key), row_of(databases[watched_db], key)] = None
         return list(places)
@@ -531,9 +593,18 @@ class Dispatch:
         command.histogram.add(elapsed_ns)
         self.node.runner.commands_total += 1
         session = operation.session
-        if operation.origin is None and (session.mode & TRACKING or self.node.monitors):
-            self.node.runner.note(session, command, operation.args)
+        slowlog = self.node.slowlog
+        if elapsed_ns >= slowlog.threshold_ns and Flag.SKIP_SLOWLOG not in command.flags:
+            slowlog.add(session, command, operation.args, elapsed_ns)
+        if operation.origin is None:
+            self._note(operation)
         self.release(operation)
+
+    def _note(self, operation: Operation) -> None:
+        """A client's command was executed, here or elsewhere: for tracking and the monitors."""
+        session = operation.session
+        if operation.parent is None and (session.mode & TRACKING or self.node.monitors):
+            self.node.runner.note(session, operation.command, operation.args)
 
     def fail(self, operation: Operation, error: ClusterError) -> None:
         self._end(operation, _text_of(error, is_early=False))
@@ -568,14 +639,9 @@ class Dispatch:
     def _send_ready(self, session: Session) -> None:
         pipeline = session.pipeline
         assert pipeline is not None
-        ready = pipeline.take_done()
-        if not ready:
+        if not pipeline.operations or not pipeline.operations[0].is_done:
             return
-        if session.mode & RESULT_MODES:
-            for _ in ready:  # CLIENT REPLY OFF or SKIP.
-                session.mode &= ~REPLY_SKIP
-        else:
-            session.out += ready
+        session.out += pipeline.take_done()
         self.node.touch(session)
         if session.mode & WAITING and session.wait is None:
             session.mode &= ~WAITING  # The front serves its queue in the next tick.
@@ -614,8 +680,13 @@ class Dispatch:
             if operation is not None:
                 operation.is_over = True
                 operation.data = message[2]
+                if operation.command.name == "WATCH":
+                    self._take_watched(operation)
+                elif operation.transaction is not None and operation.data.startswith(b"*"):
+                    operation.session.db = list(_by_database(operation))[-1][0]
+                self._note(operation)
                 self.release(operation)
-        elif verb == FORWARD or verb == FORWARD_EXEC:
+        elif verb in (FORWARD, FORWARD_EXEC):
             self._take_forwarded(peer, message)
         elif verb == REFUSED:
             operation = self._answered(peer, message)
@@ -768,6 +839,18 @@ def _is_idempotent(operation: Operation) -> bool:
     if operation.transaction is not None:
         return all(not command.is_write for command, _ in operation.transaction.commands)
     return operation.is_plain or not operation.command.is_write
+
+
+def _by_database(operation: Operation) -> Iterator[tuple[int, Command, list[bytes]]]:
+    """The commands of a transaction, each with the database that is selected behind it."""
+    assert operation.transaction is not None
+    db = operation.db
+    for queued, args in operation.transaction.commands:
+        if queued.name == "SELECT":
+            number = integer_or_none(args[1])
+            if number is not None and 0 <= number < DATABASE_COUNT:
+                db = number
+        yield db, queued, args
 
 
 def _first_written(command: Command) -> int:

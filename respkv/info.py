@@ -31,7 +31,9 @@ from respkv.keyspace import Counts
 from respkv.version import REDIS_VERSION, VERSION
 
 if TYPE_CHECKING:
+    from cluster.topology import Topology
     from respkv.node import Node
+    from respkv.peers import Peers
 
 Value = int | float | str
 Fields = dict[str, Value]
@@ -41,11 +43,14 @@ COUNTING_NS_MAX: Final = (
 )
 
 
-def info_text(node: Node, names: Iterable[bytes]) -> bytes:
-    """The text of the sections that these names mean, in their usual order."""
+def info_text(node: Node, names: Iterable[bytes], *, is_cluster: bool = False) -> bytes:
+    """The text of the sections that these names mean, in their usual order. `is_cluster`: asked on the cluster port."""
     wanted = sections_of(names)
-    chosen = [(name, fields) for name, fields in SECTIONS.items() if name in wanted]
-    return b"\r\n".join(_section(name, fields(node)) for name, fields in chosen)
+    chosen = [(name, fields(node)) for name, fields in SECTIONS.items() if name in wanted]
+    if is_cluster:
+        for name, fields in chosen:
+            fields |= _of_cluster_port(node, name)
+    return b"\r\n".join(_section(name, fields) for name, fields in chosen)
 
 
 def sections_of(names: Iterable[bytes]) -> set[str]:
@@ -364,7 +369,64 @@ def _times(histogram: Histogram, percents: tuple[float, ...]) -> str:
 
 
 def _cluster(node: Node) -> Fields:
-    return {"cluster_enabled": 0}
+    """What a member of a cluster knows of it; `cluster_enabled` is 0 on the client port."""
+    fields: Fields = {"cluster_enabled": 0}
+    if node.peers is not None:
+        fields |= _rounds(node.peers) | _exchange(node.peers) | _others(node.peers.topology)
+    return fields
+
+
+def _rounds(peers: Peers) -> Fields:
+    topology, coordinator, dispatch = peers.topology, peers.coordinator, peers.dispatch
+    reachable_count = sum(map(topology.is_reachable, topology.nodes))
+    return {
+        "cluster_name": peers.node.config.cluster.name,
+        "cluster_epoch": topology.epoch,
+        "cluster_n": peers.quorums.n,
+        "cluster_r": peers.quorums.r,
+        "cluster_w": peers.quorums.w,
+        "cluster_nodes": len(topology.nodes),
+        "cluster_nodes_reachable": reachable_count,
+        "is_complete": int(peers.replica.is_complete),
+        "is_clock_off": int(peers.is_clock_off),
+        "commands_in_flight": dispatch.in_flight,
+        "forwards_in_flight": len(dispatch.forwards),
+        "forwards": dispatch.forwarded_total,
+        "write_rounds_in_flight": len(coordinator.writes),
+        "read_rounds_in_flight": len(coordinator.reads),
+        "rounds_bytes_in_flight": coordinator.in_flight_bytes,
+        "conflicts": coordinator.conflicts_total,
+        "repairs": coordinator.repairs_total,
+        "retries": coordinator.retries_total,
+    }
+
+
+def _exchange(peers: Peers) -> Fields:
+    """How far this node has got in finding out, and getting, what it lacks."""
+    progress = peers.exchange.progress()
+    names = (
+        *("slots_left", "transfers", "rounds", "slots_received", "rows_received", "bytes_received"),
+        *("rows_sent", "bytes_sent", "dropped"),
+    )
+    return {f"exchange_{name}": getattr(progress, name) for name in names}
+
+
+def _others(topology: Topology) -> Fields:
+    return {
+        f"node{number}": f"name={name},address={node.host}:{node.client_port},"
+        f"reachable={int(topology.is_reachable(name))},complete={int(name not in topology.incomplete)}"
+        for number, (name, node) in enumerate(topology.nodes.items())
+    }
+
+
+def _of_cluster_port(node: Node, section: str) -> Fields:
+    """What a section tells otherwise to a client of the cluster port."""
+    if section == "cluster":
+        return {"cluster_enabled": 1}
+    if section == "server" and node.topology is not None:
+        port = node.topology.nodes[node.topology.me].cluster_port
+        return {"redis_mode": "cluster", "tcp_port": port}
+    return {}
 
 
 def _keyspace(node: Node) -> Fields:

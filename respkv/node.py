@@ -25,7 +25,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, cast
 
@@ -35,6 +35,7 @@ import trio
 from cluster.gossip_message import GossipError
 from cluster.replica import Replica
 from cluster.slot import DATABASE_COUNT, SYSTEM_SLOT
+from cluster.topology import Topology
 from cluster.transport import Transport
 from engine.compression import Compression
 from engine.damage import Damage
@@ -47,6 +48,7 @@ from respkv import logs
 from respkv.bus import Bus, make_bus
 from respkv.bus_link import BusLimits
 from respkv.bus_tls import TlsError
+from respkv.cluster_view import BusStats, Link
 from respkv.command import TABLE, Command
 from respkv.commands import load as load_commands
 from respkv.config import Config, ConfigError, read_secret
@@ -186,10 +188,12 @@ class Node:
         self._is_hurried = False
         self.is_sync_wanted = config.log.fsync == "always"
         self.peers: Peers | None = None
+        self.topology: Topology | None = None
         self.bus: Bus | None = None
         if make_transport is not None:
             self.store.horizon_position = 0  # Others may have to hear of what is dead.
             self.peers = Peers(self, make_transport)
+            self.topology = self.peers.topology
             if isinstance(self.peers.transport, Bus):
                 self.bus = self.peers.transport
             self.runner.dispatch = self.peers.dispatch
@@ -321,6 +325,21 @@ class Node:
     def used_bytes(self) -> int:
         """Memory of the process before there was data, and of data: memtables and caches."""
         return self.stats.startup_bytes + self.store.memory_bytes
+
+    def links(self) -> Sequence[Link]:
+        """The connections of the bus, for CLUSTER LINKS."""
+        return [] if self.bus is None else self.bus.links(self.now_ms())
+
+    def bus_stats(self) -> BusStats:
+        """What was counted on the bus, for CLUSTER INFO and CLUSTER NODES."""
+        if self.peers is None or self.bus is None:
+            return BusStats()
+        return BusStats(
+            sent=_by_kind(self.bus.sent),
+            received=_by_kind(self.peers.received),
+            heard_ms=self.bus.heard_ms(self.now_ms()),
+            overflows=self.bus.overflows_total,
+        )
 
     @property
     def is_stopping(self) -> bool:
@@ -849,6 +868,11 @@ def run(config: Config, data_dir: str, node_name: str) -> int:
     except OSError as error:
         print(f"respkv: cannot listen: {error}", file=sys.stderr)
         return 1
+
+
+def _by_kind(counts: Mapping[bytes, int]) -> dict[str, int]:
+    """Messages by verb, as names of fields."""
+    return {verb.decode("ascii").lower().replace(".", "_"): count for verb, count in counts.items()}
 
 
 def _make_bus(peers: Peers, *, secret: bytes | None) -> Bus:

@@ -6,8 +6,9 @@ replies leave in that order, whatever is ready first, and it says whether the ne
 before the earlier ones have ended.
 
 Commands of one session overlap only where nobody can tell: plain SET, GET, MSET and MGET of different
-slots, or all on one slot and all executed here. Everything else starts when the earlier ones are on
-enough replicas, so that an element of a queue is never seen before what it names.
+slots, and a read of a slot where all before it was executed here. A write waits for what was asked of
+its slot before: that may have to run again, and must not see it then. Everything else starts when the
+earlier ones are on enough replicas, so that an element of a queue is never seen before what it names.
 
 Core: no sockets; `respkv/dispatch.py` runs them.
 """
@@ -37,7 +38,7 @@ class Operation(Pending):
 
     __slots__ = (
         "args", "command", "data", "db", "deadline_s", "dispatch", "hlc", "is_done", "is_local",
-        "is_plain", "is_resp3", "now_ms", "number", "origin", "parent", "pins", "session", "slots",
+        "is_plain", "is_resp3", "is_silent", "now_ms", "number", "origin", "parent", "pins", "session", "slots",
         "started_ns", "target", "tried",
     )  # fmt: skip
 
@@ -63,6 +64,7 @@ class Operation(Pending):
         self.is_done = False
         self.is_local = True
         self.is_plain = False
+        self.is_silent = False  # CLIENT REPLY: its reply is not sent.
         self.slots: tuple[Slot, ...] = ()
         self.pins: Pins = {}
         self.origin: Origin | None = None
@@ -99,19 +101,18 @@ class Pipeline:
         self._remote_slots: dict[Slot, int] = {}
         self._other_count = 0  # Those that are not plain.
 
-    def may_start(self, slots: tuple[Slot, ...], *, is_plain: bool, is_local: bool) -> bool:
+    def may_start(
+        self, slots: tuple[Slot, ...], *, is_plain: bool, is_local: bool, is_write: bool
+    ) -> bool:
         """Whether a command on these slots may run before the earlier ones have ended."""
         if not self.operations:
             return True
         if len(self.operations) >= OPERATIONS_MAX:
             return False
-        mine = self._slots
-        if is_plain and not self._other_count:
-            if is_local:
-                remote = self._remote_slots
-                return not remote or not any(slot in remote for slot in slots)
-            return not any(slot in mine for slot in slots)
-        return is_local and len(mine) == 1 and slots == tuple(mine) and not self._remote_slots
+        if not is_plain or self._other_count:
+            return False
+        taken = self._remote_slots if is_local and not is_write else self._slots
+        return not taken or not any(slot in taken for slot in slots)
 
     def add(self, operation: Operation) -> None:
         self.operations.append(operation)
@@ -127,7 +128,8 @@ class Pipeline:
         ready = []
         while operations and operations[0].is_done:
             operation = operations.popleft()
-            ready.append(operation.data)
+            if not operation.is_silent:
+                ready.append(operation.data)
             for slot in operation.slots:
                 _count_down(self._slots, slot)
                 if not operation.is_local:

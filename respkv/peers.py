@@ -122,7 +122,7 @@ class Peers:
             promise=self.promise,
         )
         self.is_clock_off = False
-        self.received_total = 0
+        self.received: dict[bytes, int] = {}  # Messages by verb.
         self._promises: deque[Promise] = deque()
         self._new_promises: list[tuple[NodeId, Sequence[bytes]]] = []
         self._has_exchange_work = True
@@ -133,7 +133,6 @@ class Peers:
 
     def receive(self, peer: NodeId, message: Message) -> None:
         """See `cluster.transport.Receiver`."""
-        self.received_total += 1
         node = self.node
         now_s = self.coordinator.now_s = node.now_s
         self.coordinator.now_ms = self.participant.now_ms = node.now_ms()
@@ -154,10 +153,13 @@ class Peers:
                 or self.dispatch.receive(peer, message)
             ):
                 node.log.warning("unknown message", peer=peer, verb=verb[:40].decode("latin-1"))
+                return
         except (ClusterError, ValueError, IndexError) as error:
             node.log.error(
                 "malformed message", peer=peer, verb=verb[:40].decode("latin-1"), reason=str(error)
             )
+        else:
+            self.received[verb] = self.received.get(verb, 0) + 1
 
     def connected(self, peer: NodeId) -> None:
         """See `cluster.transport.Receiver`."""

@@ -298,6 +298,11 @@ class Runner:
         if session.mode & MONITORING and command.flags & _OF_THE_KEYSPACE:
             self._refuse(session, command, MONITOR_READS)
             return True
+        if session.is_cluster and command.keys and self.dispatch is not None:
+            refusal = self.dispatch.redirection(session, command, args)
+            if refusal is not None:
+                self._refuse(session, command, refusal)
+                return True
         refusal = self.node.refusal
         if refusal is not None and _writes(command, session):
             self._refuse(session, command, refusal)

@@ -142,6 +142,8 @@ def _flags(session: Session) -> str:
             flags += letter
     if session.is_unix:
         flags += "U"
+    if session.is_readonly:
+        flags += "r"
     if session.no_evict:
         flags += "e"
     if session.tracking and session.tracking.is_broken:

@@ -65,7 +65,7 @@ def _topology(ctx: Context) -> Topology:
 )  # fmt: skip
 def cluster_info(ctx: Context) -> Reply:
     """Tell whether all slots are served, by how many nodes, and what went over the bus."""
-    topology, config = _topology(ctx), ctx.node.config.cluster
+    topology, config = _topology(ctx), ctx.node.config
     stats = _node(ctx).bus_stats()
     return Verbatim(cluster_view.info_text(topology, config.r, config.w, stats))
 

@@ -34,6 +34,7 @@ _KINDS_OF_ACCESS: Final = frozenset(("RO", "RW", "OW", "RM"))
 _DEPRECATED: Final = {
     "GETSET": ("6.2.0", "`SET` with the `GET` option"),
     "SUBSTR": ("2.0.0", "`GETRANGE`"),
+    "CLUSTER|SLOTS": ("7.0.0", "`CLUSTER SHARDS`"),
 }
 _FOR_TESTS: Final = frozenset(("DEBUG",))
 

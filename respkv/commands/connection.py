@@ -5,6 +5,7 @@ from __future__ import annotations
 from hmac import compare_digest
 from typing import Final
 
+from respkv.cluster_view import SELECT_REFUSED
 from respkv.command import Flag, command
 from respkv.context import Context
 from respkv.number import integer
@@ -73,6 +74,8 @@ def select(ctx: Context, index: bytes) -> Reply:
     number = integer(index)
     if not -(2**31) <= number < 2**31:
         raise ReplyError("ERR value is out of range, value must between -2147483648 and 2147483647")
+    if number and ctx.session.is_cluster:
+        raise SELECT_REFUSED
     if not 0 <= number < len(ctx.node.databases):
         raise ReplyError("ERR DB index is out of range")
     ctx.session.db = number
@@ -106,6 +109,7 @@ def reset(ctx: Context) -> Reply:
     session.name = b""
     session.is_resp3 = False
     session.no_touch = False
+    session.is_readonly = session.is_asking = False
     if node.config.client.requirepass:
         session.mode |= UNAUTHENTICATED
         session.parser.limits = Limits.unauthenticated()
@@ -174,7 +178,7 @@ def hello(ctx: Context, *words: bytes) -> Reply:
         b"version": REDIS_VERSION.encode(),
         b"proto": 3 if session.is_resp3 else 2,
         b"id": session.id,
-        b"mode": b"standalone",
+        b"mode": b"cluster" if session.is_cluster else b"standalone",
         b"role": b"master",
         b"modules": [],
     }

@@ -13,6 +13,7 @@ from typing import Final
 
 from cluster.record import DELETION, RAW_ENCODING, TYPE_MASK, Version
 from cluster.slot import DATABASE_COUNT, Key
+from respkv.cluster_view import COPY_REFUSED, MOVE_REFUSED, SWAPDB_REFUSED
 from respkv.command import Flag, Keys, command, container
 from respkv.context import Context
 from respkv.keyspace import TYPE_NAMES
@@ -195,6 +196,8 @@ def renamenx(ctx: Context, key: Key, newkey: Key) -> Reply:
 def copy(ctx: Context, source: Key, destination: Key, *options: bytes) -> Reply:
     """Copy the value of a key to another key, also of another database."""
     db, is_replacing = _parse_copy(ctx, options)
+    if db != ctx.db and ctx.session.is_cluster:
+        raise COPY_REFUSED
     if db == ctx.db and source == destination:
         raise SAME_OBJECT
     version = ctx.find(source)
@@ -231,6 +234,8 @@ def _parse_copy(ctx: Context, options: tuple[bytes, ...]) -> tuple[int, bool]:
 )
 def move(ctx: Context, key: Key, number: bytes) -> Reply:
     """Move a key to another database."""
+    if ctx.session.is_cluster:
+        raise MOVE_REFUSED
     db = ctx.databases[_database(number)]
     if db == ctx.db:
         raise SAME_OBJECT
@@ -264,6 +269,8 @@ def _database(number: bytes) -> int:
 )
 def swapdb(ctx: Context, index1: bytes, index2: bytes) -> Reply:
     """Exchange two databases, for all clients at once."""
+    if ctx.session.is_cluster:
+        raise SWAPDB_REFUSED
     first = integer(index1, INVALID_FIRST_DATABASE)
     if not -(2**31) <= first < 2**31:
         raise INVALID_FIRST_DATABASE

@@ -1,4 +1,5 @@
-"""KV.*: what Redis has no word for: snapshots of the data folder (`engine/snapshot.py`), damage (`engine/damage.py`).
+"""KV.*: what Redis has no word for: snapshots of the data folder (`engine/snapshot.py`), damage (`engine/damage.py`),
+nodes, and what this one holds itself.
 
 A snapshot is taken while others are served: what waits for the disk is done in a thread, and only the
 links are made between two commands. It may be interrupted at any time; what it leaves behind is
@@ -18,6 +19,7 @@ from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from cluster.replica import state_of_copy
+from cluster.slot import Key
 from engine import snapshot
 from engine.disk import Disk
 from engine.errors import EngineError
@@ -259,12 +261,70 @@ def kv_damage_help(ctx: Context) -> Reply:
     return help_reply(DAMAGE_HELP)
 
 
+# The cluster
+
+
+@command(
+    "KV.LOCAL", arity=2, flags=Flag.READONLY | Flag.FAST, since=SINCE, group="kv", complexity="O(1)",
+    usage="key:string",
+)  # fmt: skip
+def kv_local(ctx: Context, key: Key) -> Reply:
+    """Return the string value of a key as this node holds it, without asking others."""
+    # Declared without `keys`: a key would have clients and the dispatch look for its replicas.
+    return ctx.string(key)
+
+
+@command(
+    "KV.NODES", arity=1, flags=Flag.STALE, since=SINCE, group="kv",
+    complexity="O(N) where N is the number of nodes", tips=("nondeterministic_output",),
+)  # fmt: skip
+def kv_nodes(ctx: Context) -> Reply:
+    """List the members of the cluster: name, address, and how this node sees each of them."""
+    node, topology = ctx.node, ctx.node.topology
+    if topology is None:
+        host = node.config.client.hosts[0]
+        return [
+            _member(
+                node.name, host, node.ready_port, is_me=True, is_reachable=True, is_complete=True
+            )
+        ]
+    return [
+        _member(
+            name,
+            info.host,
+            info.client_port,
+            is_me=name == topology.me,
+            is_reachable=topology.is_reachable(name),
+            is_complete=name not in topology.incomplete,
+        )
+        for name, info in topology.nodes.items()
+    ]
+
+
+def _member(
+    name: str, host: str, port: int, *, is_me: bool, is_reachable: bool, is_complete: bool
+) -> Reply:
+    return {
+        b"name": name.encode(),
+        b"host": host.encode(),
+        b"port": port,
+        b"myself": int(is_me),
+        b"reachable": int(is_reachable),
+        b"complete": int(is_complete),
+    }
+
+
 KV_HELP: Final = """\
 KV.<command> [<arg> ...]: what Redis has no word for. Commands are:
 KV.SNAPSHOT CREATE <name> | LIST | DROP <name>
     Snapshots of the data, taken while it is served.
 KV.DAMAGE LIST | ACCEPT
     What the disk has lost.
+KV.LOCAL <key>
+    The value of a key as this node holds it, or nil: no other node is asked, so it may be older than what GET answers.
+KV.NODES
+    The members of the cluster: name, host and port for clients, and whether this node can reach them, and takes them
+    for complete: a node is incomplete as long as it may lack what it had acknowledged, after a crash or a loss.
 KV.HELP
     Print this help."""
 

@@ -43,7 +43,7 @@ def info(ctx: Context, *sections: bytes) -> Generator[None, None, Reply]:
     node = ctx.node
     if "keyspace" in sections_of(sections):
         yield from count_keys(ctx.counts, ctx.now_ms, node.clock_ns)
-    return Verbatim(info_text(node, sections))
+    return Verbatim(info_text(node, sections, is_cluster=ctx.session.is_cluster))
 
 
 @command(

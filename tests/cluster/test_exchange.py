@@ -7,6 +7,7 @@ at the end of this file, and some world must notice.
 from __future__ import annotations
 
 import random
+from array import array
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,9 +20,10 @@ from cluster.clock import SlotClock
 from cluster.delta import joined, missing, whole
 from cluster.exchange import Exchange, ExchangeSettings, MalformedExchange
 from cluster.exchange_compare import Comparison
+from cluster.exchange_digest import Digests
 from cluster.exchange_peer import Peer
 from cluster.exchange_transfer import Incoming, Outgoing, is_missing
-from cluster.exchange_wire import Rows, Want, decode, encode
+from cluster.exchange_wire import GROUP_COUNT, Clocks, Rows, Want, decode, encode
 from cluster.record import STRING, Record, Version
 from cluster.record import decode as decode_record
 from cluster.record import encode as encode_record
@@ -358,6 +360,67 @@ def test_a_reset_slot_is_matched_only_by_later_answers() -> None:
     pair.settle()
     assert pair.exchanges["b"].matched(7) == ["a"]
     assert pair.replicas["b"].clock(7) == pair.replicas["a"].clock(7)
+
+
+@pytest.mark.parametrize("seed", ["one", "two", "three", "four"])
+def test_an_answer_to_a_former_process_matches_nothing(seed: str) -> None:
+    """Its rounds may have had smaller or larger numbers."""
+    pair = Pair()
+    pair.write("a", 7, 1)
+    pair.connect()
+    pair.settle()
+    pair.now_s = 1.5
+    pair.work("b")
+    pair.deliver("b")
+    pair.work("a")  # SAME is on its way, and b begins again, with nothing.
+    pair.replicas["b"].lose(7)
+    pair.exchanges["b"] = Exchange(
+        views_of(PAIR, 2)["b"],
+        pair.replicas["b"],
+        pair.wires["b"],
+        random.Random(seed),
+        ExchangeSettings(),
+        resolve,
+    )
+    assert b"SAME" in pair.deliver("a")
+    assert pair.exchanges["b"].matched(7) == []
+    assert not pair.exchanges["b"].is_complete_with("a")
+
+
+def test_a_clock_that_was_set_back_is_hashed_again_though_it_counts_as_before() -> None:
+    replica = MemoryReplica(1)
+    replica.write(7, row_of(1), b"", hlc=1, kind=STRING, is_blind=False)
+    digests = Digests(replica)
+    slots = array("H", [7])
+    assert digests.refresh(0)
+    before = digests.of(slots)
+    replica.slots.clear()
+    assert not digests.refresh(0)
+    digests.forget([7])
+    assert digests.stale_groups() == [0, *range(1, GROUP_COUNT)]
+    assert digests.refresh(0)
+    assert digests.of(slots) != before
+
+
+def test_a_round_is_answered_with_a_part_of_what_differs() -> None:
+    pair = Pair(ExchangeSettings(groups_per_round=10))
+    pair.connect()
+    pair.settle()
+    for slot in range(0, SLOT_COUNT, 128):
+        pair.write("a", slot, 1)
+    seen = set()
+    for _ in range(20):
+        pair.now_s += 1.2
+        pair.work("b")
+        pair.deliver("b")
+        pair.work("a")
+        told = [decode(message) for _, message in pair.wires["a"].sent]
+        groups = {each.entries[0].slot >> 7 for each in told if isinstance(each, Clocks)}
+        assert len(groups) <= 10
+        seen |= groups
+        pair.settle()
+    assert len(seen) == GROUP_COUNT
+    assert pair.exchanges["b"].is_complete_with("a")
 
 
 def test_a_reset_ends_what_is_being_taken() -> None:

@@ -532,6 +532,16 @@ def test_the_echo_follows_a_clock_that_began_anew() -> None:
     assert {decode_beat(raw).echo_us for raw in sent_by(bus, "n01", BEAT, since_s)} == {5}
 
 
+def test_a_beat_is_well_formed_though_its_time_is_a_little_before_the_last_one() -> None:
+    bus, one, two = pair()
+    bus.run(5)
+    (*_, beat) = sent_by(bus, "n02", BEAT, 3)
+    one.membership.receive("n02", [BEAT, beat], bus.now_s + 0.001)
+    one.note(one.membership.tick(bus.now_s, one.wall_ms))
+    bus.run(0.1)
+    assert two.seen(GossipRefused) == []
+
+
 def test_an_echo_of_what_was_never_sent_is_ignored() -> None:
     bus, one, _ = pair()
     bus.run(2)

@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from engine.store import PageFault
+from engine.store import PageFault, Pins
 from respkv.front import (
     PROTECTED,
     READ_BYTES,
@@ -25,6 +25,7 @@ from respkv.front import (
     _is_loopback,
     _shown,
 )
+from respkv.node import Resume
 from respkv.poller import READ
 from respkv.session import CLOSING, LARGE_REPLY_BYTES, WAITING, Session
 from tests.respkv.serving import Client, TestNode, connect, encode, make_node, serving, until
@@ -770,16 +771,16 @@ async def test_the_end_of_input_while_a_page_is_fetched(tmp_path: Path) -> None:
         client = await connect(node)
         assert await client.ask(set_(b"k", b"v")) == b"OK"
         node.evict()
-        held: list[tuple[Any, PageFault]] = []
+        held: list[tuple[PageFault, Pins | None, Resume]] = []
         fetch = node.fetch
-        node.fetch = lambda session, fault: held.append((session, fault))  # type: ignore[method-assign]
+        node.fetch = lambda *fault: held.append(fault)  # type: ignore[method-assign]
         await client.send(get(b"k") + PING + b"*1\r\nbroken\r\n")
         await until(lambda: held)
         client.sock.shutdown(socket.SHUT_WR)
         await until(lambda: node.connection().has_ended)
         assert await client.hears_nothing()
-        for session, fault in held:
-            fetch(session, fault)
+        for fault in held:
+            fetch(*fault)
         assert await client.rest() == (
             b"$1\r\nv\r\n+PONG\r\n-ERR Protocol error: expected '$', got 'b'\r\n"
         )

@@ -75,8 +75,12 @@ class Rig(Sessions):
 
     def fail_fetch(self, session: Session) -> None:
         """The page that the session waits for cannot be read."""
-        self._waiting = [item for item in self._waiting if item[0] is not session]
-        self.runner.resume(session, self.time_ms, ReplyError("ERR the data cannot be read: x"))
+        assert session.wait is not None
+        pins = session.wait.pins
+        failed = [resume for _, of, resume in self._waiting if of is pins]
+        self._waiting = [item for item in self._waiting if item[1] is not pins]
+        for resume in failed:
+            resume(self.time_ms, ReplyError("ERR the data cannot be read: x"))
 
     def close(self, session: Session) -> None:
         """Its client is gone."""
@@ -100,11 +104,10 @@ class Rig(Sessions):
     def arrive(self) -> None:
         """Pages arrive, as the node has them do; nothing else happens."""
         waiting, self._waiting = self._waiting, []
-        for session, fault in waiting:
+        for fault, pins, resume in waiting:
             fault.fetch()
-            if session.wait is not None:
-                fault.arrive(session.wait.pins)
-            self.runner.resume(session, self.time_ms)
+            fault.arrive(pins)
+            resume(self.time_ms, None)
 
 
 @pytest.fixture

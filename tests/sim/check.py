@@ -150,6 +150,9 @@ def _check_session(
         source = writes.get(operation.reply)
         if source is None:
             continue  # `check_registers` tells.
+        if source.session == operation.session and source.number > operation.number:
+            text = "a session sees what it asks for later"
+            findings.append(Finding("session", key, text, (operation, source)))
         for write, by in known.items():
             if source.precedes(write):
                 text = "a session sees less than before"

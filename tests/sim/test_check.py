@@ -99,6 +99,13 @@ def test_a_pipeline_is_in_the_order_of_its_commands() -> None:
     assert check.check_linearity(history)
 
 
+def test_a_pipeline_does_not_see_its_own_future() -> None:
+    history = made((1, 1, 4, "GET k", b"a"), (1, 2, 5, "SET k a", OK))
+    assert check.check_sessions(history)
+    assert check.check_linearity(history)
+    assert not check.check_sessions(made((1, 1, 4, "GET k", b"a"), (2, 2, 5, "SET k a", OK)))
+
+
 def test_appends() -> None:
     two: Sequence[Row] = ((1, 1, 2, "APPEND k a;", 2), (2, 3, 4, "APPEND k b;", 4))
     unknown: Row = (3, 5, 0, "APPEND k c;", None)

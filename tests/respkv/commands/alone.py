@@ -15,10 +15,10 @@ import random
 import shlex
 
 from cluster.replica import Replica
-from engine.store import PageFault
+from engine.store import PageFault, Pins
 from respkv.commands import load
 from respkv.config import Config
-from respkv.node import Node, _store_settings
+from respkv.node import Node, Resume, _store_settings
 from respkv.parser import Limits
 from respkv.process import CpuTimes
 from respkv.session import Session
@@ -73,8 +73,8 @@ class Alone:
             wall_ns=lambda: START_NS + self.ns,
             process=self.process,
         )
-        self.faults: list[tuple[Session, PageFault]] = []
-        self.node.fetch = lambda session, fault: self.faults.append((session, fault))  # type: ignore[method-assign]
+        self.faults: list[tuple[PageFault, Pins | None, Resume]] = []
+        self.node.fetch = lambda *fault: self.faults.append(fault)  # type: ignore[method-assign]
         self._readers: dict[Session, ReplyReader] = {}
         self.session = self.connect()
         reset_counters(self.node)
@@ -129,9 +129,10 @@ class Alone:
     def work(self) -> Reply | None:
         """Do what threads would do: errands, and a sync of the log. The first reply of `session` that came of it."""
         faults, self.faults = self.faults, []
-        for session, fault in faults:
-            fault.resolve()
-            self.node.runner.resume(session, self.node.now_ms())
+        for fault, pins, resume in faults:
+            fault.fetch()
+            fault.arrive(pins)
+            resume(self.node.now_ms(), None)
         self.node.runner.advance(self.node.now_ms())
         self.node.store.log.sync()
         waits, self.node._sync_waits = self.node._sync_waits, []

@@ -141,11 +141,10 @@ class NodeStage:
         """Read the pages that sessions wait for."""
         node = self.node
         faults, node._faults = node._faults, []
-        for session, fault in faults:
+        for fault, pins, resume in faults:
             fault.fetch()
-            fault.arrive(session.wait.pins if session.wait is not None else None)
-            node.runner.resume(session, node.begin_tick(), None)
-            node.touch(session)
+            fault.arrive(pins)
+            resume(node.begin_tick(), None)
 
     def evict(self) -> None:
         """Move everything to a table and forget all caches: the next read faults."""

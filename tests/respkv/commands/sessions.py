@@ -25,10 +25,10 @@ import hiredis
 from cluster.record import CODEC
 from cluster.replica import Replica
 from engine.job import run_job
-from engine.store import PageFault
+from engine.store import PageFault, Pins
 from respkv.commands import load
 from respkv.config import Config
-from respkv.node import Node
+from respkv.node import Node, Resume
 from respkv.parser import Limits
 from respkv.session import Session
 from tests.respkv.commands.harness import SETTINGS, START_MS
@@ -50,7 +50,7 @@ class Sessions(Node):
         self.sim_disk = SimDisk(random.Random(seed))
         self.time_ms = START_MS
         self.faults = 0
-        self._waiting: list[tuple[Session, PageFault]] = []
+        self._waiting: list[tuple[PageFault, Pins | None, Resume]] = []
         ticks = itertools.count()
         super().__init__(
             Config(),
@@ -80,9 +80,10 @@ class Sessions(Node):
     def step(self) -> None:
         """Pages arrive, and each sliced command has one slice."""
         waiting, self._waiting = self._waiting, []
-        for session, fault in waiting:
-            fault.resolve()
-            self.runner.resume(session, self.time_ms)
+        for fault, pins, resume in waiting:
+            fault.fetch()
+            fault.arrive(pins)
+            resume(self.time_ms, None)
         self.runner.advance(self.time_ms)
         self.store.write()
 
@@ -107,9 +108,9 @@ class Sessions(Node):
             reply = self.finish(session)
         return reply
 
-    def fetch(self, session: Session, fault: PageFault) -> None:
+    def fetch(self, fault: PageFault, pins: Pins | None, resume: Resume) -> None:
         self.faults += 1
-        self._waiting.append((session, fault))
+        self._waiting.append((fault, pins, resume))
 
     def evict(self) -> None:
         """Move everything to a table and forget all caches, the kernel's too."""

@@ -1,0 +1,480 @@
+"""Replicas that take each other's deltas, on disks that lose power, against the events that each has seen.
+
+The oracle keeps for each replica the set of all dots that it has seen, and for each write which dots it
+had seen of its row. A row shows what was seen and no seen event has replaced; a slot clock covers
+exactly what was seen. Nothing in the oracle compares counters.
+
+Deltas leave as the coordinator sends them: the log's bytes, and the context of the slots that several
+have written to, as it was at the first write of the message. They are lost, repeated and reordered.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter as Tally
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from struct import Struct
+from typing import TypeVar
+
+import pytest
+
+from cluster import delta as delta_module
+from cluster import replica as replica_module
+from cluster.clock import Actor, Dot, SlotClock
+from cluster.delta import clock_of, missing
+from cluster.participant import decode_contexts
+from cluster.record import (
+    CODEC,
+    DELETION,
+    HAS_EXPIRY,
+    MANY,
+    STRING,
+    Record,
+    Version,
+    decode,
+    encode,
+    encode_version,
+)
+from cluster.replica import (
+    MalformedDelta,
+    Replica,
+    decode_clock,
+    encode_clock,
+)
+from cluster.slot import SLOT_COUNT, Row, Slot, row_of, slot_of
+from cluster.slot_clocks import NOBODY
+from engine.job import run_job
+from engine.log import COMPLETE, ENVELOPE
+from engine.store import PageFault, StoreSettings
+from tests.sim.disk import SimDisk
+
+NOW_MS = 1_700_000_000_000
+SETTINGS = StoreSettings(
+    memtable_bytes=1 << 30,
+    row_cache_bytes=1 << 20,
+    block_cache_bytes=1 << 20,
+    log_bytes_max=1 << 30,
+)
+PLACES: list[tuple[Slot, Row]] = [
+    (slot_of(key), row_of(0, key)) for key in (b"{a}1", b"{a}2", b"{b}1")
+]
+SLOTS = sorted({slot for slot, _ in PLACES})
+Event = tuple[Slot, Dot]
+Events = frozenset[Event]
+Delta = tuple[Slot, Row, bytes]
+Contexts = dict[Slot, bytes]
+T = TypeVar("T")
+
+
+def opened(disk: SimDisk, actor: Actor, boot: str = "1") -> Replica:
+    replica = Replica.open(disk, SETTINGS, actor, boot=boot)
+    replica.store.horizon_position = 0  # As in a cluster.
+    return replica
+
+
+def disk_of(replica: Replica) -> SimDisk:
+    disk = replica.store.disk
+    assert isinstance(disk, SimDisk)
+    return disk
+
+
+def flush_memtable(replica: Replica) -> None:
+    """Freeze, and do the job that makes a table of it."""
+    store = replica.store
+    store.freeze()
+    job = store.next_job(NOW_MS)
+    assert job is not None
+    result = run_job(store.disk, job, CODEC)
+    prepared = store.prepare(job, result)
+    store.write_manifest(prepared)
+    store.install(job, result, prepared)
+
+
+def blob_of(deltas: list[Delta]) -> bytes:
+    """As the coordinator packs them."""
+    return b"".join(
+        ENVELOPE(COMPLETE, slot, len(row), len(raw)) + row + raw for slot, row, raw in deltas
+    )
+
+
+def capture_context(replica: Replica, slot: Slot, contexts: Contexts) -> None:
+    """As the coordinator does at the first write of a slot."""
+    if replica.clocks.sole[slot] != NOBODY and slot not in contexts:
+        contexts[slot] = encode_clock(replica.clocks.others(slot))
+
+
+def unpacked(contexts: Contexts) -> dict[Slot, SlotClock]:
+    return {slot: decode_clock(packed) for slot, packed in contexts.items()}
+
+
+# The oracle
+
+
+@dataclass
+class Oracle:
+    """All writes: where each was made, and which events of its row it had seen."""
+
+    row_of: dict[Event, Row] = field(default_factory=dict)
+    replaced: dict[Event, Events] = field(default_factory=dict)
+
+    def of_row(self, seen: Events, place: tuple[Slot, Row]) -> Events:
+        return frozenset(e for e in seen if (e[0], self.row_of[e]) == place)
+
+    def shown(self, seen: Events, place: tuple[Slot, Row]) -> Events:
+        events = self.of_row(seen, place)
+        return events - frozenset().union(*(self.replaced[event] for event in events))
+
+    def write(self, event: Event, row: Row, seen: Events) -> None:
+        known = self.of_row(seen, (event[0], row))
+        # What a write replaces, it replaces for ever: also what its author knew to be replaced.
+        self.replaced[event] = known.union(*(self.replaced[each] for each in known))
+        self.row_of[event] = row
+
+
+@dataclass
+class Node:
+    """One data folder, and the batch of deltas that will leave it next."""
+
+    number: int
+    replica: Replica
+    seen: Events = frozenset()
+    # What was seen at each position of the log: a power cut goes back to one of them.
+    history: list[tuple[int, Events]] = field(default_factory=list)
+    batch: list[Delta] = field(default_factory=list)
+    contexts: Contexts = field(default_factory=dict)
+    boot: int = 1
+
+
+@dataclass
+class Message:
+    to: int
+    deltas: list[Delta]
+    contexts: Contexts
+
+
+@dataclass
+class RowMessage:
+    """A row's whole state, and what it shows."""
+
+    to: int
+    place: tuple[Slot, Row]
+    state: bytes
+    events: Events
+
+
+class World:
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(f"replica-deltas-{seed}")
+        self.oracle = Oracle()
+        self.met: Tally[str] = Tally()
+        self.step_count = 0
+        self.now_ms = NOW_MS
+        self.under_way: list[Message | RowMessage] = []
+        self.nodes = [
+            Node(n, opened(SimDisk(random.Random(seed * 10 + n)), self.new_actor()))
+            for n in range(self.rng.randrange(3, 6))
+        ]
+        for node in self.nodes:
+            node.replica.before_hearing = lambda node=node: self.seal(node)  # type: ignore[misc]
+            self.log(node)
+
+    def new_actor(self) -> Actor:
+        return self.rng.getrandbits(62) + 1
+
+    # What happens
+
+    def step(self) -> None:
+        self.step_count += 1
+        rng = self.rng
+        self.now_ms += rng.choice([0, 0, 1, 700])
+        node = rng.choice(self.nodes)
+        choice = rng.random()
+        if choice < 0.34:
+            self.write(node)
+        elif choice < 0.76 and self.under_way:
+            node = self.deliver()
+        elif choice < 0.80:
+            self.send_row(node)
+        elif choice < 0.85:
+            node = self.exchange(*rng.sample(self.nodes, 2))
+        elif choice < 0.89:
+            self.log(node)
+            flush_memtable(node.replica)
+            self.met["flush"] += 1
+        elif choice < 0.91:
+            node.replica.expire(self.now_ms, lambda: rng.random() < 0.1)
+        elif choice < 0.94:
+            self.restart(node)
+        else:
+            self.seal(node)
+        if rng.random() < 0.9:
+            self.log(node)
+        self.check(node)
+
+    def write(self, node: Node) -> None:
+        rng, replica = self.rng, node.replica
+        effects = {}
+        for slot, row in rng.sample(PLACES, rng.randrange(1, 3)):
+            kind = rng.choice((STRING, STRING, DELETION))
+            expiry = self.now_ms + rng.randrange(3000) if kind and rng.random() < 0.3 else 0
+            payload = b"%d" % self.step_count if kind else b""
+            effects[row] = (slot, kind, expiry, payload)
+        for slot, *_ in effects.values():
+            self.met["write in an unsettled slot"] += slot in replica.unsettled
+            capture_context(replica, slot, node.contexts)
+        with_faults(replica, lambda: replica.write(effects, self.now_ms, node.batch))
+        for row, (slot, *_) in effects.items():
+            raw = replica.store.active[slot][row]
+            event = (slot, decode(raw).versions[0].dot)
+            assert event not in self.oracle.row_of, "a dot names two writes"
+            self.oracle.write(event, row, node.seen)
+            node.seen |= {event}
+
+    def seal(self, node: Node) -> None:
+        """The tick ends: the log first, then the messages."""
+        deltas, contexts = node.batch, node.contexts
+        node.batch, node.contexts = [], {}
+        if not deltas:
+            return
+        self.log(node)
+        for other in self.nodes:
+            if other is not node and self.rng.random() < 0.8:
+                self.under_way.append(Message(other.number, deltas, contexts))
+
+    def deliver(self) -> Node:
+        index = self.rng.randrange(len(self.under_way))
+        message = self.under_way[index]
+        if self.rng.random() < 0.75:
+            del self.under_way[index]
+        node = self.nodes[message.to]
+        if isinstance(message, RowMessage):
+            self.repair(node, message)
+        else:
+            self.accept(node, message)
+        return node
+
+    def accept(self, node: Node, message: Message) -> None:
+        is_checked = self.rng.random() < 0.5
+        contexts = unpacked(message.contexts)
+        blob = blob_of(message.deltas)
+        expected: list[tuple[Slot, Row]] = []
+        seen = node.seen
+        for slot, row, raw in message.deltas:
+            event = (slot, decode(raw).versions[0].dot)
+            if is_checked and self.is_conflict(seen, event, (slot, row)):
+                expected.append((slot, row))
+            else:
+                seen |= {event}
+        replica = node.replica
+        refusals = with_faults(replica, lambda: replica.refusals(blob, contexts))
+        if len(message.deltas) == 1 and is_checked:
+            assert [(each.slot, each.row) for each in refusals] == expected
+        found = []
+
+        def take() -> None:
+            for conflict in replica.accept(blob, contexts, self.now_ms, is_checked=is_checked):
+                found.append((conflict.slot, conflict.row))
+                shown = self.oracle.shown(node.seen, (conflict.slot, conflict.row))
+                assert {(conflict.slot, dot) for dot in decode(conflict.state).dots} == shown
+
+        with_faults(replica, take)
+        # A call that went on after a fault tells a conflict again.
+        assert list(dict.fromkeys(found)) == list(dict.fromkeys(expected)), self.step_count
+        self.met["refused"] += len(expected)
+        self.met["taken"] += len(seen) - len(node.seen)
+        node.seen = seen
+
+    def is_conflict(self, seen: Events, event: Event, place: tuple[Slot, Row]) -> bool:
+        shown = self.oracle.shown(seen, place)
+        if event in seen and event not in shown:
+            return False
+        return not shown <= self.oracle.replaced[event] | {event}
+
+    def send_row(self, node: Node) -> None:
+        slot, row = self.rng.choice(PLACES)
+        replica = node.replica
+        state = with_faults(replica, lambda: replica.state_of(slot, row))
+        if state and decode(state).versions:
+            self.log(node)
+            shown = self.oracle.shown(node.seen, (slot, row))
+            to = self.rng.choice([other.number for other in self.nodes if other is not node])
+            self.under_way.append(RowMessage(to, (slot, row), state, shown))
+
+    def repair(self, node: Node, message: RowMessage) -> None:
+        replica = node.replica
+        slot, row = message.place
+        record = decode(message.state)
+        if self.rng.random() < 0.5:
+            with_faults(replica, lambda: replica.repair(slot, row, record, self.now_ms))
+        else:
+            raw = with_faults(replica, lambda: replica.merge(slot, row, record, self.now_ms))
+            assert raw == replica.store.read_now(slot, row)
+        node.seen |= message.events
+        self.met["repaired"] += 1
+
+    def exchange(self, source: Node, target: Node) -> Node:
+        """The target gets what it lacks of one slot; the end may be lost, then its clock stays."""
+        slot = self.rng.choice(SLOTS)
+        self.log(source)
+        clock = source.replica.clocks.clock(slot)
+        rows = [
+            (row, decode(raw))
+            for of_slot, row in PLACES
+            if of_slot == slot and (raw := source.replica.store.read_now(slot, row)) is not None
+        ]
+        replica = target.replica
+        for row, record in list(missing(rows, clock, replica.clocks.clock(slot))):
+            if self.rng.random() < 0.05:
+                return target
+            with_faults(
+                replica,
+                lambda row=row, record=record: replica.repair(slot, row, record, self.now_ms),
+            )
+            target.seen |= self.oracle.shown(source.seen, (slot, row))
+        if self.rng.random() < 0.9:
+            replica.join_clock(slot, clock, self.now_ms)
+            target.seen |= {event for event in source.seen if event[0] == slot}
+            self.met["exchanged"] += 1
+        return target
+
+    def log(self, node: Node) -> None:
+        position = node.replica.store.write()
+        if node.history and node.history[-1][0] == position:
+            assert node.history[-1][1] == node.seen, "something was seen that is not in the log"
+        node.history.append((position, node.seen))
+        if self.rng.random() < 0.3:
+            node.replica.store.log.sync()
+
+    def restart(self, node: Node) -> None:
+        how = self.rng.choice(("stop", "kill", "power cut"))
+        self.met[how] += 1
+        replica = node.replica
+        actor = replica.actor
+        node.batch, node.contexts = [], {}
+        if how == "stop":
+            self.log(node)
+            replica.close()
+            disk = disk_of(replica).kill()
+        elif how == "kill":
+            disk = disk_of(replica).kill()
+        else:
+            disk = disk_of(replica).crash()
+            node.boot += 1
+        replica = node.replica = opened(disk, self.new_actor(), str(node.boot))
+        replica.before_hearing = lambda: self.seal(node)
+        assert (replica.actor == actor) == (how != "power cut")
+        end = replica.store.recovery.end
+        if how == "stop":  # The log's last frame says only that all is durable.
+            node.history.append((end, node.seen))
+        at_end = [seen for position, seen in node.history if position == end]
+        before, node.seen = node.seen, at_end[-1]
+        assert how != "kill" or not self.is_told(before - node.seen)
+        # What was never told to anybody and is lost has never been.
+        for event in before - node.seen:
+            if not self.is_told({event}):
+                del self.oracle.row_of[event], self.oracle.replaced[event]
+        node.history = [(p, seen) for p, seen in node.history if p <= end]
+        self.check(node)
+
+    def is_told(self, events: Events | set[Event]) -> bool:
+        if any(events & other.seen for other in self.nodes):
+            return True
+        for message in self.under_way:
+            if isinstance(message, RowMessage):
+                if events & message.events:
+                    return True
+            elif any((s, decode(raw).versions[0].dot) in events for s, _, raw in message.deltas):
+                return True
+        return any(events & known for known in self.oracle.replaced.values())
+
+    # What must be
+
+    def check(self, node: Node) -> None:
+        replica = node.replica
+        at = (node.number, self.step_count)
+        for slot, row in PLACES:
+            raw = replica.store.read_now(slot, row)
+            dots = decode(raw).dots if raw is not None else frozenset()
+            assert {(slot, dot) for dot in dots} == self.oracle.shown(node.seen, (slot, row)), at
+        for event in self.oracle.row_of:
+            slot, dot = event
+            is_covered = replica.clocks.covers(slot, dot)
+            assert is_covered == (event in node.seen), (at, event, is_covered)
+        for slot in SLOTS:
+            clock = replica.clocks.clock(slot)
+            events = frozenset(dot for of_slot, dot in node.seen if of_slot == slot)
+            plain = SlotClock()
+            for dot in sorted(events):
+                plain.add(dot)
+            assert clock == plain, at
+
+    def heal(self) -> None:
+        """Everything is exchanged: then all show the same."""
+        for node in self.nodes:
+            self.seal(node)
+            self.log(node)
+        self.under_way.clear()
+        for _ in range(2):
+            for source in self.nodes:
+                for target in self.nodes:
+                    if source is not target:
+                        self.exchange_all(source, target)
+        for node in self.nodes:
+            self.check(node)
+        for one, other in pairwise(self.nodes):
+            assert one.seen == other.seen
+            for slot, row in PLACES:
+                states = [with_faults(n.replica, reader(n, slot, row)) for n in (one, other)]
+                assert dots_in(states[0]) == dots_in(states[1])
+            for slot in SLOTS:
+                assert one.replica.clocks.clock(slot) == other.replica.clocks.clock(slot)
+                assert slot not in one.replica.unsettled, "everything is here"
+
+    def exchange_all(self, source: Node, target: Node) -> None:
+        for slot in SLOTS:
+            clock = source.replica.clocks.clock(slot)
+            rows = [
+                (row, decode(raw))
+                for of_slot, row in PLACES
+                if of_slot == slot and (raw := source.replica.store.read_now(slot, row)) is not None
+            ]
+            for row, record in missing(rows, clock, target.replica.clocks.clock(slot)):
+                with_faults(target.replica, repairer(target, slot, row, record, self.now_ms))
+            target.replica.join_clock(slot, clock, self.now_ms)
+        target.seen |= source.seen
+
+
+def reader(node: Node, slot: Slot, row: Row) -> Callable[[], bytes]:
+    return lambda: node.replica.state_of(slot, row)
+
+
+def repairer(node: Node, slot: Slot, row: Row, record: Record, now_ms: int) -> Callable[[], bool]:
+    return lambda: node.replica.repair(slot, row, record, now_ms)
+
+
+def dots_in(state: bytes) -> frozenset[Dot]:
+    return decode(state).dots if state else frozenset()
+
+
+def with_faults(replica: Replica, do: Callable[[], T]) -> T:
+    """Do it again after each page fault, as the shell does."""
+    while True:
+        try:
+            return do()
+        except PageFault as fault:
+            fault.resolve()
+
+
+def run(seed: int, steps: int = 120) -> World:
+    """A seed's whole story; raises AssertionError where a replica is not as the oracle says."""
+    world = World(seed)
+    try:
+        for _ in range(steps):
+            world.step()
+        world.heal()
+    except AssertionError:
+        print(f"seed {seed}, step {world.step_count}")
+        raise
+    return world
