@@ -22,7 +22,7 @@ the log was written. The messages, each a list of byte strings:
                                        blob: entries as in the commit log (ENVELOPE, row, raw)
     REPAIR id (place state)*           whole rows, to be joined
     ACK id (place state)*              taken, but for these rows, of which the state is given
-    READ id (place dots)*              place: u16 slot (big endian) and row; dots: see `dots_of`
+    READ id blob                       for each row u16 slot, u32 and u16 lengths, row, dots: `dots_of`
     SAME id                            all as the asker has it
     STATES id (number state)*          but for these, counted from 0
     NOT id reason                      cannot be answered here: incomplete, or the data is damaged
@@ -39,6 +39,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from struct import Struct
 from typing import Final
 
 from cluster.clock import Dot
@@ -71,6 +72,8 @@ READ: Final = b"READ"
 SAME: Final = b"SAME"
 STATES: Final = b"STATES"
 NOT: Final = b"NOT"
+QUESTION_HEAD: Final = Struct("<HIH")
+QUESTION: Final = QUESTION_HEAD.pack
 CHECKED: Final = b"c"
 UNCHECKED: Final = b"u"
 UNIT: Final = b"a"
@@ -109,6 +112,8 @@ class Batch:
     questions: list[bytes] = field(default_factory=list)
     reads: list[ReadEntry] = field(default_factory=list)
     is_open: bool = False
+    can_read: bool = False  # Enough replicas can be reached, as of `Coordinator.look`.
+    can_write: bool = False
 
 
 class Coordinator:
@@ -154,7 +159,22 @@ class Coordinator:
                 peers = tuple(name for name in replicas if name != topology.me)
                 batch = batches[replicas] = Batch(peers)
             self.batches.append(batch)
+        self._all_batches = list(batches.values())
+        self._looked = -1
         replica.before_hearing = self.seal
+
+    def look(self) -> None:
+        """See again, if anything changed, where enough replicas can be reached for plain reads and writes."""
+        topology = self.topology
+        if self._looked == topology.changes:
+            return
+        self._looked = topology.changes
+        needed = self.needed(is_checked=self.quorums.checks_all)
+        for batch in self._all_batches:
+            others = sum(1 for peer in batch.peers if topology.is_reachable(peer))
+            confirming = sum(1 for peer in batch.peers if self._can_confirm(peer))
+            batch.can_write = others >= needed
+            batch.can_read = confirming >= self.quorums.r - 1
 
     # What was executed
 
@@ -189,22 +209,22 @@ class Coordinator:
             for slot, row, raw in reads:
                 batch = self.batches[slot]
                 if not batch.is_open:
-                    self._begin_batch(batch)
+                    self.open(batch)
                 dots = dots_of(raw)
                 batch.reads.append((op, attempt, slot, row, dots))
-                batch.questions += (slot.to_bytes(2, "big") + row, dots)
+                batch.questions += (QUESTION(slot, len(row), len(dots)), row, dots)
                 op.waits += quorums.r - 1
         if not writes:
             return
         if len(writes) > 1 and is_checked:
             self._begin_unit(op, writes)
             return
-        is_waited_for = self._needed(is_checked=is_checked) > 0
+        is_waited_for = self.needed(is_checked=is_checked) > 0
         for slot, row, raw in writes:
             batch = self.batches[slot]
             if not batch.is_open:
-                self._begin_batch(batch)
-            self._note_context(batch, slot)
+                self.open(batch)
+            self.note_context(batch, slot)
             entry = (op, attempt, slot, row, raw)
             if is_checked:
                 batch.writes.append(entry)
@@ -214,7 +234,7 @@ class Coordinator:
                 batch.blind_pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
             op.waits += is_waited_for
 
-    def _needed(self, *, is_checked: bool) -> int:
+    def needed(self, *, is_checked: bool) -> int:
         """How many other replicas have to take a write."""
         quorums = self.quorums
         return (max(quorums.w, quorums.majority) if is_checked else quorums.w) - 1
@@ -231,11 +251,11 @@ class Coordinator:
             return False
         return self._pending_write(place) is not None
 
-    def _begin_batch(self, batch: Batch) -> None:
+    def open(self, batch: Batch) -> None:
         batch.is_open = True
         self._open.append(batch)
 
-    def _note_context(self, batch: Batch, slot: Slot) -> None:
+    def note_context(self, batch: Batch, slot: Slot) -> None:
         clocks = self.replica.clocks
         if clocks.sole[slot] != NOBODY and slot not in batch.contexts:
             batch.contexts[slot] = encode_clock(clocks.others(slot))
@@ -243,14 +263,14 @@ class Coordinator:
     def _begin_unit(self, op: Pending, writes: Sequence[tuple[Slot, Row, bytes]]) -> None:
         """Several rows: a round of their own for each set of replicas, in order with the others."""
         self.seal()
-        needed = self._needed(is_checked=True)
+        needed = self.needed(is_checked=True)
         by_peers: dict[tuple[NodeId, ...], list[tuple[Slot, Row, bytes]]] = {}
         for write in writes:
             by_peers.setdefault(tuple(sorted(self.batches[write[0]].peers)), []).append(write)
         for unit in by_peers.values():
             batch = Batch(self.batches[unit[0][0]].peers)
             for slot, row, raw in unit:
-                self._note_context(batch, slot)
+                self.note_context(batch, slot)
                 batch.writes.append((op, op.attempt, slot, row, raw))
                 batch.pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
                 op.waits += needed > 0
@@ -266,11 +286,11 @@ class Coordinator:
         for batch in opened:
             batch.is_open = False
             if batch.writes:
-                needed = self._needed(is_checked=True)
+                needed = self.needed(is_checked=True)
                 self._send_writes(batch, batch.writes, batch.pieces, needed, CHECKED)
                 batch.writes, batch.pieces = [], []
             if batch.blind_writes:
-                needed = self._needed(is_checked=False)
+                needed = self.needed(is_checked=False)
                 self._send_writes(batch, batch.blind_writes, batch.blind_pieces, needed, UNCHECKED)
                 batch.blind_writes, batch.blind_pieces = [], []
             if batch.contexts:
@@ -327,7 +347,7 @@ class Coordinator:
                 self.now_s + self.retry_s,
                 used,
             )
-            self.outbox.append((peer, (READ, b"%d" % number, *questions)))
+            self.outbox.append((peer, (READ, b"%d" % number, b"".join(questions))))
             return True
         # Nobody is left: the round waits for its deadline, or for a peer that comes back.
         number = self._new_id()
@@ -427,7 +447,8 @@ class Coordinator:
                 if round_.needed:
                     op.confirm(attempt)
             elif verdict is Verdict.UNREACHED:
-                op.fail(attempt, QuorumNotMet(round_.needed + 1, len(round_.answers) + 1, True))
+                error = QuorumNotMet(round_.needed + 1, len(round_.answers) + 1, True)
+                op.fail(attempt, error, place)
             else:
                 lost[place] = None
         if len(round_.decided) == len(round_.entries):
@@ -482,13 +503,15 @@ class Coordinator:
         def merged(_: bytes | None) -> None:
             if is_clean and not is_blind:
                 for (slot, row), own in dots.items():
-                    self.replica.withdraw(slot, row, own)
-            for op, attempt, *_entry in entries:
+                    if self.replica.withdraw(slot, row, own):
+                        for peer in self.batches[slot].peers:
+                            self._repair(peer, (slot, row), None)
+            for op, attempt, slot, row, _raw in entries:
                 if op.is_blind or is_clean:
                     self.retries_total += 1
-                    op.again(attempt)
+                    op.again(attempt, (slot, row))
                 else:
-                    op.fail(attempt, ConflictLost(is_partial=True))
+                    op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
 
         self._merge(place, states, merged)
 
@@ -522,7 +545,7 @@ class Coordinator:
                 if is_behind:
                     self._repair(peer, place, None)
                 self.retries_total += 1
-                op.again(attempt)
+                op.again(attempt, place)
             elif not is_behind:
                 op.confirm(attempt)
             else:
@@ -591,25 +614,21 @@ class Coordinator:
                 error = QuorumNotMet(round_.needed + 1, len(round_.answers) + 1, True)
                 for number, entry in enumerate(round_.entries):
                     if number not in round_.decided:
-                        entry[0].fail(entry[1], error)
+                        entry[0].fail(entry[1], error, (entry[2], entry[3]))
             if self._doomed:
                 self._judge_doomed()
         for read in list(self.reads.values()):
             if read.deadline_s <= now_s:
                 self.reads.pop(read.id, None)
-                for op, attempt, *_ in read.entries:
-                    op.fail(attempt, QuorumNotMet(self.quorums.r, 1, False))
+                for op, attempt, slot, row, _dots in read.entries:
+                    op.fail(attempt, QuorumNotMet(self.quorums.r, 1, False), (slot, row))
             elif read.retry_s <= now_s:
                 self._ask_another(read)
 
     def _ask_another(self, read: ReadRound) -> None:
         """Its peer is late or cannot answer. Should it answer yet, that is not waited for any more."""
         peers = self.batches[read.entries[0][2]].peers
-        candidates = [
-            peer
-            for peer in peers
-            if peer not in read.used and self._can_confirm(peer)
-        ]
+        candidates = [peer for peer in peers if peer not in read.used and self._can_confirm(peer)]
         if not candidates:
             # Nobody else: ask the same again, since the question or the answer may be lost. Not one of
             # those that were asked by another round of these rows: it would count twice.
@@ -620,7 +639,7 @@ class Coordinator:
         self.reads.pop(read.id, None)
         questions: list[bytes] = []
         for _, _, slot, row, dots in read.entries:
-            questions += (key_of((slot, row)), dots)
+            questions += (QUESTION(slot, len(row), len(dots)), row, dots)
         deadline_s = read.deadline_s
         self._ask(peers, read.used, read.entries, questions)
         next(reversed(self.reads.values())).deadline_s = deadline_s

@@ -38,10 +38,10 @@ Causality Tracking for Eventually Consistent Stores.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from enum import Enum
 
-from cluster.clock import Actor, Counter, SlotClock
+from cluster.clock import Actor, Counter, Dot, SlotClock
 from cluster.record import Record, Version, join_records
 from cluster.slot import Row
 
@@ -71,7 +71,7 @@ def settle(
         if not fresh and result.versions == at_hand.versions:
             return Outcome.IGNORE, None
         context = joined(clock_of(delta), clock_of(at_hand))
-        return Outcome.COMPLETE, stripped(result.versions, context, after(clock, delta))
+        return Outcome.COMPLETE, stripped(result.versions, context, clock, delta.dots)
     if not fresh:
         return Outcome.IGNORE, None
     if len(fresh) < len(delta.versions):
@@ -79,18 +79,23 @@ def settle(
     context = clock_of(delta)
     if lacks(context, clock):
         return Outcome.DELTA, delta
-    return Outcome.COMPLETE, stripped(delta.versions, context, after(clock, delta))
+    return Outcome.COMPLETE, stripped(delta.versions, context, clock, delta.dots)
 
 
-def stripped(versions: tuple[Version, ...], context: SlotClock, clock: SlotClock) -> Record:
-    """A complete record as it is stored by a replica that has then seen `clock`."""
-    if not versions or lacks(clock, context):
+def stripped(
+    versions: tuple[Version, ...],
+    context: SlotClock,
+    clock: SlotClock,
+    also: Set[Dot] = frozenset(),
+) -> Record:
+    """A complete record as it is stored by a replica that has then seen `clock`, and the dots of `also`."""
+    if not versions or lacks(clock, context, also):
         return Record(versions, *context.freeze())
     implied: dict[Actor, Counter] = {}
     for version in versions:
         actor, counter = version.dot
         implied[actor] = max(counter, implied.get(actor, 0))
-    if lacks(clock, SlotClock(implied)):
+    if lacks(clock, SlotClock(implied), also):
         return Record(versions, *context.freeze())
     return Record(versions, tuple(sorted(implied.items())))
 
@@ -100,11 +105,6 @@ def clock_of(record: Record) -> SlotClock:
     return SlotClock(dict(record.context), set(record.beyond))
 
 
-def after(clock: SlotClock, delta: Record) -> SlotClock:
-    """The clock when the delta has been taken; the given one stays as it is."""
-    return joined(clock, SlotClock({}, set(delta.dots)))
-
-
 def joined(a: SlotClock, b: SlotClock) -> SlotClock:
     """What both have seen, as a new clock."""
     clock = SlotClock(dict(a.base), set(a.beyond))
@@ -112,9 +112,17 @@ def joined(a: SlotClock, b: SlotClock) -> SlotClock:
     return clock
 
 
-def lacks(clock: SlotClock, other: SlotClock) -> bool:
-    """Whether `other` has seen anything that `clock` has not."""
-    return joined(clock, other) != clock
+def lacks(clock: SlotClock, other: SlotClock, also: Set[Dot] = frozenset()) -> bool:
+    """Whether `other` has seen anything that neither `clock` has nor stands in `also`.
+
+    It takes as long as `other` is large: clocks with many single dots are met while a slot is refilled.
+    """
+    base, beyond = clock.base, clock.beyond
+    for actor, counter in other.base.items():
+        for between in range(base.get(actor, 0) + 1, counter + 1):
+            if (actor, between) not in beyond and (actor, between) not in also:
+                return True
+    return not all(clock.covers(dot) or dot in also for dot in other.beyond)
 
 
 def missing(

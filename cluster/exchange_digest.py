@@ -70,7 +70,7 @@ class Digests:
         """Hash these again: their clocks were set back, and their counts may be what they were."""
         for slot in slots:
             for seen in self._seen:
-                pass
+                seen[slot] = NEVER
 
     def of(self, slots: array[Slot]) -> int:
         """The hash of some slots' clocks, as they were at the last `refresh` of their groups."""

@@ -23,6 +23,7 @@ from cluster.clock import SlotClock
 from cluster.coordinator import (
     ACK,
     NOT,
+    QUESTION_HEAD,
     READ,
     REPAIR,
     SAME,
@@ -35,7 +36,7 @@ from cluster.coordinator import (
     key_of,
     place_of,
 )
-from cluster.record import decode
+from cluster.record import MANY, decode
 from cluster.replica import MalformedDelta, Replica, decode_clock
 from cluster.ring import NodeId
 from cluster.slot import SLOT_COUNT, Slot
@@ -151,21 +152,27 @@ class Participant:
             self._promise(peer, (NOT, number, INCOMPLETE))
             return
         store = replica.store
+        blob = message[2]
         states: list[bytes] = []
         try:
-            for at in range(2, len(message) - 1, 2):
-                key = message[at]
-                slot = int.from_bytes(key[:2], "big")
-                if slot >= SLOT_COUNT:
-                    raise MalformedDelta("no such slot")
-                row = key[2:]
-                raw = store.active[slot].get(row)
+            active, unpack = store.active, QUESTION_HEAD.unpack_from
+            at = count = 0
+            while at < len(blob):
+                if at + QUESTION_HEAD.size > len(blob):
+                    raise MalformedDelta("a question cut short")
+                slot, row_length, dots_length = unpack(blob, at)
+                row_at = at + QUESTION_HEAD.size
+                dots_at = row_at + row_length
+                at = dots_at + dots_length
+                if slot >= SLOT_COUNT or at > len(blob):
+                    raise MalformedDelta("a question with impossible lengths")
+                row = blob[row_at:dots_at]
+                raw = active[slot].get(row)
                 if raw is None:
                     raw = store.lookup(slot, row)
-                dots = message[at + 1]
-                if dots != dots_of(raw):
-                    state = replica.state_of(slot, row)
-                    states += (b"%d" % ((at - 2) >> 1), state)
+                if blob[dots_at:at] != (raw[1:17] if raw and not raw[0] & MANY else dots_of(raw)):
+                    states += (b"%d" % count, replica.state_of(slot, row))
+                count += 1
         except PageFault as fault:
             self._fetch(fault, lambda: self._read(peer, message))
             return

@@ -20,29 +20,33 @@ Core: synchronous; time is an argument. PageFault goes to the caller before anyt
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass, replace
 from operator import add
 from struct import Struct
+from struct import error as StructError
 from typing import Final
 
 import msgspec
 
 from cluster import life
 from cluster.clock import Actor, Counter, Dot, HybridClock, SlotClock
-from cluster.delta import Outcome, clock_of, joined, lacks, settle, stripped, whole
+from cluster.delta import Outcome, clock_of, joined, lacks, settle, whole
 from cluster.errors import ClusterError
 from cluster.expiry import ExpiryIndex
 from cluster.life import Life
 from cluster.record import (
     CODEC,
+    DELETION,
     EXPIRY_HEADER,
+    EXPIRY_HEADER_BYTES,
     HAS_EXPIRY,
     HEADER,
     HEADER_BYTES,
     MANY,
     STRING,
     Record,
+    Version,
     decode,
     decode_version,
     encode,
@@ -60,6 +64,7 @@ Effect = tuple[Slot, int, int, bytes]
 CLOCK_ROW: Final = (
     b"clock"  # And the slot as two bytes: rows of the system's slot, see `join_clock`.
 )
+COUNTER_MAX: Final = (1 << 63) - 1  # What a column of `SlotClocks` holds.
 SKEW_MAX_MS: Final = 60_000  # What is timestamped further ahead does not advance this node's clock.
 
 pack_header = HEADER.pack
@@ -70,7 +75,7 @@ _DOTS: Final = Struct("<QQ")
 
 @dataclass(eq=False)
 class MalformedDelta(ClusterError):
-    """What a peer sent is no delta. The caller closes the connection; nothing of it was applied."""
+    """What a peer sent is no delta. The caller closes the connection; deltas before it in a blob were taken."""
 
     reason: str
 
@@ -155,7 +160,6 @@ class Replica:
             restore=lambda state: replica._restore_from(disk, state, boot),
         )
         replica._settle_unsettled()
-        replica.clocks.change_actor(replica._new_actor)
         before = replica._before
         replica.lost_data = before is None or not (before.is_durable or before.lost_nothing(boot))
         is_complete = before is not None and before.is_complete and not replica.lost_data
@@ -172,6 +176,8 @@ class Replica:
         if self._before is not None and self._before.lost_nothing(boot):
             self._new_actor = self._before.actor
         self.restore(state)
+        # Before the log is read: what another actor did may have gaps, also where that was this node.
+        self.clocks.change_actor(self._new_actor)
 
     @property
     def actor(self) -> Actor:
@@ -346,7 +352,8 @@ class Replica:
             raw = blob[raw_at:end]
             kind = raw[0]
             if kind & MANY:
-                if conflict := self._accept_slowly(slot, row, decode(raw), is_checked, hlc_max):
+                delta = record_of(raw)
+                if conflict := self._accept_slowly(slot, row, delta, is_checked, hlc_max):
                     yield conflict
                 at = end
                 continue
@@ -363,14 +370,16 @@ class Replica:
                 and slot not in beyond
                 and slot not in self.unsettled
             ):
+                if kind & HAS_EXPIRY:
+                    if raw_length < EXPIRY_HEADER_BYTES:
+                        raise MalformedDelta("a record cut short")
+                    at_ms = int.from_bytes(raw[HEADER_BYTES:EXPIRY_HEADER_BYTES], "little")
+                    self.expiry.add(slot, row, at_ms)
                 column[slot] = counter
                 sole[slot] = actor
                 heard[slot] += 1
                 if hlc > self.clock.last and hlc <= hlc_max:
                     self.clock.last = hlc
-                if kind & HAS_EXPIRY:
-                    at_ms = int.from_bytes(raw[HEADER_BYTES : HEADER_BYTES + 8], "little")
-                    self.expiry.add(slot, row, at_ms)
                 store.apply(slot, row, raw)
             else:
                 delta = _delta_of(raw, contexts.get(slot))
@@ -408,7 +417,7 @@ class Replica:
     def _accept_slowly(
         self, slot: Slot, row: Row, delta: Record, is_checked: bool, hlc_max: int
     ) -> Conflict | None:
-        clock = self.clocks.clock(slot)
+        clock = self.clocks.view(slot)
         at_hand: Record | None = None
         if is_checked:
             conflict, at_hand = self._check(slot, row, delta, clock)
@@ -421,7 +430,7 @@ class Replica:
         """Join a row's whole state, as `cluster.delta.whole` gives it. True if anything was new. Raises PageFault."""
         self.before_hearing()
         self.has_heard = True
-        clock = self.clocks.clock(slot)
+        clock = self.clocks.view(slot)
         hlc_max = (now_ms + SKEW_MAX_MS) << 16
         return self._join(slot, row, record, clock, None, hlc_max)
 
@@ -432,7 +441,7 @@ class Replica:
         self.has_heard = True
         at_hand = Record(()) if raw is None else decode(raw)
         hlc_max = (now_ms + SKEW_MAX_MS) << 16
-        self._join(slot, row, record, self.clocks.clock(slot), at_hand, hlc_max)
+        self._join(slot, row, record, self.clocks.view(slot), at_hand, hlc_max)
         return self.store.get(slot, row)
 
     def _join(
@@ -454,7 +463,10 @@ class Replica:
         self.heard[slot] += 1
         raw = encode(result)
         self.store.apply(slot, row, raw, is_complete=outcome is Outcome.COMPLETE)
+        is_in_log = delta.dots <= result.dots
         self._note_record(slot, row, delta, hlc_max)
+        if not is_in_log:  # Something was dead already when it came.
+            self._log_clock(slot, (hlc_max >> 16) - SKEW_MAX_MS)
         if at_ms := CODEC.expires_at_ms(raw):
             self.expiry.add(slot, row, at_ms)
         return True
@@ -472,7 +484,7 @@ class Replica:
         expected = self.unsettled.get(slot)
         if expected is not None:
             context = joined(expected, context)
-        if lacks(self.clocks.clock(slot), context):
+        if lacks(self.clocks.view(slot), context):
             self.unsettled[slot] = context
         elif expected is not None:
             del self.unsettled[slot]
@@ -481,17 +493,29 @@ class Replica:
         for slot in list(self.unsettled):
             self._expect(slot, SlotClock())
 
-    def withdraw(self, slot: Slot, row: Row, dots: Set[Dot]) -> None:
-        """Take back writes of this node that nobody else has taken. The row must be in memory, and hold others."""
+    def withdraw(self, slot: Slot, row: Row, dots: Set[Dot]) -> bool:
+        """Take back writes of this node that were refused by others; False if there is nothing to take back.
+
+        What wins without them gets a new dot, so that they are dead wherever they have got to. Others
+        have to be sent the row. Raises PageFault.
+        """
         raw = self.store.get(slot, row)
         record = Record(()) if raw is None else decode(raw)
         kept = tuple(version for version in record.versions if version.dot not in dots)
         if len(kept) == len(record.versions):
-            return
-        clock = self.clocks.clock(slot)
-        self.heard[slot] += 1
-        result = stripped(kept, joined(clock_of(record), clock), clock)
-        self.store.apply(slot, row, encode(result))
+            return False
+        self.before_hearing()
+        self.clocks.own[slot] = counter = self.clocks.own[slot] + 1
+        dot = (self.clocks.actor, counter)
+        winner = replace(kept[0], dot=dot) if kept else Version(dot, self.clock.last, DELETION)
+        result = whole(
+            Record((winner, *kept[1:]), record.context, record.beyond), self.clocks.clock(slot)
+        )
+        raw = encode(result)
+        self.store.apply(slot, row, raw)
+        if at_ms := CODEC.expires_at_ms(raw):
+            self.expiry.add(slot, row, at_ms)
+        return True
 
     def join_clock(self, slot: Slot, clock: SlotClock, now_ms: int) -> None:
         """All that a clock covers is here now. Logged as a row of the system's slot."""
@@ -502,6 +526,10 @@ class Replica:
         self.clocks.join(slot, clock)
         self.heard[slot] += 1
         self._expect(slot, SlotClock())
+        self._log_clock(slot, now_ms)
+
+    def _log_clock(self, slot: Slot, now_ms: int) -> None:
+        """Have it in the log what was seen of a slot beside the dots of stored rows."""
         row = CLOCK_ROW + slot.to_bytes(2, "big")
         self.write({row: (SYSTEM_SLOT, STRING, 0, encode_clock(self.clocks.clock(slot)))}, now_ms)
 
@@ -542,15 +570,20 @@ class Replica:
             self.has_heard = True
             of_slot = int.from_bytes(row[len(CLOCK_ROW) :], "big")
             self.clocks.join(of_slot, decode_clock(raw[HEADER_BYTES:]))
+        context: SlotClock | None = None
         if raw[0] & MANY:
             record = decode(raw)
             seen = [(v.dot[0], v.dot[1], v.hlc) for v in record.versions]
-            if slot != SYSTEM_SLOT:
-                expected = self.unsettled.get(slot)
-                context = clock_of(record)
-                self.unsettled[slot] = context if expected is None else joined(expected, context)
+            context = clock_of(record)
         else:
-            seen = [HEADER.unpack_from(raw)[1:]]
+            actor, counter, hlc = HEADER.unpack_from(raw)[1:]
+            seen = [(actor, counter, hlc)]
+            # What the short form implies may be missing as well.
+            if self.clocks.is_after_gap(slot, (actor, counter)):
+                context = SlotClock({actor: counter})
+        if context is not None and slot != SYSTEM_SLOT:
+            expected = self.unsettled.get(slot)
+            self.unsettled[slot] = context if expected is None else joined(expected, context)
         for actor, counter, hlc in seen:
             self.has_heard |= actor != self.clocks.actor
             self.clocks.add(slot, (actor, counter))
@@ -575,11 +608,33 @@ def entries_of(blob: bytes) -> Iterator[tuple[int, Slot, Row, bytes]]:
 
 
 def _delta_of(raw: bytes, context: SlotClock | None) -> Record:
-    """A write as a delta: the short form means all that its actor did before, and `context` says the rest."""
-    record = decode(raw)
+    """A write as a delta: the short form means all that its actor did before, and `context` says the rest.
+
+    Raises MalformedDelta.
+    """
+    record = record_of(raw)
     if context is None:
         return record
     return Record(record.versions, *joined(context, clock_of(record)).freeze())
+
+
+def record_of(raw: bytes) -> Record:
+    """A record that came from elsewhere. Raises MalformedDelta."""
+    try:
+        record = decode(raw)
+        is_whole = encode(record) == raw
+    except (StructError, IndexError) as error:
+        raise MalformedDelta("a record cut short") from error
+    if not is_whole:
+        raise MalformedDelta("a record with lengths that do not fit")
+    _check_dots((*(version.dot for version in record.versions), *record.context, *record.beyond))
+    return record
+
+
+def _check_dots(dots: Iterable[Dot]) -> None:
+    for actor, counter in dots:
+        if actor == NOBODY or not 0 < counter <= COUNTER_MAX:
+            raise MalformedDelta("an impossible dot")
 
 
 def encode_clock(clock: SlotClock) -> bytes:
@@ -594,5 +649,6 @@ def decode_clock(data: bytes) -> SlotClock:
     count = int.from_bytes(data[:2], "little")
     if len(data) < 2 + count * _DOTS.size or (len(data) - 2) % _DOTS.size:
         raise MalformedDelta("a clock cut short")
-    dots = list(_DOTS.iter_unpack(data[2:]))
+    dots: list[Dot] = list(_DOTS.iter_unpack(data[2:]))
+    _check_dots(dots)
     return SlotClock(dict(dots[:count]), set(dots[count:]))

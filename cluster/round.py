@@ -77,13 +77,14 @@ class Pending(ABC):
                 self.is_over = True
                 self.settled()
 
-    def fail(self, attempt: int, error: ClusterError) -> None:
+    def fail(self, attempt: int, error: ClusterError, place: Place) -> None:
+        """A row that it read or wrote, `place`, cannot be confirmed."""
         if attempt == self.attempt and not self.is_over:
             self.is_over = True
             self.failed(error)
 
-    def again(self, attempt: int) -> None:
-        """Begin another attempt, if this one is not over already."""
+    def again(self, attempt: int, place: Place) -> None:
+        """Begin another attempt for the sake of one row, if this one is not over already."""
         if attempt == self.attempt and not self.is_over:
             self.attempt += 1
             self.waits = 0

@@ -29,6 +29,7 @@ from cluster.slot import SLOT_COUNT, Slot
 CLOCK_COUNT: Final = SLOT_COUNT + 1
 NOBODY: Final = 0  # No actor is called so: see `cluster.replica`.
 SEVERAL: Final = -1
+_NONE: Final[set[Dot]] = set()  # Never changed.
 
 
 class ClocksState(msgspec.Struct, array_like=True):
@@ -62,6 +63,14 @@ class SlotClocks:
             return True
         beyond = self.beyond.get(slot)
         return beyond is not None and dot in beyond
+
+    def is_after_gap(self, slot: Slot, dot: Dot) -> bool:
+        """Whether not all that its actor did before a dot was seen."""
+        actor, counter = dot
+        if actor == self.actor:
+            return False
+        column = self.columns.get(actor)
+        return counter > (0 if column is None else column[slot]) + 1
 
     def column(self, actor: Actor) -> array[Counter]:
         """The counters of another actor, to be read; `add` writes them."""
@@ -123,6 +132,13 @@ class SlotClocks:
         if counter := self.own[slot]:
             clock.base[self.actor] = counter
         return clock
+
+    def view(self, slot: Slot) -> SlotClock:
+        """As `clock`, and not to be changed: single dots are not copied, of which there may be thousands."""
+        base = {actor: c for actor, column in self.columns.items() if (c := column[slot])}
+        if counter := self.own[slot]:
+            base[self.actor] = counter
+        return SlotClock(base, self.beyond.get(slot, _NONE))
 
     def others(self, slot: Slot) -> SlotClock:
         """What others than this actor did, as a copy."""

@@ -19,6 +19,8 @@ other nobody knows whether it took effect, and the error says so.
     FORWARD.EXEC number ms db resp3 time packed        packed: commands and watches, MessagePack
     REPLY number bytes                                 RESP, ready for the client
     REFUSED number reason                              it was not executed
+    FORWARD.SETS number ms db (key value)*             plain SETs
+    REPLY.SETS number (index error)*                   all were done, but for these
 
 Commands without keys are the runner's, once all earlier ones of the session have ended.
 
@@ -36,13 +38,15 @@ from cluster.coordinator import Coordinator
 from cluster.errors import ClusterError
 from cluster.ring import NodeId
 from cluster.round import ConflictLost, QuorumNotMet
-from cluster.slot import DATABASE_COUNT, Row, Slot, row_of, slot_of
+from cluster.slot import DATABASE_COUNT, SLOT_COUNT, Row, Slot, row_of, slot_of
 from cluster.topology import Topology
 from cluster.transport import Transport
 from engine.errors import EngineError
 from engine.store import PageFault
 from respkv.cluster_view import redirect, slots_of
 from respkv.command import TABLE, Command, Flag
+from respkv.gather_place import places_of
+from respkv.group import Answers, Group, GroupLane, Member, Run, Sets, plain_slots
 from respkv.lane import OK_BYTES
 from respkv.number import integer_or_none
 from respkv.operation import Operation, Pipeline
@@ -60,12 +64,19 @@ from respkv.session import (
 )
 
 if TYPE_CHECKING:
+    from respkv.gather import Gather
     from respkv.node import Node
 
 FORWARD: Final = b"FORWARD"
 FORWARD_EXEC: Final = b"FORWARD.EXEC"
 REPLY: Final = b"REPLY"
 REFUSED: Final = b"REFUSED"
+FORWARD_SETS: Final = b"FORWARD.SETS"
+REPLY_SETS: Final = b"REPLY.SETS"
+GETS: Final = (b"GET", b"get")
+SETS: Final = (b"SET", b"set")
+RUN_MIN: Final = 2
+RUN_MAX: Final = 512
 
 UNKNOWN: Final = ReplyError(
     "UNKNOWN the node that executed this command was lost: it may or may not have taken effect"
@@ -136,6 +147,8 @@ class SplitOperation(Operation):
 class Dispatch:
     """One per node of a cluster."""
 
+    gather: Gather  # Commands on the whole keyspace; `respkv/peers.py` sets it.
+
     def __init__(
         self,
         node: Node,
@@ -157,7 +170,7 @@ class Dispatch:
         self.timeout_s = timeout_s
         self.retries_max = retries_max
         self.in_flight_bytes_max = in_flight_bytes_max
-        self.forwards: dict[int, Operation] = {}
+        self.forwards: dict[int, Operation | Sets] = {}
         self.in_flight = 0
         self.forwarded_total = 0
         self._next_id = first_id
@@ -165,8 +178,209 @@ class Dispatch:
         # Forwarded operations of each peer by number: the answer, or None while it is not there.
         self._seen: dict[NodeId, dict[bytes, Sequence[bytes] | None]] = {}
         self._parked: list[Operation] = []
+        self._lane = GroupLane(self, coordinator)
+        self._get = TABLE.commands["GET"]
+        self._set = TABLE.commands["SET"]
+        self._owns_all = all(map(topology.owns, range(SLOT_COUNT)))
         quorums = coordinator.quorums
         self._reads_anywhere = quorums.r + quorums.w > quorums.n
+
+    # Groups: see `respkv/group.py`
+
+    def serve_lone(self, sessions: list[Session], commands: list[list[bytes]], now_ms: int) -> None:
+        """Execute one command of each session. All sessions use the same database and protocol."""
+        if not self._is_usual:
+            for session, args in zip(sessions, commands, strict=True):
+                self.serve(session, [args], now_ms)
+            return
+        gets: list[Member] = []
+        sets: list[Member] = []
+        for session, args in zip(sessions, commands, strict=True):
+            name = args[0]
+            pipeline = session.pipeline
+            is_first = pipeline is None or not pipeline.operations
+            if is_first and not session.is_cluster and name in GETS and len(args) == 2:
+                gets.append((session, None, 0, args))
+            elif is_first and not session.is_cluster and name in SETS and len(args) == 3:
+                sets.append((session, None, 0, args))
+            else:
+                self.serve(session, [args], now_ms)
+                continue
+            session.mode |= WAITING
+            session.is_grouped = True
+        if gets or sets:
+            self._group(gets, sets, self.node.databases[sessions[0].db], sessions[0].db, now_ms)
+
+    @property
+    def _is_usual(self) -> bool:
+        """Whether plain commands may take the short way."""
+        return (
+            not self.node.runner.has_observers
+            and self.coordinator.quorums.r <= 2
+            and self._reads_anywhere
+            and self.topology.me not in self.topology.incomplete
+            and self.coordinator.in_flight_bytes <= self.in_flight_bytes_max
+        )
+
+    def _group(
+        self, gets: list[Member], sets: list[Member], db: int, session_db: int, now_ms: int
+    ) -> None:
+        """Execute members here, have others executed elsewhere, and let the rest go on alone."""
+        self.coordinator.look()
+        lane = self._lane
+        rest: list[Member] = []
+        me = self.topology.me
+        if gets:
+            if not self._owns_all:
+                preferences = self.topology.preferences
+                slots = plain_slots([member[3] for member in gets])
+                here: list[Member] = []
+                for slot, member in zip(slots, gets, strict=True):
+                    is_here = slot >= 0 and me in preferences[slot]
+                    (here if is_here else rest).append(member)
+                gets = here
+            rest += lane.get(self._get, gets, db, now_ms)
+        if sets:
+            coordinators = self.topology.coordinators
+            by_target: dict[NodeId | None, list[Member]] = {}
+            for slot, member in zip(plain_slots([m[3] for m in sets]), sets, strict=True):
+                target = coordinators[slot] if slot >= 0 else None
+                members = by_target.get(target)
+                if members is None:
+                    members = by_target[target] = []
+                members.append(member)
+            for target, members in by_target.items():
+                if target is None:
+                    rest += members
+                elif target == me:
+                    rest += lane.set(self._set, members, db, now_ms)
+                else:
+                    self._forward_sets(target, members, session_db, now_ms)
+        for member in rest:
+            self.go_on_alone(member)
+
+    def go_on_alone(self, member: Member, *, hlc: int = 0, tried: tuple[NodeId, ...] = ()) -> None:
+        """A member of a group becomes an operation of its own."""
+        session, part_of, index, args = member
+        command = self._get if len(args) == 2 else self._set
+        now_ms = self.node.now_ms()
+        operation = Operation(
+            self, session, command, args, now_ms, self.node.now_s + self.timeout_s
+        )
+        operation.slots = (slot_of(args[1]),)
+        operation.is_plain = True
+        operation.is_blind = command is self._set
+        operation.hlc = hlc
+        operation.tried = tried
+        self.in_flight += 1
+        if part_of is None:
+            session.is_grouped = False
+            pipeline = session.pipeline
+            if pipeline is None:
+                pipeline = session.pipeline = Pipeline()
+            pipeline.add(operation)
+        else:
+            operation.parent = part_of
+            operation.part = index
+        if isinstance(part_of, Answers):
+            self.execute(operation)  # It was forwarded once.
+            return
+        self._start(operation, self._place(command, operation.slots, args, [1], tried))
+
+    def fail_alone(self, member: Member, command: Command, error: ClusterError) -> None:
+        """A member of a group gets an error."""
+        reply = _text_of(error, is_early=False)
+        command.failed_calls += 1
+        self.node.count_error(reply)
+        self._deliver(member, b"-%b\r\n" % reply.line)
+
+    def finish_group(self, group: Group) -> None:
+        """All of its members that have not left are on enough replicas."""
+        members, replies, gone = group.members, group.replies, group.gone
+        touch = self.node.touch
+        for index, member in enumerate(members):
+            if gone and index in gone:
+                continue
+            session, part_of, number, _ = member
+            data = OK_BYTES if replies is None else replies[index]
+            if part_of is None:
+                session.mode &= ~WAITING
+                session.is_grouped = False
+                session.out.append(data)
+                touch(session)
+            else:
+                part_of.take(number, data)
+        count = len(members) - len(gone)
+        if count:
+            group.command.count(count, self.node.clock_ns() - group.started_ns)
+            self.node.runner.commands_total += count
+
+    def _deliver(self, member: Member, data: bytes) -> None:
+        session, part_of, index, _ = member
+        if part_of is None:
+            session.mode &= ~WAITING
+            session.is_grouped = False
+            session.out.append(data)
+            self.node.touch(session)
+        else:
+            part_of.take(index, data)
+
+    def _forward_sets(self, target: NodeId, members: list[Member], db: int, now_ms: int) -> None:
+        self._next_id += 1
+        deadline_s = self.node.now_s + self.timeout_s
+        self.forwards[self._next_id] = Sets(target, members, self._next_id, now_ms, deadline_s)
+        self.forwarded_total += len(members)
+        ms = max(1, int(self.timeout_s * 1000))
+        message = [FORWARD_SETS, b"%d" % self._next_id, b"%d" % ms, b"%d" % db]
+        for member in members:
+            message += member[3][1:]
+        self.transport.send(target, message)
+
+    def _take_sets(self, peer: NodeId, message: list[bytes]) -> None:
+        """Another node forwards plain SETs."""
+        number = message[1]
+        if not self._is_first(peer, number):
+            return
+        if self.topology.me in self.topology.incomplete or self.node.is_stopping:
+            del self._seen[peer][number]
+            self.promise(peer, (REFUSED, number, b"not here"))
+            return
+        agent = self._agent(peer)
+        agent.db, agent.is_resp3 = int(message[3]), False
+        answers = Answers(self, peer, number, (len(message) - 4) >> 1)
+        members: list[Member] = [
+            (agent, answers, index, [b"SET", *message[at : at + 2]])
+            for index, at in enumerate(range(4, len(message) - 1, 2))
+        ]
+        now_ms = self.node.now_ms()
+        if self._is_usual:
+            self.coordinator.look()
+            members = self._lane.set(self._set, members, self.node.databases[agent.db], now_ms)
+        for member in members:
+            agent.db = int(message[3])
+            self.go_on_alone(member)
+
+    def answer_sets(self, answers: Answers) -> None:
+        answer = (REPLY_SETS, answers.number, *answers.errors)
+        seen = self._seen.get(answers.peer)
+        if seen is not None and answers.number in seen:
+            seen[answers.number] = answer
+        self.promise(answers.peer, answer)
+
+    def _take_set_replies(self, peer: NodeId, message: list[bytes]) -> None:
+        sets = self.forwards.get(int(message[1]))
+        if not isinstance(sets, Sets) or sets.target != peer:
+            return
+        del self.forwards[sets.number]
+        errors = {int(message[at]): message[at + 1] for at in range(2, len(message) - 1, 2)}
+        for index, member in enumerate(sets.members):
+            self._deliver(member, errors.get(index, OK_BYTES))
+
+    def _lose_sets(self, sets: Sets, *, is_executed: bool) -> None:
+        """The node that they were forwarded to refused, or is lost: each goes on alone."""
+        hlc = sets.now_ms << 16 if is_executed else 0
+        for member in sets.members:
+            self.go_on_alone(member, hlc=hlc, tried=(sets.target,))
 
     # Sessions
 
@@ -179,6 +393,13 @@ class Dispatch:
         budget = self.node.config.client.commands_per_tick_max
         while queue and not session.mode & (WAITING | CLOSING):
             args = queue.popleft()
+            if len(queue) >= RUN_MIN - 1 and len(args) <= 3:
+                count = self._take_run(session, args, now_ms)
+                if count:
+                    budget -= count
+                    if budget <= 0:
+                        return
+                    continue
             if not self._take(session, args, now_ms):
                 queue.appendleft(args)
                 session.mode |= WAITING
@@ -188,6 +409,57 @@ class Dispatch:
             budget -= 1
             if budget <= 0:
                 return  # The front brings it back in the next tick.
+
+    def _take_run(self, session: Session, first: list[bytes], now_ms: int) -> int:
+        """Begin a run of plain GETs or SETs that starts with `first`, the rest being in the queue; 0 if it is none."""
+        name = first[0]
+        is_get = name in GETS and len(first) == 2
+        if not (is_get or (name in SETS and len(first) == 3)) or session.mode or session.is_cluster:
+            return 0
+        pipeline = session.pipeline
+        if pipeline is None:
+            pipeline = session.pipeline = Pipeline()
+        if pipeline.is_full or not self._is_usual:
+            return 0
+        queue = session.queue
+        length = len(first)
+        commands = [first]
+        for args in queue:
+            if args[0] != name or len(args) != length or len(commands) >= RUN_MAX:
+                break
+            commands.append(args)
+        slots = plain_slots(commands)
+        me = self.topology.me
+        is_local = self._owns_all
+        count = (
+            pipeline.count_reads(slots, is_local=is_local)
+            if is_get
+            else pipeline.count_writes(slots)
+        )
+        if count < RUN_MIN:
+            return 0
+        command = self._get if is_get else self._set
+        run = Run(self, session, command, now_ms, self.node.now_s + self.timeout_s, count)
+        run.slots = tuple(slots[:count])
+        run.is_plain = True
+        run.is_local = (
+            self._owns_all
+            if is_get
+            else all(self.topology.coordinators[slot] == me for slot in run.slots)
+        )
+        pipeline.add(run)
+        self.in_flight += 1
+        for _ in range(count - 1):
+            queue.popleft()
+        members: list[Member] = [
+            (session, run, index, args) for index, args in enumerate(commands[:count])
+        ]
+        db = self.node.databases[session.db]
+        if is_get:
+            self._group(members, [], db, session.db, now_ms)
+        else:
+            self._group([], members, db, session.db, now_ms)
+        return count
 
     def _take(self, session: Session, args: list[bytes], now_ms: int) -> bool:
         """Begin a command; False if earlier ones have to end first."""
@@ -201,6 +473,10 @@ class Dispatch:
         if command is None or mode or not (command.keys or is_exec):
             if is_exec and mode == IN_MULTI and len(args) == 1:
                 return self._take_exec(session, now_ms)
+            if command is not None and (
+                (taken := self.gather.take(session, command, args, now_ms)) is not None
+            ):
+                return taken
             pipeline = session.pipeline
             if pipeline is not None and pipeline.operations:
                 return False
@@ -327,10 +603,9 @@ class Dispatch:
         """The node that executes a command; None if it has to be split, or no node can."""
         topology = self.topology
         me = topology.me
-        is_here = self._reads_anywhere and me not in topology.incomplete and me not in tried
-        if not command.is_write and is_here:
-            if all(me in topology.preferences[slot] for slot in slots):
-                return me
+        is_read_here = self._reads_anywhere and not command.is_write and me not in tried
+        if is_read_here and me not in topology.incomplete and all(map(topology.owns, slots)):
+            return me
         if len(slots) == 1:
             return self._coordinator(slots[0], tried)
         if command.name in SPLITTABLE:
@@ -342,9 +617,9 @@ class Dispatch:
 
     def _place_exec(self, operation: ExecOperation) -> NodeId | None:
         topology = self.topology
-        if operation.is_of_session and topology.is_fit(topology.me):
-            if all(topology.owns(slot) for slot in operation.slots):
-                return topology.me
+        is_fit = topology.me not in topology.incomplete
+        if operation.is_of_session and is_fit and all(map(topology.owns, operation.slots)):
+            return topology.me
         first = [
             slot_of(args[at])
             for command, args in operation.transaction.commands
@@ -503,7 +778,7 @@ class Dispatch:
         session = operation.session
         if operation.origin is not None and operation.transaction is not None:
             session = Session(0, "", "", self.node.limits, self.node.now_s, authenticated=True)
-        if operation.origin is not None or operation.transaction is not None:
+        if not session.id or operation.transaction is not None:
             session.db, session.is_resp3 = operation.db, operation.is_resp3
         if operation.transaction is not None:
             assert isinstance(operation, ExecOperation)
@@ -534,12 +809,11 @@ class Dispatch:
         command, args = operation.command, operation.args
         transaction = operation.transaction
         if transaction is None:
-            return [(slot_of(args[at]), row_of(db, args[at])) for at in command.key_positions(args)]
+            return places_of(command, args, db, databases)
         places: dict[tuple[Slot, Row], None] = {}
         for number, queued, queued_args in _by_database(operation):
-            for at in queued.key_positions(queued_args):
-                key = queued_args[at]
-                places[slot_of(key), row_of(databases[number], key)] = None
+            for place in places_of(queued, queued_args, databases[number], databases):
+                places[place] = None
         for watched_db, key in session.watches:
             places[slot_of(key), row_of(databases[watched_db], key)] = None
         return list(places)
@@ -623,8 +897,12 @@ class Dispatch:
             return
         operation.is_done = True
         self.in_flight -= 1
-        if operation.parent is not None:
-            operation.parent.part_done()
+        parent = operation.parent
+        if parent is not None:
+            if isinstance(parent, SplitOperation):
+                parent.part_done()
+            else:
+                parent.take(operation.part, operation.data)
             return
         if operation.origin is not None:
             peer, number = operation.origin
@@ -686,9 +964,19 @@ class Dispatch:
                     operation.session.db = list(_by_database(operation))[-1][0]
                 self._note(operation)
                 self.release(operation)
+        elif verb == REPLY_SETS:
+            self._take_set_replies(peer, message)
+        elif verb == FORWARD_SETS:
+            self._take_sets(peer, message)
         elif verb in (FORWARD, FORWARD_EXEC):
             self._take_forwarded(peer, message)
         elif verb == REFUSED:
+            sets = self.forwards.get(int(message[1]))
+            if isinstance(sets, Sets):
+                if sets.target == peer:
+                    del self.forwards[sets.number]
+                    self._lose_sets(sets, is_executed=False)
+                return True
             operation = self._answered(peer, message)
             if operation is not None:
                 self._try_another(operation, is_executed=False)
@@ -698,38 +986,49 @@ class Dispatch:
 
     def _answered(self, peer: NodeId, message: list[bytes]) -> Operation | None:
         operation = self.forwards.get(int(message[1]))
-        if operation is None or operation.target != peer:
+        if not isinstance(operation, Operation) or operation.target != peer:
             return None
         del self.forwards[operation.number]
         return operation
 
     def _take_forwarded(self, peer: NodeId, message: list[bytes]) -> None:
         number = message[1]
-        seen = self._seen.setdefault(peer, {})
-        if number in seen:
-            if (answer := seen[number]) is not None:
-                self.promise(peer, answer)
+        if not self._is_first(peer, number):
             return
-        if len(seen) >= SEEN_MAX:
-            del seen[next(iter(seen))]
-        seen[number] = None
-        agent = self._agents.get(peer)
-        if agent is None:
-            agent = self._agents[peer] = Session(
-                0, "", "", self.node.limits, self.node.now_s, authenticated=True
-            )
+        agent = self._agent(peer)
         agent.db, agent.is_resp3 = int(message[3]), message[4] == b"1"
         deadline_s = self.node.now_s + int(message[2]) / 1000
         now_ms = self.node.now_ms()
         operation = self._forwarded(agent, message, now_ms, deadline_s)
         if operation is None or not self._can_execute(operation):
-            del seen[number]
+            del self._seen[peer][number]
             self.promise(peer, (REFUSED, number, b"not here"))
             return
         operation.origin = (peer, number)
         operation.hlc = int(message[5])
         self.in_flight += 1
         self.execute(operation)
+
+    def _is_first(self, peer: NodeId, number: bytes) -> bool:
+        """Whether a forwarded message has to be worked on; if not, its answer is given again if there is one."""
+        seen = self._seen.setdefault(peer, {})
+        if number in seen:
+            if (answer := seen[number]) is not None:
+                self.promise(peer, answer)
+            return False
+        if len(seen) >= SEEN_MAX:
+            del seen[next(iter(seen))]
+        seen[number] = None
+        return True
+
+    def _agent(self, peer: NodeId) -> Session:
+        """The session that stands for a peer's clients."""
+        agent = self._agents.get(peer)
+        if agent is None:
+            agent = self._agents[peer] = Session(
+                0, "", "", self.node.limits, self.node.now_s, authenticated=True
+            )
+        return agent
 
     def _forwarded(
         self, agent: Session, message: list[bytes], now_ms: int, deadline_s: float
@@ -808,17 +1107,25 @@ class Dispatch:
 
     def tick(self, now_s: float) -> None:
         """Give up what has had its time."""
-        for operation in list(self.forwards.values()):
-            if operation.deadline_s > now_s:
+        for forward in list(self.forwards.values()):
+            if forward.deadline_s > now_s:
                 continue
-            del self.forwards[operation.number]
-            self._end(operation, TIMED_OUT)
+            del self.forwards[forward.number]
+            if isinstance(forward, Sets):
+                for member in forward.members:
+                    self._deliver(member, b"-%b\r\n" % TIMED_OUT.line)
+            else:
+                self._end(forward, TIMED_OUT)
 
     def disconnected(self, peer: NodeId) -> None:
         """What was forwarded to a peer may have run there or not."""
-        for operation in list(self.forwards.values()):
-            if operation.target == peer and self.forwards.pop(operation.number, None) is not None:
-                self._try_another(operation, is_executed=True)
+        for forward in list(self.forwards.values()):
+            if forward.target != peer or self.forwards.pop(forward.number, None) is None:
+                continue
+            if isinstance(forward, Sets):
+                self._lose_sets(forward, is_executed=True)
+            else:
+                self._try_another(forward, is_executed=True)
 
     def forget(self, peer: NodeId) -> None:
         """The peer is another process now."""

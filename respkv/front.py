@@ -908,7 +908,9 @@ class Front:
 
 def _has_operations(session: Session) -> bool:
     """Whether it waits for other nodes."""
-    return session.pipeline is not None and bool(session.pipeline.operations)
+    return session.is_grouped or (
+        session.pipeline is not None and bool(session.pipeline.operations)
+    )
 
 
 def _gathered(pieces: list[bytes]) -> list[memoryview]:

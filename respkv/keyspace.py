@@ -21,7 +21,7 @@ Core: no I/O, time is an argument.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -457,6 +457,22 @@ class Counts:
         if self._seen[slot] < 0:
             self._unknown -= 1
         self._seen[slot] = counter
+
+    def of_slots(self, first: Slot, end: Slot, view: View) -> Generator[Step, None, int]:
+        """Count the keys of some slots, `end` excluded, as far as they have changed."""
+        seen, changes = self._seen[first:end], self._replica.changes()[first:end]
+        dirty = [s for s, (a, b) in enumerate(zip(seen, changes, strict=True), first) if a != b]
+        for slot, counted in list(self._slots.items()):
+            if first <= slot < end and counted.valid_until_ms <= view.now_ms:
+                dirty.append(slot)
+        for number, slot in enumerate(dirty):
+            if view.store.holds_slot(slot):
+                yield from self._count(slot, view.now_ms)
+            else:
+                self._install(slot, self._replica.change_count(slot), _NOTHING)
+            if number % PAGE_ROWS == PAGE_ROWS - 1:
+                yield None
+        return sum(count for slot, count in self.slots_of(view.db).items() if first <= slot < end)
 
     def exact(self, view: View) -> Iterator[Step]:
         """Count until nothing is dirty; then `self[view.db].keys` is right at that moment.

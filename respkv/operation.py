@@ -38,7 +38,7 @@ class Operation(Pending):
 
     __slots__ = (
         "args", "command", "data", "db", "deadline_s", "dispatch", "hlc", "is_done", "is_local",
-        "is_plain", "is_resp3", "is_silent", "now_ms", "number", "origin", "parent", "pins", "session", "slots",
+        "is_plain", "is_resp3", "is_silent", "now_ms", "number", "origin", "parent", "part", "pins", "session", "slots",
         "started_ns", "target", "tried",
     )  # fmt: skip
 
@@ -69,6 +69,7 @@ class Operation(Pending):
         self.pins: Pins = {}
         self.origin: Origin | None = None
         self.parent: Any = None  # A split operation that waits for this one.
+        self.part = 0  # Which of its parts it is.
         self.number = 0
         self.target: NodeId | None = None  # Where it was forwarded.
         self.tried: tuple[NodeId, ...] = ()
@@ -113,6 +114,34 @@ class Pipeline:
             return False
         taken = self._remote_slots if is_local and not is_write else self._slots
         return not taken or not any(slot in taken for slot in slots)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.operations) >= OPERATIONS_MAX
+
+    def count_reads(self, slots: list[Slot], *, is_local: bool) -> int:
+        """How many plain reads of these slots may start now, one after the other. -1 stands for a slot that may not."""
+        if self._other_count:
+            return 0
+        taken = self._remote_slots if is_local else self._slots
+        for count, slot in enumerate(slots):
+            if slot < 0 or slot in taken:
+                return count
+        return len(slots)
+
+    def count_writes(self, slots: list[Slot]) -> int:
+        """The same of plain writes."""
+        if self._other_count:
+            return 0
+        taken = self._slots
+        if not taken and len(set(slots)) == len(slots) and -1 not in slots:
+            return len(slots)
+        own: set[Slot] = set()
+        for count, slot in enumerate(slots):
+            if slot < 0 or slot in taken or slot in own:
+                return count
+            own.add(slot)
+        return len(slots)
 
     def add(self, operation: Operation) -> None:
         self.operations.append(operation)

@@ -6,6 +6,7 @@ deltas may leave, and what it promises (acknowledgements, confirmations, forward
 the log is as durable as the configuration asks for.
 
     dispatch       commands: here, forwarded, split              respkv/dispatch.py
+    gather         commands on the whole keyspace                respkv/gather.py
     coordinator    rounds: W and R                               cluster/coordinator.py
     participant    other nodes' rounds                           cluster/participant.py
     membership     who can be reached                            cluster/membership.py
@@ -47,6 +48,7 @@ from cluster.transport import Message, Transport
 from engine.errors import EngineError
 from engine.store import PageFault
 from respkv.dispatch import Dispatch
+from respkv.gather import Gather
 
 if TYPE_CHECKING:
     from cluster.replica import Replica
@@ -57,7 +59,8 @@ STATE: Final = b"STATE"
 VERSIONS: Final = VersionRange(1, 1)  # Of the protocol between nodes.
 RETRY_S: Final = 0.1  # Then a second replica is asked to confirm a read.
 EXCHANGE_NS: Final = 1_000_000  # In each tick.
-PAGE_ROWS: Final = 256
+GROUPS_PER_ROUND: Final = 4  # Of 128: on a busy node every slot changes all the time.
+PAGE_ROWS: Final = 64
 Promise = tuple[int, NodeId, Sequence[bytes]]
 
 
@@ -107,7 +110,7 @@ class Peers:
             _Slots(node, self.replica),
             self.transport,
             node.rng,
-            ExchangeSettings(),
+            ExchangeSettings(groups_per_round=GROUPS_PER_ROUND),
             self._fetch_for_exchange,
         )
         self.dispatch = Dispatch(
@@ -121,6 +124,7 @@ class Peers:
             first_id=node.rng.getrandbits(52),
             promise=self.promise,
         )
+        self.gather = self.dispatch.gather = Gather(self)
         self.is_clock_off = False
         self.received: dict[bytes, int] = {}  # Messages by verb.
         self._promises: deque[Promise] = deque()
@@ -143,6 +147,8 @@ class Peers:
             elif verb.startswith(b"EXCHANGE."):
                 self.exchange.receive(peer, message, now_s)
                 self._has_exchange_work = True
+            elif verb.startswith(b"GATHER."):
+                self.gather.receive(peer, message)
             elif verb == STATE:
                 is_complete = message[1] == b"1"
                 if self.topology.mark_complete(peer, is_complete=is_complete):
@@ -188,6 +194,7 @@ class Peers:
                 case MemberRestarted():
                     self.participant.forget(event.name)
                     self.dispatch.forget(event.name)
+                    self.gather.forget(event.name)
                 case ClockOff() | ClockBack():
                     self.is_clock_off = self.membership.is_clock_off
                     self.node.log.warning("clocks", what=str(event))
@@ -199,6 +206,7 @@ class Peers:
         self.coordinator.now_s = self.node.now_s
         self.coordinator.disconnected(peer)
         self.dispatch.disconnected(peer)
+        self.gather.disconnected(peer)
 
     @property
     def is_fit(self) -> bool:
@@ -252,10 +260,11 @@ class Peers:
     @property
     def has_work(self) -> bool:
         """Whether `work` should be called in the next tick, without waiting for anything."""
-        return self._has_exchange_work
+        return self._has_exchange_work or self.gather.has_work
 
     def work(self) -> None:
-        """A slice of the exchange."""
+        """A slice of the exchange, and one of the commands on the whole keyspace."""
+        self.gather.work()
         if self._has_exchange_work:
             clock_ns = self.node.clock_ns
             until_ns = clock_ns() + EXCHANGE_NS
@@ -269,6 +278,7 @@ class Peers:
             self._act(self.membership.tick(now_s, self.node.now_ms()))
         self.coordinator.tick(now_s)
         self.dispatch.tick(now_s)
+        self.gather.tick(now_s)
         self.exchange.tick(now_s)
         self._has_exchange_work = True
         if not self.replica.is_complete:
@@ -319,15 +329,16 @@ class _Slots:
         return (self._replica.clocks.own, self._replica.heard)
 
     def pages(self, slot: Slot) -> Generator[list[tuple[Row, bytes]] | PageFault, None, None]:
-        store = self._replica.store
-        start: Row | None = b""
-        while start is not None:
-            try:
-                rows, start = store.scan(slot, start, PAGE_ROWS)
-            except PageFault as fault:
-                yield fault
-                continue
-            yield rows
+        with self._replica.store.snapshot_scan(slot) as scan:
+            while True:
+                try:
+                    rows = scan.page(PAGE_ROWS)
+                except PageFault as fault:
+                    yield fault
+                    continue
+                if not rows:
+                    return
+                yield rows
 
     def repair(self, slot: Slot, row: Row, record: Record) -> bool:
         return self._replica.repair(slot, row, record, self._node.now_ms())

@@ -199,6 +199,9 @@ class Runner:
 
         All sessions use the same database and protocol. Hot, as `serve`.
         """
+        if self.dispatch is not None:
+            self.dispatch.serve_lone(sessions, commands, now_ms)
+            return
         context = self.context
         context.now_ms = now_ms
         is_usual = (

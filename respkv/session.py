@@ -95,6 +95,7 @@ class Session:
         "id",
         "is_asking",
         "is_cluster",
+        "is_grouped",
         "is_readonly",
         "is_resp3",
         "is_unix",
@@ -139,6 +140,7 @@ class Session:
         self.is_cluster = (
             False  # Came in on the cluster port: the node is a Redis Cluster member to it.
         )
+        self.is_grouped = False  # A command of it waits in a `respkv.group.Group`.
         self.is_readonly = False  # READONLY: reads may be answered by any replica.
         self.is_asking = False  # ASKING: the next command is taken here, not redirected.
         self.db = 0

@@ -67,7 +67,7 @@ def keys(ctx: Context, pattern: bytes) -> Sliced:
     view = View(ctx)
     only = glob.literal(pattern)
     if only is not None:
-        return [only] if (yield from _exists(view, only)) else []
+        return [only] if (yield from exists(view, only)) else []
     matches = glob.matcher(pattern)
     slot = slot_of_pattern(pattern)
     db, now_ms = view.db, view.now_ms
@@ -107,9 +107,9 @@ def scan(ctx: Context, cursor: bytes, *options: bytes) -> Sliced:
         return [b"0", []]
     if search.key is not None:
         is_ahead = position <= slot_of(search.key) << _HASH_BITS | ((1 << _HASH_BITS) - 1)
-        is_found = is_ahead and (yield from _exists(view, search.key))
+        is_found = is_ahead and (yield from exists(view, search.key))
         return [b"0", [search.key] if is_found else []]
-    position, found = yield from _scan(view, position, search)
+    position, found, _ = yield from scan_rows(view, position, search)
     return [b"%d" % position, found]
 
 
@@ -179,7 +179,7 @@ def slot_of_pattern(pattern: bytes) -> Slot | None:
     return slot_of(prefix) if start and prefix.find(b"}", start) > start else None
 
 
-def _exists(view: View, key: Key) -> Generator[Step, None, bool]:
+def exists(view: View, key: Key) -> Generator[Step, None, bool]:
     while True:
         try:
             return view.get(key) is not None
@@ -187,16 +187,19 @@ def _exists(view: View, key: Key) -> Generator[Step, None, bool]:
             yield fault
 
 
-def _scan(
-    view: View, position: int, search: Search
-) -> Generator[Step, None, tuple[int, list[Reply]]]:
-    """Look at about `search.count` rows from a cursor on: the next cursor, and the keys found."""
+def scan_rows(
+    view: View, position: int, search: Search, end: Slot = SLOT_COUNT
+) -> Generator[Step, None, tuple[int, list[Reply], int]]:
+    """Look at about `search.count` rows from a cursor on, before the slot `end`.
+
+    Returns the next cursor (0 at the end), the keys found, and the number of rows.
+    """
     found: list[Reply] = []
     slot = position >> _HASH_BITS
     start = (position & ((1 << _HASH_BITS) - 1)).to_bytes(HASH_BYTES, "big")
     if search.slot is not None and slot != search.slot:
         if slot > search.slot:
-            return 0, found
+            return 0, found, 0
         slot, start = search.slot, b""
     rows = looks = 0
     is_sparse = False  # The last page had rows of other databases only.
@@ -204,8 +207,8 @@ def _scan(
     while rows < search.count and looks < looks_max:
         if search.slot is None:
             occupied = yield from _seek(view, slot)
-            if occupied is None:
-                return 0, found
+            if occupied is None or occupied >= end:
+                return 0, found, rows
             if occupied > slot:
                 slot, start = occupied, b""
         page = yield from _page(view, slot, start, PAGE_ROWS if is_sparse else search.count - rows)
@@ -219,16 +222,16 @@ def _scan(
         if page.next_row is not None:
             start = page.next_row[:HASH_BYTES]
         elif search.slot is not None:
-            return 0, found
+            return 0, found, rows
         else:
             slot, start = slot + 1, b""
         yield None
     if not start:
         occupied = yield from _seek(view, slot)
-        if occupied is None:
-            return 0, found
+        if occupied is None or occupied >= end:
+            return 0, found, rows
         slot = occupied
-    return slot << _HASH_BITS | int.from_bytes(start, "big"), found
+    return slot << _HASH_BITS | int.from_bytes(start, "big"), found, rows
 
 
 def _seek(view: View, slot: Slot) -> Generator[Step, None, Slot | None]:
@@ -266,7 +269,7 @@ def randomkey(ctx: Context) -> Sliced:
     for _ in range(RANDOM_TRIES):
         slot = rng.randrange(SLOT_COUNT)
         if view.may_hold(slot):
-            key = yield from _random_key(view, slot, rng)
+            key = yield from random_key(view, slot, rng)
             if key is not None:
                 return key
     # Few slots hold keys: find out which.
@@ -276,14 +279,14 @@ def randomkey(ctx: Context) -> Sliced:
         weights |= counts.slots_of(view.db)
     while weights:
         slot = rng.choices(list(weights), list(weights.values()))[0]
-        key = yield from _random_key(view, slot, rng)
+        key = yield from random_key(view, slot, rng)
         if key is not None:
             return key
         del weights[slot]  # Nothing is left there.
     return None
 
 
-def _random_key(view: View, slot: Slot, rng: Random) -> Generator[Step, None, Key | None]:
+def random_key(view: View, slot: Slot, rng: Random) -> Generator[Step, None, Key | None]:
     """The first live key of a slot from a random hash on, or else from the slot's beginning."""
     middle = rng.getrandbits(_HASH_BITS).to_bytes(HASH_BYTES, "big")
     for start, end in ((middle, None), (b"", middle)):
@@ -378,4 +381,12 @@ def check_flush_mode(mode: tuple[bytes, ...]) -> None:
         raise SYNTAX_ERROR
 
 
-__all__ = ["PLAIN_KINDS", "Search", "parse_cursor", "slot_of_pattern"]
+__all__ = [
+    "PLAIN_KINDS",
+    "Search",
+    "exists",
+    "parse_cursor",
+    "random_key",
+    "scan_rows",
+    "slot_of_pattern",
+]

@@ -266,7 +266,7 @@ def taking_all(self: Replica, row: bytes, delta: Record, *, at_hand: Record | No
     return outcome
 
 
-def context_dropped(versions: tuple[Version, ...], context: SlotClock, clock: SlotClock) -> Record:
+def context_dropped(versions: tuple[Version, ...], *_clocks: object) -> Record:
     return Record(versions, tuple(sorted(version.dot for version in versions[:1])))
 
 

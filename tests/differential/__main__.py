@@ -1,8 +1,8 @@
 """The long form: `python -m tests.differential --seed N --rounds N`.
 
 Each round sends every command of the tables at least 200 times, in RESP2 and in RESP3, and prints a table of what was
-sent. Without `--server` it starts a respkv of its own. Several servers are taken for nodes of one cluster: rounds
-take turns.
+sent. Without `--server` it starts a respkv of its own, or with `--cluster` three that are a cluster. Several servers
+are taken for nodes of one cluster: rounds take turns.
 
 It EMPTIES all databases of the servers that it is given.
 """
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+from tests.clusters import respkv_cluster
 from tests.servers import ServerDidNotStart, redis_server, respkv_server
 
 from .catalog import BY_NAME, TABLES, chosen
@@ -36,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     protocols = (options.resp,) if options.resp else (2, 3)
     print(f"seed {seed}", flush=True)
     try:
-        with redis_server(binary=options.redis) as redis, _servers(options.server) as servers:
+        with redis_server(binary=options.redis) as redis, _servers(
+            options.server, is_cluster=options.cluster
+        ) as servers:
             total = Coverage()
             for number in range(options.rounds):
                 for resp in protocols:
@@ -100,9 +103,13 @@ def _run(title: str, one: Round, total: Coverage) -> bool:
 
 
 @contextlib.contextmanager
-def _servers(addresses: list[Address] | None) -> Iterator[list[Address]]:
+def _servers(addresses: list[Address] | None, *, is_cluster: bool) -> Iterator[list[Address]]:
     if addresses:
         yield addresses
+        return
+    if is_cluster:
+        with respkv_cluster() as cluster:
+            yield [(member.host, member.port) for member in cluster]
         return
     with respkv_server() as server:
         yield [(server.host, server.port)]
@@ -128,6 +135,9 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="HOST:PORT",
         help="running servers; they are EMPTIED",
+    )
+    parser.add_argument(
+        "--cluster", action="store_true", help="a cluster of three respkv nodes instead of one node"
     )
     parser.add_argument(
         "--only",

@@ -23,7 +23,7 @@ from typing import Any
 import trio
 
 from cluster.gossip_message import Terms, VersionRange
-from cluster.handshake import Acceptor, Initiator
+from cluster.handshake import Initiator
 from cluster.transport import Message
 from respkv.bus import Bus
 from respkv.bus_link import BusLimits
@@ -45,6 +45,7 @@ class Loop:
         self._poller = EpollPoller()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self.buses: list[Bus] = []
+        self.events_total = 0
 
     def adopt(self, fd: int, mask: int, handler: Callable[[int], None]) -> None:
         self._poller.register(fd, mask)
@@ -60,6 +61,7 @@ class Loop:
     def turn(self) -> int:
         """One tick; returns how many sockets were ready."""
         events = self._poller.poll()
+        self.events_total += len(events)
         for fd, mask in events:
             handler = self._handlers.get(fd)
             if handler is not None:
@@ -226,25 +228,15 @@ class Stranger:
     def dial(cls, member: Member) -> Stranger:
         return cls(socket.create_connection(member.address))
 
-    async def shake(self, name: str, *, lane: bytes = b"send", secret: bytes = SECRET) -> None:
-        """The whole handshake, as one that dials."""
-        end = Initiator(TERMS, name, os.urandom(32), secret=secret, is_loopback=True)
+    async def shake(self, name: str, *last: bytes) -> None:
+        """The whole handshake, as one that dials. `last`: the message that names the lane."""
+        end = Initiator(TERMS, name, os.urandom(32), secret=SECRET, is_loopback=True)
         self.send(end.start())
         step = end.receive(await self.next())
         assert step.reply is not None
         self.send(step.reply)
         assert end.receive(await self.next()).done is not None
-        self.send([b"BUS.LANE", lane])
-
-    async def accept_shake(self, name: str) -> None:
-        """The whole handshake, as one that was dialled."""
-        end = Acceptor(TERMS, name, os.urandom(32), secret=SECRET, is_loopback=True)
-        end.start()
-        for _ in range(2):
-            step = end.receive(await self.next())
-            assert step.reply is not None
-            self.send(step.reply)
-        assert (await self.next())[0] == b"BUS.LANE"
+        self.send(list(last) or [b"BUS.LANE", b"send"])
 
     def send(self, message: Message) -> None:
         self.sock.sendall(encode(message))

@@ -191,12 +191,16 @@ async def test_one_who_is_no_member_is_refused_before_it_is_let_in() -> None:
         stranger.close()
 
 
-async def test_a_lane_that_nobody_knows_is_refused() -> None:
+@pytest.mark.parametrize(
+    "last",
+    [[b"BUS.LANE", b"express"], [b"BUS.LANE"], [b"BUS.LANE", b"send", b""], [b"WRITE", b"send"]],
+)
+async def test_a_lane_that_nobody_knows_is_refused(last: list[bytes]) -> None:
     loop = Loop()
     b = Member("b", loop, peers={"a": ("127.0.0.1", 1)})
     async with running(loop, b):
         stranger = Stranger.dial(b)
-        await stranger.shake("a", lane=b"express")
+        await stranger.shake("a", *last)
         assert b"the lane of the link was due" in await stranger.ends()
         assert b.told.events == []
         stranger.close()
@@ -580,7 +584,9 @@ async def test_a_node_that_finds_no_descriptor_is_taken_later() -> None:
                     copies.append(os.dup(sock.fileno()))
             sock.connect(b.address)
             await until(lambda: bool(b.told.lines))
+            before = loop.events_total
             await trio.sleep(0.3)
+            assert loop.events_total - before < 10  # It is not asked again in each tick.
             assert len(b.told.lines) == 1
         finally:
             for copy in copies:

@@ -9,11 +9,13 @@ import random
 import time
 import tracemalloc
 
+import hiredis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.handshake import MESSAGE_BYTES_MAX
+from respkv import bus_wire
 from respkv.bus_wire import FAST_BYTES_MAX, Decoder, Limits, MalformedMessage, encode
 
 messages_of = st.lists(
@@ -145,6 +147,23 @@ def test_an_announcement_takes_no_memory(kind: str, before: bytes) -> None:
 def test_values_that_look_like_announcements_are_values() -> None:
     messages = [[b"WRITE", kind + b"99999999\r\n"] for kind in (b"*", b"~", b">", b"|", b"%")]
     assert admitted().feed(b"".join(map(encode, messages))) == messages
+
+
+def test_what_hiredis_took_and_no_node_sends_does_not_move_the_boundary() -> None:
+    wire = (
+        b"*1\r\n+a\r\n" + b"xyz" + encode([b"B"])
+    )  # The first is three bytes longer when encoded.
+    with pytest.raises(MalformedMessage):
+        admitted().feed(wire)
+
+
+def test_decoders_leave_nothing_to_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus_wire, "_SHARED", hiredis.Reader())
+    one, other = admitted(), admitted()
+    assert one.feed(b"*1\r\n$9\r\n") == []
+    # The first nine bytes would do for the other's field.
+    assert other.feed(encode([b"A"])) == [[b"A"]]
+    assert one.feed(b"123456789\r\n") == [[b"123456789"]]
 
 
 def test_limits_hold_when_a_length_is_announced() -> None:

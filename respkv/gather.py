@@ -1,0 +1,610 @@
+"""Commands on the whole keyspace of a cluster: SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHDB, FLUSHALL.
+
+No node holds all keys, and no replica may answer from what it has without making sure that it is all. So the
+node that a client asks divides the slots among nodes that hold them, itself first, asks each for its share, a
+message's worth at a time, and puts the answers together:
+
+    take      a command of a client becomes an operation in its session's pipeline, and a task
+    share     which node is asked for which slots: this one for those that it holds, else the coordinator
+    ask       questions to several nodes, one each; who is lost, late or refuses is asked no more, and the
+              slots are shared again. What was answered stays answered
+    answer    `respkv/gather_answer.py`, at the other end; it makes sure by `respkv/gather_survey.py`
+
+On the client port that means all slots, on the cluster port those that this node coordinates. A command
+answers completely or with an error. It may take as long as it gets on: what is bounded is the time without
+any answer. SCAN keeps nothing between two calls: its cursor is a position in storage order that every node
+understands, so an iteration goes on at whatever node has the slot then.
+
+A key that comes or goes in the meantime may be seen or not. What is seen may be on its way to the other
+replicas yet.
+
+Keys are removed by each slot's coordinator. A question that may have been lost might still be executed: so
+another node is asked only when its time is over by every clock.
+
+Core: time is an argument; messages go through the transport seam.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from cluster.ring import NodeId
+from cluster.slot import SLOT_COUNT, Slot, slot_of
+from engine.store import PageFault
+from respkv.cluster_view import coordinated
+from respkv.command import Command
+from respkv.commands.scan import Search, check_flush_mode, parse_cursor
+from respkv.dispatch import IN_TRANSACTION, _text_of
+from respkv.gather_answer import Answers
+from respkv.gather_survey import Surveys
+from respkv.gather_task import LATER, Later, Task, Tasks
+from respkv.gather_wire import (
+    ALL_DATABASES,
+    ASK,
+    CLOCKS,
+    COUNT,
+    END,
+    FLUSH,
+    HASH_BITS,
+    NOT,
+    RANDOM,
+    SCAN,
+    SEEN,
+    TOLD,
+    Answer,
+    Question,
+    Stretch,
+    behind,
+    parse_answer,
+    parse_question,
+    whole,
+)
+from respkv.keyspace import TYPE_NAMES
+from respkv.operation import Operation, Pipeline
+from respkv.reply import OK, Reply, ReplyError, encode
+from respkv.session import IN_MULTI, REPLY_OFF, REPLY_SKIP, TRACKING, Session
+
+if TYPE_CHECKING:
+    from respkv.peers import Peers
+
+NAMES: Final = frozenset(("SCAN", "KEYS", "DBSIZE", "RANDOMKEY", "FLUSHDB", "FLUSHALL"))
+NOT_IN_MULTI: Final = NAMES | {"SWAPDB"}
+USUAL_MODES: Final = TRACKING | REPLY_OFF | REPLY_SKIP
+
+SWAPDB_REFUSED: Final = ReplyError("ERR SWAPDB is not supported in a cluster")
+NO_REPLICA: Final = ReplyError("NOREPLICAS no replica of some of the slots can be reached now")
+LOST: Final = ReplyError("NOREPLICAS a node was lost, and no other one can answer for it now")
+LATE: Final = ReplyError("TIMEOUT no answer of another node in time")
+BUSY: Final = ReplyError("BUSY too many commands on the whole keyspace: try again")
+TOO_LARGE: Final = ReplyError("ERR the reply is larger than cluster.bytes_in_flight_max: use SCAN")
+
+WORK_NS: Final = 1_000_000  # In each tick.
+TASKS_MAX: Final = 1024
+SEEN_MAX: Final = 4096  # Questions that are remembered of each peer.
+LIST_ROWS: Final = 5000  # Rows of KEYS in one answer.
+SCAN_BYTES_MAX: Final = 1 << 20
+HOPS_MAX: Final = 64  # Questions of one SCAN.
+PAUSE_S: Final = 0.02  # Before it is tried again.
+# Errors that are worth asking again, perhaps another node.
+PASSING: Final = (b"NOREPLICAS", b"TIMEOUT", b"BUSY", b"TRYAGAIN", b"UNKNOWN")
+
+Step = PageFault | Later | None
+Run = tuple[Slot, Slot, NodeId | None]  # Slots, the end excluded, and who is asked for them.
+Take = Callable[[NodeId, Question, Answer], None]
+
+
+@dataclass(slots=True, eq=False)
+class Round:
+    """Questions that a task waits for."""
+
+    task: Task
+    results: list[Answer | ReplyError | None]
+    missing: int
+    is_doubtful: bool = False  # One of them may be executed yet.
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """One question on its way."""
+
+    round: Round
+    index: int
+    peer: NodeId
+    deadline_s: float
+    task: Task | None = None  # If it is answered here.
+
+
+class Gather:
+    """One per node of a cluster."""
+
+    def __init__(self, peers: Peers) -> None:
+        self.node = node = peers.node
+        self._peers = peers
+        self._topology = peers.topology
+        self._dispatch = peers.dispatch
+        self._transport = peers.transport
+        self.timeout_s = peers.dispatch.timeout_s
+        self._next_id = node.rng.getrandbits(52)
+        self.tasks = Tasks(node, LATE)
+        self._surveys = Surveys(
+            node, peers.coordinator, self.tasks, self._new_id, peers.exchange.connected
+        )
+        self._answers = Answers(
+            node,
+            peers.coordinator,
+            self._surveys,
+            self.tasks.wake,
+            lambda error: _text_of(error, is_early=False),
+        )
+        self._asked: dict[int, Asked] = {}
+        self._seen: dict[NodeId, dict[bytes, None]] = {}
+        self._runs_of: tuple[object, list[Run]] = (None, [])
+
+    def _new_id(self) -> int:
+        self._next_id += 1
+        return self._next_id
+
+    # Clients
+
+    def take(
+        self, session: Session, command: Command, args: list[bytes], now_ms: int
+    ) -> bool | None:
+        """Begin a command; False if earlier ones have to end first, None if it is none for here."""
+        mode = session.mode
+        if command.name not in NOT_IN_MULTI or mode & ~(USUAL_MODES | IN_MULTI):
+            return None
+        pipeline = session.pipeline
+        if pipeline is not None and pipeline.operations:
+            return False
+        count, arity = len(args), command.arity
+        if count != arity and (arity >= 0 or count < -arity):
+            return None
+        if mode & IN_MULTI:
+            self.node.runner._refuse(session, command, IN_TRANSACTION)
+            return True
+        if pipeline is None:
+            pipeline = session.pipeline = Pipeline()
+        operation = Operation(self._dispatch, session, command, args, now_ms, inf)
+        operation.is_local = False
+        operation.started_ns = self.node.clock_ns()
+        self._dispatch._admit(session, pipeline, operation)
+        self._begin(operation)
+        return True
+
+    def _begin(self, operation: Operation) -> None:
+        name = operation.command.name
+        if name == "SWAPDB":
+            self._dispatch._end(operation, SWAPDB_REFUSED)
+            return
+        if len(self.tasks) >= TASKS_MAX:
+            self._dispatch._end(operation, BUSY)
+            return
+        task = Task(inf, lambda error: self._dispatch._end(operation, error))
+        task.steps = self._steps(task, operation)
+        self.tasks.start(task)
+
+    def _steps(self, task: Task, operation: Operation) -> Generator[Step, None, None]:
+        script = {
+            "SCAN": self._scan,
+            "KEYS": self._keys,
+            "DBSIZE": self._dbsize,
+            "RANDOMKEY": self._randomkey,
+            "FLUSHDB": self._flush,
+            "FLUSHALL": self._flush,
+        }[operation.command.name]
+        reply = yield from script(task, operation, self._scope(operation.session))
+        if type(reply) is Pieces:
+            operation.data = b"".join(reply)
+        else:
+            operation.data = encode(reply, resp3=operation.is_resp3)
+        operation.is_over = True
+        self._dispatch.finish(operation)
+
+    def _scope(self, session: Session) -> list[Stretch]:
+        """The slots that a client's command means."""
+        if session.is_cluster:
+            return [whole(first, last + 1) for first, last in coordinated(self._topology)]
+        return [(0, END)]
+
+    # The commands
+
+    def _scan(
+        self, task: Task, operation: Operation, scope: list[Stretch]
+    ) -> Generator[Step, None, Reply]:
+        cursor, *options = operation.args[1:]
+        position = parse_cursor(cursor)
+        search = Search.parse(tuple(options))
+        if search.type is not None and search.type not in TYPE_NAMES.values():
+            return [b"0", []]
+        left = behind(_only(scope, search), position)
+        keys: list[Reply] = []
+        rows = size = 0
+        patience = self._patience()
+        for _ in range(HOPS_MAX):
+            if not left or rows >= search.count or size >= SCAN_BYTES_MAX:
+                break
+            name, share = self._first_share(left, patience.avoid)
+            question = Question(SCAN, operation.db, share, search.count - rows, tuple(options))
+            (result,) = yield from self._ask(task, [(name, question)], patience)
+            if not isinstance(result, Answer):
+                continue
+            keys += result.keys
+            rows += result.count
+            size += sum(map(len, result.keys))
+            left = behind(left, min(result.position, share[-1][1]))
+        return [b"%d" % left[0][0] if left else b"0", keys]
+
+    def _keys(
+        self, task: Task, operation: Operation, scope: list[Stretch]
+    ) -> Generator[Step, None, Reply]:
+        options = (b"MATCH", operation.args[1])
+        pieces = Pieces([b""])
+        count = size = 0
+
+        def take(_: NodeId, __: Question, answer: Answer) -> None:
+            nonlocal count, size
+            count += len(answer.keys)
+            pieces.append(b"".join(b"$%d\r\n%b\r\n" % (len(key), key) for key in answer.keys))
+            size += len(pieces[-1])
+            if size > self._dispatch.in_flight_bytes_max:
+                raise TOO_LARGE
+
+        stretches = _only(scope, Search.parse(options))
+        yield from self._collect(
+            task, stretches, lambda s: Question(SCAN, operation.db, s, LIST_ROWS, options), take
+        )
+        pieces[0] = b"*%d\r\n" % count
+        return pieces  # type: ignore[return-value]
+
+    def _dbsize(
+        self, task: Task, operation: Operation, scope: list[Stretch]
+    ) -> Generator[Step, None, Reply]:
+        count = 0
+
+        def take(_: NodeId, __: Question, answer: Answer) -> None:
+            nonlocal count
+            count += answer.count
+
+        yield from self._collect(task, scope, lambda s: Question(COUNT, operation.db, s), take)
+        return count
+
+    def _randomkey(
+        self, task: Task, operation: Operation, scope: list[Stretch]
+    ) -> Generator[Step, None, Reply]:
+        """Each node counts its share, and one of them picks, as likely as it has keys."""
+        shares: list[tuple[int, tuple[Stretch, ...]]] = []
+
+        def take(_: NodeId, question: Question, answer: Answer) -> None:
+            end = min(answer.position, question.stretches[-1][1])
+            counted = tuple((s, min(e, end)) for s, e in question.stretches if s < end)
+            if answer.count:
+                shares.append((answer.count, counted))
+
+        yield from self._collect(task, scope, lambda s: Question(COUNT, operation.db, s), take)
+        while shares:
+            weights = [count for count, _ in shares]
+            chosen = self.node.rng.choices(range(len(shares)), weights)[0]
+            _, stretches = shares.pop(chosen)
+            found: list[bytes] = []
+
+            def pick(_: NodeId, __: Question, answer: Answer, to: list[bytes] = found) -> None:
+                to += answer.keys
+
+            yield from self._collect(
+                task, list(stretches), lambda s: Question(RANDOM, operation.db, s), pick
+            )
+            if found:
+                return found[0]
+        return None
+
+    def _flush(
+        self, task: Task, operation: Operation, scope: list[Stretch]
+    ) -> Generator[Step, None, Reply]:
+        check_flush_mode(tuple(operation.args[1:]))
+        node = self.node
+        if node.refusal is not None:
+            raise node.refusal
+        db = ALL_DATABASES if operation.command.name == "FLUSHALL" else operation.db
+        left = list(scope)
+        try:
+            yield from self._collect(
+                task, left, lambda s: Question(FLUSH, db, s), lambda *_: None, is_write=True
+            )
+        except ReplyError as error:
+            count = len({slot for start, end in left for slot in _slots(start, end)})
+            raise ReplyError(
+                b"%b: %d of the slots may still hold keys" % (error.line, count)
+            ) from None
+        if node.tracking.is_active:
+            numbers = range(len(node.databases)) if db == ALL_DATABASES else (db,)
+            node.tracking.invalidate({}, {node.databases[n] for n in numbers}, operation.session)
+            node.tracking.flush()
+        return OK
+
+    # Collecting
+
+    def _patience(self, *, is_write: bool = False) -> Patience:
+        return Patience(self.node.now_s, self.timeout_s, {}, is_write)
+
+    def _collect(
+        self,
+        task: Task,
+        left: list[Stretch],
+        question: Callable[[tuple[Stretch, ...]], Question],
+        take: Take,
+        *,
+        is_write: bool = False,
+    ) -> Generator[Step, None, None]:
+        """Ask for stretches until all are answered. `left` is what is not, also after an error."""
+        patience = self._patience(is_write=is_write)
+        while left:
+            shares = self._shares(left, patience)
+            asked = [(name, question(tuple(share))) for name, share in shares.items()]
+            results = yield from self._ask(task, asked, patience)
+            remaining: list[Stretch] = []
+            for (name, each), result in zip(asked, results, strict=True):
+                if isinstance(result, Answer):
+                    take(name, each, result)
+                    remaining += behind(each.stretches, result.position)
+                else:
+                    remaining += each.stretches
+            left[:] = sorted(remaining)
+
+    def _ask(
+        self, task: Task, asked: list[tuple[NodeId, Question]], patience: Patience
+    ) -> Generator[Step, None, list[Answer | ReplyError | None]]:
+        """Ask nodes, and wait for all answers. Raises ReplyError if there is none for too long."""
+        round_ = Round(task, [None] * len(asked), len(asked))
+        numbers = [self._send(round_, at, *each) for at, each in enumerate(asked)]
+        try:
+            while round_.missing:
+                yield LATER
+        finally:
+            for number in numbers:
+                self._forget(number)
+        node = self.node
+        error: ReplyError | None = None
+        for (name, _), result in zip(asked, round_.results, strict=True):
+            if isinstance(result, Answer):
+                patience.since_s = node.now_s
+            elif result is not None:
+                error = result
+                patience.avoid[name] = None
+        if error is not None:
+            if error.code not in PASSING or node.now_s - patience.since_s >= patience.max_s:
+                raise error
+            pause_s = PAUSE_S
+            if patience.is_write and round_.is_doubtful:
+                # It may be executed until then; `Question.encode` says so to the other side.
+                pause_s = self._ask_s + node.config.cluster.clock_skew_max_ms / 1000
+                patience.since_s = node.now_s + pause_s
+            until_s = node.now_s + pause_s
+            while node.now_s < until_s:
+                task.until_s = until_s
+                yield LATER
+        return round_.results
+
+    @property
+    def _ask_s(self) -> float:
+        """How long one node has for one answer."""
+        return self.timeout_s / 2
+
+    def _send(self, round_: Round, index: int, name: NodeId, question: Question) -> int:
+        node = self.node
+        number = self._new_id()
+        ms = max(1, int(self._ask_s * 1000))
+        asked = Asked(round_, index, name, node.now_s + self._ask_s)
+        self._asked[number] = asked
+        expires_ms = node.now_ms() + ms
+        if name != self._topology.me:
+            self._transport.send(name, question.encode(number, ms, expires_ms))
+            return number
+        asked.task = self._answer(
+            question,
+            asked.deadline_s,
+            expires_ms,
+            lambda answer: self._answered(number, answer),
+            lambda error: self._answered(number, error),
+        )
+        return number
+
+    def _answered(
+        self, number: int, result: Answer | ReplyError, *, is_doubtful: bool = False
+    ) -> None:
+        asked = self._asked.pop(number, None)
+        if asked is None:
+            return
+        round_ = asked.round
+        round_.results[asked.index] = result
+        round_.is_doubtful |= is_doubtful
+        round_.missing -= 1
+        if not round_.missing:
+            self.tasks.wake(round_.task)
+
+    def _forget(self, number: int) -> None:
+        asked = self._asked.pop(number, None)
+        if asked is not None and asked.task is not None:
+            self.tasks.cancel(asked.task)
+
+    # Who is asked
+
+    def _runs(self, patience_avoid: Iterable[NodeId], *, is_write: bool) -> list[Run]:
+        """All slots, by who is asked for them."""
+        topology = self._topology
+        avoid = tuple(patience_avoid)
+        key = (topology.epoch, topology.changes, avoid, is_write)
+        if self._runs_of[0] == key:
+            return self._runs_of[1]
+        chosen = {
+            replicas: self._choose(slot, avoid, is_write=is_write)
+            for replicas, slot in zip(topology.preferences, range(SLOT_COUNT), strict=True)
+        }
+        runs: list[Run] = []
+        first = 0
+        for name, group in groupby(chosen[replicas] for replicas in topology.preferences):
+            end = first + sum(1 for _ in group)
+            runs.append((first, end, name))
+            first = end
+        self._runs_of = (key, runs)
+        return runs
+
+    def _choose(self, slot: Slot, avoid: Sequence[NodeId], *, is_write: bool) -> NodeId | None:
+        """This node if it holds the slot and may read there, else the first that can coordinate it."""
+        topology = self._topology
+        candidates = topology.candidates(slot)
+        fresh = [name for name in candidates if name not in avoid] or candidates
+        if not is_write and topology.me in fresh and self._dispatch._reads_anywhere:
+            return topology.me
+        return fresh[0] if fresh else None
+
+    def _shares(self, left: list[Stretch], patience: Patience) -> dict[NodeId, list[Stretch]]:
+        """What each node is asked for. Raises ReplyError if nobody can be asked for some of it."""
+        runs = self._runs(patience.avoid, is_write=patience.is_write)
+        shares: dict[NodeId, list[Stretch]] = {}
+        for start, end in left:
+            at = bisect_right(runs, start >> HASH_BITS, key=lambda run: run[0]) - 1
+            while at < len(runs) and runs[at][0] << HASH_BITS < end:
+                first, after, name = runs[at]
+                if name is None:
+                    raise NO_REPLICA
+                stretch = (max(start, first << HASH_BITS), min(end, after << HASH_BITS))
+                shares.setdefault(name, []).append(stretch)
+                at += 1
+        return shares
+
+    def _first_share(
+        self, left: list[Stretch], avoid: Iterable[NodeId]
+    ) -> tuple[NodeId, tuple[Stretch, ...]]:
+        """Who is asked next, and for what lies before the slots of others. Raises ReplyError."""
+        runs = self._runs(avoid, is_write=False)
+        at = bisect_right(runs, left[0][0] >> HASH_BITS, key=lambda run: run[0]) - 1
+        _, after, name = runs[at]
+        if name is None:
+            raise NO_REPLICA
+        end = after << HASH_BITS
+        return name, tuple((start, min(stop, end)) for start, stop in left if start < end)
+
+    # The other end
+
+    def _answer(
+        self,
+        question: Question,
+        deadline_s: float,
+        expires_ms: int,
+        give: Callable[[Answer], None],
+        fail: Callable[[ReplyError], None],
+    ) -> Task:
+        task = Task(deadline_s, fail)
+        task.steps = self._answers.steps(task, question, expires_ms, give)
+        self.tasks.start(task)
+        return task
+
+    def _take_question(self, peer: NodeId, message: Sequence[bytes]) -> None:
+        number = message[1]
+        question, ms, expires_ms = parse_question(message)
+        seen = self._seen.setdefault(peer, {})
+        if number in seen:
+            return  # A second coming; the answer is on its way, or was given.
+        if len(seen) >= SEEN_MAX:
+            del seen[next(iter(seen))]
+        seen[number] = None
+        promise = self._peers.promise
+
+        def fail(error: ReplyError) -> None:
+            promise(peer, (NOT, number, error.line))
+
+        if len(self.tasks) >= TASKS_MAX:
+            fail(BUSY)
+            return
+        self._answer(
+            question,
+            self.node.now_s + ms / 1000,
+            expires_ms,
+            lambda answer: promise(peer, answer.encode(number)),
+            fail,
+        )
+
+    # What happens
+
+    def receive(self, peer: NodeId, message: Sequence[bytes]) -> None:
+        """A message of another node's `Gather`. Raises ValueError, IndexError if it is malformed."""
+        verb = message[0]
+        if verb == ASK:
+            self._take_question(peer, message)
+        elif verb == CLOCKS:
+            self._peers.promise(peer, self._surveys.answer(peer, message))
+        elif verb == SEEN:
+            self._surveys.receive(peer, message)
+        elif verb in (TOLD, NOT):
+            if verb == NOT and self._surveys.receive(peer, message):
+                return
+            asked = self._asked.get(int(message[1]))
+            if asked is not None and asked.peer == peer:
+                result = parse_answer(message) if verb == TOLD else ReplyError(message[2])
+                self._answered(int(message[1]), result)
+        else:
+            raise ValueError("no such verb")
+
+    @property
+    def has_work(self) -> bool:
+        return self.tasks.has_work
+
+    def work(self) -> None:
+        """Get on, within a tick."""
+        self._surveys.look_again()
+        if self.tasks.has_work:
+            clock_ns = self.node.clock_ns
+            until_ns = clock_ns() + WORK_NS
+            self.tasks.work(lambda: clock_ns() >= until_ns)
+
+    def tick(self, now_s: float) -> None:
+        """Some times a second."""
+        self._surveys.tick(now_s)
+        self.tasks.tick(now_s)
+        for number, asked in list(self._asked.items()):
+            if asked.deadline_s <= now_s and asked.task is None:
+                self._answered(number, LATE, is_doubtful=True)
+
+    def disconnected(self, peer: NodeId) -> None:
+        """What it was asked may be answered or not."""
+        self._surveys.disconnected(peer)
+        for number, asked in list(self._asked.items()):
+            if asked.peer == peer:
+                self._answered(number, LOST, is_doubtful=True)
+
+    def forget(self, peer: NodeId) -> None:
+        """The peer is another process now."""
+        self._seen.pop(peer, None)
+
+
+@dataclass(slots=True)
+class Patience:
+    """How a command gets on: since when without an answer, and which nodes had none."""
+
+    since_s: float
+    max_s: float
+    avoid: dict[NodeId, None]
+    is_write: bool
+
+
+class Pieces(list[bytes]):
+    """A reply that is encoded already."""
+
+
+def _only(scope: list[Stretch], search: Search) -> list[Stretch]:
+    """The part of a scope where a pattern can match."""
+    slot = slot_of(search.key) if search.key is not None else search.slot
+    if slot is None:
+        return list(scope)
+    first, last = whole(slot, slot + 1)
+    return [(first, last)] if any(s <= first < e for s, e in scope) else []
+
+
+def _slots(start: int, end: int) -> range:
+    """The slots that a stretch touches."""
+    return range(start >> HASH_BITS, (end - 1 >> HASH_BITS) + 1)

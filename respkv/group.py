@@ -1,0 +1,307 @@
+"""Groups: plain GETs and SETs that wait for other nodes together, so that one costs little.
+
+Nearly all that a busy cluster does is GET and SET of single keys. A `Group` holds those of one tick that
+are executed at one place: its *members* come from one session's pipeline (then they are parts of a
+`Run`) or are lone commands of many sessions. They are written for speed, like `respkv/lane.py`: one
+object waits for all, and each member costs an entry in a list. A member that does not go through at
+once (a conflict, another state elsewhere, an error) leaves the group and goes on as an `Operation`
+of its own; so does, from the start, whatever is not plain (`respkv/dispatch.py`).
+
+    GroupLane.get / set     executes members here
+    Sets                    members that another node executes: FORWARD.SETS
+
+bench/replicated.py measures.
+
+Core.
+"""
+
+from __future__ import annotations
+
+from binascii import crc_hqx
+from typing import TYPE_CHECKING, Any, Final
+
+from xxhash import xxh3_64_digest
+
+from cluster.coordinator import QUESTION, Coordinator
+from cluster.errors import ClusterError
+from cluster.record import HEADER, HEADER_BYTES, STRING
+from cluster.ring import NodeId
+from cluster.round import Pending, Place
+from cluster.slot import MIDDLES, Slot
+from cluster.slot_clocks import NOBODY
+from engine.errors import EngineError
+from engine.log import COMPLETE, ENVELOPE
+from engine.memtable import ENTRY_OVERHEAD_BYTES
+from engine.store import PageFault
+from respkv.lane import BULK_HEADS, CRLF, KEY_BYTES_MAX, LENGTHS, OK_BYTES, VALUE_BYTES_MAX
+from respkv.operation import Operation
+from respkv.session import Session
+
+if TYPE_CHECKING:
+    from respkv.command import Command
+    from respkv.dispatch import Dispatch
+
+_pack_header = HEADER.pack
+_RAW_BYTES_MAX: Final = HEADER_BYTES + LENGTHS - 1
+_NULLS: Final = (b"$-1\r\n", b"_\r\n")
+
+
+class Run(Operation):
+    """Consecutive plain commands of one name in a session's pipeline: one operation, with as many replies."""
+
+    __slots__ = ("left", "replies")
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        session: Session,
+        command: Command,
+        now_ms: int,
+        deadline_s: float,
+        count: int,
+    ) -> None:
+        super().__init__(dispatch, session, command, [], now_ms, deadline_s)
+        self.replies: list[bytes] = [b""] * count
+        self.left = count
+
+    def take(self, index: int, data: bytes) -> None:
+        self.replies[index] = data
+        self.left -= 1
+        if not self.left:
+            self.data = b"".join(self.replies)
+            self.is_over = True
+            self.dispatch.release(self)
+
+
+class Answers:
+    """Plain SETs that another node has forwarded: answered when all of them are done."""
+
+    __slots__ = ("dispatch", "errors", "left", "number", "peer")
+
+    def __init__(self, dispatch: Dispatch, peer: NodeId, number: bytes, count: int) -> None:
+        self.dispatch = dispatch
+        self.peer = peer
+        self.number = number
+        self.left = count
+        self.errors: list[bytes] = []
+
+    def take(self, index: int, data: bytes) -> None:
+        if data != OK_BYTES:
+            self.errors += (b"%d" % index, data)
+        self.left -= 1
+        if not self.left:
+            self.dispatch.answer_sets(self)
+
+
+# Whose command it is, what it is a part of (None: a lone command), which part, and the command.
+Member = tuple[Session, Any, int, list[bytes]]
+
+
+class Group(Pending):
+    """Members that are executed here. Each waits for one confirmation; `waits` counts those that are left."""
+
+    __slots__ = ("command", "dispatch", "gone", "members", "places", "replies", "started_ns")
+
+    def __init__(self, dispatch: Dispatch, command: Command, started_ns: int) -> None:
+        super().__init__()
+        self.dispatch = dispatch
+        self.command = command
+        self.is_blind = command.is_write
+        self.members: list[Member] = []
+        self.places: list[Place] = []
+        self.replies: list[bytes] | None = None  # None: all OK.
+        self.gone: dict[int, None] = {}  # Members that left.
+        self.started_ns = started_ns
+
+    def settled(self) -> None:
+        self.dispatch.finish_group(self)
+
+    def stale(self) -> None:
+        raise AssertionError("members go on alone")
+
+    def failed(self, error: ClusterError) -> None:
+        raise AssertionError("members fail alone")
+
+    def again(self, attempt: int, place: Place) -> None:
+        index = self._leave(place)
+        if index is not None:
+            self.dispatch.go_on_alone(self.members[index])
+            self.confirm(attempt)
+
+    def fail(self, attempt: int, error: ClusterError, place: Place) -> None:
+        index = self._leave(place)
+        if index is not None:
+            self.dispatch.fail_alone(self.members[index], self.command, error)
+            self.confirm(attempt)
+
+    def _leave(self, place: Place) -> int | None:
+        for index, mine in enumerate(self.places):
+            if mine == place and index not in self.gone:
+                self.gone[index] = None
+                return index
+        return None
+
+
+class Sets:
+    """Plain SETs that another node executes."""
+
+    __slots__ = ("deadline_s", "members", "now_ms", "number", "target")
+
+    def __init__(
+        self, target: NodeId, members: list[Member], number: int, now_ms: int, deadline_s: float
+    ) -> None:
+        self.target = target
+        self.members = members
+        self.number = number
+        self.now_ms = now_ms
+        self.deadline_s = deadline_s
+
+
+class GroupLane:
+    """Executes members. One per dispatch."""
+
+    def __init__(self, dispatch: Dispatch, coordinator: Coordinator) -> None:
+        self._dispatch = dispatch
+        self._coordinator = coordinator
+
+    def get(self, command: Command, members: list[Member], db: int, now_ms: int) -> list[Member]:
+        """Answer plain GETs of slots that this node holds; returns those that are not plain after all."""
+        dispatch = self._dispatch
+        coordinator = self._coordinator
+        batches = coordinator.batches
+        context = dispatch.node.context
+        store = context.store
+        slots = store.active
+        middles = MIDDLES[db]
+        is_read_elsewhere = coordinator.quorums.r > 1
+        group = Group(dispatch, command, dispatch.node.clock_ns())
+        replies: list[bytes] = []
+        places = group.places
+        taken = group.members
+        rest: list[Member] = []
+        misses = 0
+        for member in members:
+            key = member[3][1]
+            length = len(key)
+            if length > KEY_BYTES_MAX or b"{" in key:
+                rest.append(member)
+                continue
+            slot = crc_hqx(key, 0) & 16383
+            row = xxh3_64_digest(key)[:6] + middles[length] + key
+            raw = slots[slot].get(row)
+            batch = batches[slot]
+            if raw is None:
+                try:
+                    raw = store.lookup(slot, row)
+                except (PageFault, EngineError):
+                    rest.append(member)
+                    continue
+            if not batch.can_read:
+                rest.append(member)
+                continue
+            if raw is None:
+                misses += 1
+                replies.append(_NULLS[member[0].is_resp3])
+                dots = b""
+            elif raw[0] != STRING or len(raw) > _RAW_BYTES_MAX:
+                rest.append(member)
+                continue
+            else:
+                replies.append(BULK_HEADS[len(raw) - HEADER_BYTES] + raw[HEADER_BYTES:] + CRLF)
+                dots = raw[1:17]
+            taken.append(member)
+            places.append((slot, row))
+            if is_read_elsewhere:
+                if not batch.is_open:
+                    coordinator.open(batch)
+                batch.reads.append((group, 0, slot, row, dots))
+                batch.questions += (QUESTION(slot, len(row), len(dots)), row, dots)
+        context.hits += len(taken) - misses
+        context.misses += misses
+        group.replies = replies
+        self._begin(group, len(taken) if is_read_elsewhere else 0)
+        return rest
+
+    def set(self, command: Command, members: list[Member], db: int, now_ms: int) -> list[Member]:
+        """Do plain SETs of slots that this node coordinates; returns those that are not plain after all."""
+        dispatch = self._dispatch
+        coordinator = self._coordinator
+        batches = coordinator.batches
+        replica = dispatch.node.replica
+        store = replica.store
+        memtable = store.memtable
+        memory = memtable.slots
+        pieces = store.log.pieces
+        counters = replica.clocks.own
+        actor = replica.clocks.actor
+        sole = replica.clocks.sole
+        unsettled = replica.unsettled
+        clock = replica.clock
+        middles = MIDDLES[db]
+        is_checked = coordinator.quorums.checks_all
+        needed = coordinator.needed(is_checked=is_checked)
+        group = Group(dispatch, command, dispatch.node.clock_ns())
+        places = group.places
+        taken = group.members
+        rest: list[Member] = []
+        hlc = now_ms << 16
+        if hlc <= clock.last:
+            hlc = clock.last + 1
+        weight_bytes = 0
+        for member in members:
+            _, key, value = member[3]
+            length = len(key)
+            if length > KEY_BYTES_MAX or b"{" in key or len(value) > VALUE_BYTES_MAX:
+                rest.append(member)
+                continue
+            slot = crc_hqx(key, 0) & 16383
+            batch = batches[slot]
+            if slot in unsettled or not batch.can_write:
+                rest.append(member)
+                continue
+            row = xxh3_64_digest(key)[:6] + middles[length] + key
+            counters[slot] = counter = counters[slot] + 1
+            raw = _pack_header(STRING, actor, counter, hlc) + value
+            hlc += 1
+            envelope = ENVELOPE(COMPLETE, slot, len(row), len(raw))
+            pieces += (envelope, row, raw)
+            rows = memory[slot]
+            old = rows.get(row)
+            rows[row] = raw
+            if old is not None:
+                weight_bytes += len(raw) - len(old)
+            else:
+                weight_bytes += len(row) + len(raw) + ENTRY_OVERHEAD_BYTES
+                store.forget_below(slot, row)
+            if not batch.is_open:
+                coordinator.open(batch)
+            if sole[slot] != NOBODY:
+                coordinator.note_context(batch, slot)
+            if is_checked:
+                batch.writes.append((group, 0, slot, row, raw))
+                batch.pieces += (envelope, row, raw)
+            else:
+                batch.blind_writes.append((group, 0, slot, row, raw))
+                batch.blind_pieces += (envelope, row, raw)
+            taken.append(member)
+            places.append((slot, row))
+        clock.last = hlc - 1
+        memtable.weight_bytes += weight_bytes
+        self._begin(group, len(taken) if needed else 0)
+        return rest
+
+    def _begin(self, group: Group, waits: int) -> None:
+        if not group.members:
+            return
+        group.waits = waits
+        if not waits:
+            group.is_over = True
+            group.settled()
+
+
+def plain_slots(commands: list[list[bytes]]) -> list[Slot]:
+    """The slots of the commands' first keys; -1 for a key that is not plain."""
+    return [
+        crc_hqx(args[1], 0) & 16383 if b"{" not in args[1] and len(args[1]) <= KEY_BYTES_MAX else -1
+        for args in commands
+    ]
