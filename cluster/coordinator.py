@@ -148,9 +148,8 @@ class Coordinator:
         self.in_flight_bytes = 0
         self.conflicts_total = self.repairs_total = self.retries_total = 0
         self._open: list[Batch] = []
-        self._doomed: dict[
-            Place, WriteRound
-        ] = {}  # Lost; what was built upon it is not decided yet.
+        # Lost; what was built upon them is not decided yet.
+        self._doomed: dict[Place, list[WriteRound]] = {}
         batches: dict[tuple[NodeId, ...], Batch] = {}
         self.batches: list[Batch] = []  # By slot.
         for replicas in topology.preferences:
@@ -162,6 +161,7 @@ class Coordinator:
         self._all_batches = list(batches.values())
         self._looked = -1
         replica.before_hearing = self.seal
+        replica.is_undecided = lambda slot, row: self._undecided((slot, row)) is not None
 
     def look(self) -> None:
         """See again, if anything changed, where enough replicas can be reached for plain reads and writes."""
@@ -216,6 +216,7 @@ class Coordinator:
                 op.waits += quorums.r - 1
         if not writes:
             return
+        op.written = attempt
         if len(writes) > 1 and is_checked:
             self._begin_unit(op, writes)
             return
@@ -392,7 +393,8 @@ class Coordinator:
             if number in self.writes:
                 self._lose_peer(self.writes[number], peer)
             elif (read := self.reads.get(number)) is not None and read.peer == peer:
-                self._ask_another(read)
+                read.retry_s = self.now_s + self.retry_s
+                self._ask_another(read, is_late=False)
         else:
             return False
         return True
@@ -461,53 +463,61 @@ class Coordinator:
         for peer, refused in round_.answers.items():
             state = refused.pop(place, None)
             if state is not None:
-                self._merge(place, [state], partial(self._repair_after, peer, place))
+                self._merge(place, [state] if state else [], partial(self._repair_after, peer, place))
 
     def _repair_after(self, peer: NodeId, place: Place, _: bytes | None) -> None:
         self._repair(peer, place, None)
 
     def _lose(self, round_: WriteRound, place: Place) -> None:
         """A checked write lost its race: join the winner, and run again what was built upon the loser."""
-        entries = [e for e in round_.entries if round_.is_unit or (e[2], e[3]) == place]
-        rounds = [round_]
-        for later in self.writes.values():
-            if later.id > round_.id and not later.is_decided:
+        lost = self._doomed.setdefault(place, [])
+        if round_ not in lost:
+            lost.append(round_)
+        self._judge_lost(place)
+
+    def _judge_lost(self, place: Place) -> None:
+        rounds = list(self._doomed[place])
+        entries = [
+            entry
+            for round_ in rounds
+            for entry in round_.entries
+            if round_.is_unit or (entry[2], entry[3]) == place
+        ]
+        first = min(round_.id for round_ in rounds)
+        later: list[tuple[WriteRound, int]] = []
+        for round_ in self.writes.values():
+            if round_.id > first and not round_.is_decided and round_ not in rounds:
                 found = [
-                    (number, entry)
-                    for number, entry in enumerate(later.entries)
-                    if (entry[2], entry[3]) == place and number not in later.decided
+                    number
+                    for number, entry in enumerate(round_.entries)
+                    if (entry[2], entry[3]) == place and number not in round_.decided
                 ]
                 if found:
-                    rounds.append(later)
-                    entries += [entry for _, entry in found]
+                    rounds.append(round_)
+                    later += [(round_, number) for number in found]
+        entries += [round_.entries[number] for round_, number in later]
         is_blind = all(entry[0].is_blind for entry in entries)
         if not is_blind and not all(each.is_complete for each in rounds):
-            self._doomed[place] = round_
             return
-        self._doomed.pop(place, None)
+        del self._doomed[place]
         is_clean = all(each.is_clean(place) for each in rounds)
-        for later in rounds[1:]:
-            for number, entry in enumerate(later.entries):
-                if (entry[2], entry[3]) == place:
-                    later.decided[number] = None
+        for round_, number in later:
+            round_.decided[number] = None
         states = [
             refused[place]
             for each in rounds
             for refused in each.answers.values()
-            if place in refused
+            if refused.get(place)
         ]
         dots: dict[Place, set[Dot]] = {(slot, row): set() for _, _, slot, row, _ in entries}
         for _, _, slot, row, raw in entries:
-            dots[slot, row].update(version.dot for version in decode(raw).versions)
+            if raw:
+                dots[slot, row].update(version.dot for version in decode(raw).versions)
 
         def merged(_: bytes | None) -> None:
-            if is_clean and not is_blind:
-                for (slot, row), own in dots.items():
-                    if self.replica.withdraw(slot, row, own):
-                        for peer in self.batches[slot].peers:
-                            self._repair(peer, (slot, row), None)
-            for op, attempt, slot, row, _raw in entries:
-                if op.is_blind or is_clean:
+            is_undone = is_clean and (is_blind or self._withdraw(dots))
+            for op, attempt, slot, row, raw in entries:
+                if op.is_blind or is_undone or not raw:
                     self.retries_total += 1
                     op.again(attempt, (slot, row))
                 else:
@@ -515,9 +525,19 @@ class Coordinator:
 
         self._merge(place, states, merged)
 
+    def _withdraw(self, dots: dict[Place, set[Dot]]) -> bool:
+        """Take back what others refused. False, and nothing is, where it would leave nothing: what it replaced is not known here."""
+        replica = self.replica
+        if not all(replica.can_withdraw(*place, own) for place, own in dots.items()):
+            return False
+        for place, own in dots.items():
+            replica.withdraw(*place, own)
+        return True
+
     def _judge_doomed(self) -> None:
-        for place, round_ in list(self._doomed.items()):
-            self._lose(round_, place)
+        for place in list(self._doomed):
+            if place in self._doomed:
+                self._judge_lost(place)
 
     def _take_states(self, peer: NodeId, message: list[bytes]) -> None:
         round_ = self.reads.get(_number(message))
@@ -544,16 +564,15 @@ class Coordinator:
             if dots_of(raw) != dots:
                 if is_behind:
                     self._repair(peer, place, None)
+                if op.written == attempt and not op.is_blind:
+                    # It wrote beside what it read, and that is not taken back.
+                    op.fail(attempt, ConflictLost(is_partial=True), place)
+                    return
                 self.retries_total += 1
                 op.again(attempt, place)
             elif not is_behind:
                 op.confirm(attempt)
-            else:
-                pending = self._pending_write(place)
-                if pending is not None and peer in pending.peers:
-                    # Under way to it already, or refused by it: that decides.
-                    pending.entries.append((op, attempt, *place, raw or b""))
-                    return
+            elif not self._attach(op, attempt, place):
                 self._repair(peer, place, (op, attempt))
 
         self._merge(place, [state] if state else [], merged)
@@ -567,9 +586,38 @@ class Coordinator:
                         return round_
         return None
 
+    def _undecided(self, place: Place) -> WriteRound | None:
+        """The last write of a row that may have to be taken back. Nobody else may be told of the row till then:
+
+        what was built upon it elsewhere could not be taken back.
+        """
+        self.seal()
+        if place in self._doomed:
+            return self._doomed[place][-1]
+        for round_ in reversed(self.writes.values()):
+            if round_.is_decided or not round_.needed:
+                continue
+            for number, entry in enumerate(round_.entries):
+                is_write = entry[4] and (entry[2], entry[3]) == place
+                if is_write and number not in round_.decided:
+                    return round_
+        return None
+
+    def _attach(self, op: Pending, attempt: int, place: Place) -> bool:
+        """Have a command that only read a row wait for the write that it saw; False if that is decided."""
+        round_ = self._undecided(place)
+        if round_ is not None:
+            round_.entries.append((op, attempt, *place, b""))
+        return round_ is not None
+
     def _repair(self, peer: NodeId, place: Place, waiter: tuple[Pending, int] | None) -> None:
         """Send a row's whole state to a peer that lacks some of it; `waiter` counts on its answer."""
         slot, row = place
+        if waiter is None:
+            if self._undecided(place) is not None:
+                return  # Its decision will see to it.
+        elif self._attach(*waiter, place):
+            return
         try:
             state = self.replica.state_of(slot, row)
         except PageFault as fault:
@@ -625,13 +673,15 @@ class Coordinator:
             elif read.retry_s <= now_s:
                 self._ask_another(read)
 
-    def _ask_another(self, read: ReadRound) -> None:
+    def _ask_another(self, read: ReadRound, *, is_late: bool = True) -> None:
         """Its peer is late or cannot answer. Should it answer yet, that is not waited for any more."""
         peers = self.batches[read.entries[0][2]].peers
         candidates = [peer for peer in peers if peer not in read.used and self._can_confirm(peer)]
         if not candidates:
             # Nobody else: ask the same again, since the question or the answer may be lost. Not one of
             # those that were asked by another round of these rows: it would count twice.
+            if not is_late:
+                return  # It has just answered.
             if not read.peer or not self._can_confirm(read.peer):
                 read.retry_s = self.now_s + self.retry_s
                 return

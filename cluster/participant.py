@@ -46,6 +46,7 @@ from engine.store import PageFault
 ANSWERS_MAX: Final = 512  # Remembered of each peer.
 INCOMPLETE: Final = b"incomplete"
 UNREADABLE: Final = b"unreadable"
+UNDECIDED: Final = b"undecided"  # This node wrote the row, and may have to take that back.
 
 Answer = Sequence[bytes]
 
@@ -171,6 +172,9 @@ class Participant:
                 if raw is None:
                     raw = store.lookup(slot, row)
                 if blob[dots_at:at] != (raw[1:17] if raw and not raw[0] & MANY else dots_of(raw)):
+                    if replica.is_undecided(slot, row):
+                        self._promise(peer, (NOT, number, UNDECIDED))
+                        return
                     states += (b"%d" % count, replica.state_of(slot, row))
                 count += 1
         except PageFault as fault:

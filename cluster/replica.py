@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import add
 from struct import Struct
 from struct import error as StructError
@@ -31,13 +31,12 @@ import msgspec
 
 from cluster import life
 from cluster.clock import Actor, Counter, Dot, HybridClock, SlotClock
-from cluster.delta import Outcome, clock_of, joined, lacks, settle, whole
+from cluster.delta import Outcome, clock_of, joined, lacks, settle, stripped, whole
 from cluster.errors import ClusterError
 from cluster.expiry import ExpiryIndex
 from cluster.life import Life
 from cluster.record import (
     CODEC,
-    DELETION,
     EXPIRY_HEADER,
     EXPIRY_HEADER_BYTES,
     HAS_EXPIRY,
@@ -46,7 +45,6 @@ from cluster.record import (
     MANY,
     STRING,
     Record,
-    Version,
     decode,
     decode_version,
     encode,
@@ -89,7 +87,7 @@ class Conflict:
 
     slot: Slot
     row: Row
-    state: bytes  # The row with its whole context.
+    state: bytes  # The row with its whole context; empty if that is not decided yet.
 
 
 class ReplicaState(msgspec.Struct, array_like=True):
@@ -132,6 +130,10 @@ class Replica:
         self.lost_data = False  # What the process before had promised may not be here.
         # Called before anything of others is joined: what goes out must not claim to have seen it.
         self.before_hearing: Callable[[], None] = lambda: None
+        # Called with each row that others have changed, while somebody wants to know.
+        self.others_changed: Callable[[Row], None] | None = None
+        # Whether a row holds a write of this node that may be taken back: then nobody is told of it.
+        self.is_undecided: Callable[[Slot, Row], bool] = lambda slot, row: False
         self._new_actor = actor
         self._before: Life | None = None
 
@@ -333,6 +335,7 @@ class Replica:
         clocks = self.clocks
         own, sole, beyond = clocks.own, clocks.sole, clocks.beyond
         heard = self.heard
+        others_changed = self.others_changed
         self.has_heard = True
         hlc_max = (now_ms + SKEW_MAX_MS) << 16
         at, size = start, len(blob)
@@ -381,6 +384,8 @@ class Replica:
                 if hlc > self.clock.last and hlc <= hlc_max:
                     self.clock.last = hlc
                 store.apply(slot, row, raw)
+                if others_changed is not None:
+                    others_changed(row)
             else:
                 delta = _delta_of(raw, contexts.get(slot))
                 if conflict := self._accept_slowly(slot, row, delta, is_checked, hlc_max):
@@ -407,11 +412,14 @@ class Replica:
         raw = self.store.get(slot, row)
         at_hand = Record(()) if raw is None else decode(raw)
         mine = {version.dot for version in delta.versions}
-        # One that came before and is gone was superseded by something that had seen it.
-        is_gone = all(map(clock.covers, mine)) and mine.isdisjoint(at_hand.dots)
+        # One that came before and is gone, or that was overtaken, was superseded by something that had seen it.
+        is_gone = mine.isdisjoint(at_hand.dots) and all(
+            clock.covers(dot) or at_hand.has_seen(dot) for dot in mine
+        )
         unseen = [v for v in at_hand.versions if not context.covers(v.dot)]
         if not is_gone and any(v.dot not in mine for v in unseen):
-            return Conflict(slot, row, encode(whole(at_hand, clock))), at_hand
+            state = b"" if self.is_undecided(slot, row) else encode(whole(at_hand, clock))
+            return Conflict(slot, row, state), at_hand
         return None, at_hand
 
     def _accept_slowly(
@@ -463,6 +471,8 @@ class Replica:
         self.heard[slot] += 1
         raw = encode(result)
         self.store.apply(slot, row, raw, is_complete=outcome is Outcome.COMPLETE)
+        if self.others_changed is not None:
+            self.others_changed(row)
         is_in_log = delta.dots <= result.dots
         self._note_record(slot, row, delta, hlc_max)
         if not is_in_log:  # Something was dead already when it came.
@@ -493,25 +503,26 @@ class Replica:
         for slot in list(self.unsettled):
             self._expect(slot, SlotClock())
 
-    def withdraw(self, slot: Slot, row: Row, dots: Set[Dot]) -> bool:
-        """Take back writes of this node that were refused by others; False if there is nothing to take back.
+    def can_withdraw(self, slot: Slot, row: Row, dots: Set[Dot]) -> bool:
+        """Whether a row shows something without these writes, or does not hold them. Raises PageFault."""
+        raw = self.store.get(slot, row)
+        held = frozenset() if raw is None else decode(raw).dots
+        return held.isdisjoint(dots) or not held <= dots
 
-        What wins without them gets a new dot, so that they are dead wherever they have got to. Others
-        have to be sent the row. Raises PageFault.
+    def withdraw(self, slot: Slot, row: Row, dots: Set[Dot]) -> bool:
+        """Take back writes of this node that all others refused; False if there is nothing to take back.
+
+        Nobody was told of them (`is_undecided`), and what they replaced was replaced by the winners too,
+        which have to be here: see `can_withdraw`. Raises PageFault.
         """
         raw = self.store.get(slot, row)
         record = Record(()) if raw is None else decode(raw)
         kept = tuple(version for version in record.versions if version.dot not in dots)
         if len(kept) == len(record.versions):
             return False
-        self.before_hearing()
-        self.clocks.own[slot] = counter = self.clocks.own[slot] + 1
-        dot = (self.clocks.actor, counter)
-        winner = replace(kept[0], dot=dot) if kept else Version(dot, self.clock.last, DELETION)
-        result = whole(
-            Record((winner, *kept[1:]), record.context, record.beyond), self.clocks.clock(slot)
-        )
-        raw = encode(result)
+        clock = self.clocks.view(slot)
+        self.heard[slot] += 1
+        raw = encode(stripped(kept, joined(clock_of(record), clock), clock))
         self.store.apply(slot, row, raw)
         if at_ms := CODEC.expires_at_ms(raw):
             self.expiry.add(slot, row, at_ms)

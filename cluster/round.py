@@ -49,11 +49,12 @@ class ConflictLost(ClusterError):
 class Pending(ABC):
     """What waits for `waits` confirmations of its present attempt."""
 
-    __slots__ = ("attempt", "is_blind", "is_over", "waits")
+    __slots__ = ("attempt", "is_blind", "is_over", "waits", "written")
 
     def __init__(self) -> None:
         self.waits = 0
         self.attempt = 0
+        self.written = -1  # The last attempt that wrote anything.
         self.is_over = False
         self.is_blind = False  # It may run again whatever became of its earlier attempts.
 
@@ -100,7 +101,7 @@ class Verdict(Enum):
     UNREACHED = 3  # Too few can still answer.
 
 
-# Who waits, in which attempt, for which row, and what it wrote there.
+# Who waits, in which attempt, for which row, and what it wrote there: nothing if it saw the write of another.
 WriteEntry = tuple[Pending, int, Slot, Row, bytes]
 # The same of a row that was read, and the dots that were seen.
 ReadEntry = tuple[Pending, int, Slot, Row, bytes]

@@ -38,7 +38,7 @@ from cluster.coordinator import Coordinator
 from cluster.errors import ClusterError
 from cluster.ring import NodeId
 from cluster.round import ConflictLost, QuorumNotMet
-from cluster.slot import DATABASE_COUNT, SLOT_COUNT, Row, Slot, row_of, slot_of
+from cluster.slot import DATABASE_COUNT, SLOT_COUNT, Key, Row, Slot, row_of, slot_of
 from cluster.topology import Topology
 from cluster.transport import Transport
 from engine.errors import EngineError
@@ -51,7 +51,7 @@ from respkv.lane import OK_BYTES
 from respkv.number import integer_or_none
 from respkv.operation import Operation, Pipeline
 from respkv.reply import OK, Reply, ReplyError, encode
-from respkv.runner import FIND
+from respkv.runner import FIND, LANES_FROM_SLOW_NS
 from respkv.session import (
     CLOSING,
     IN_MULTI,
@@ -199,23 +199,31 @@ class Dispatch:
             name = args[0]
             pipeline = session.pipeline
             is_first = pipeline is None or not pipeline.operations
-            if is_first and not session.is_cluster and name in GETS and len(args) == 2:
+            if session.is_cluster and is_first:
+                is_first = self._is_coordinated(args)
+            if is_first and name in GETS and len(args) == 2:
                 gets.append((session, None, 0, args))
-            elif is_first and not session.is_cluster and name in SETS and len(args) == 3:
+            elif is_first and name in SETS and len(args) == 3:
                 sets.append((session, None, 0, args))
             else:
                 self.serve(session, [args], now_ms)
                 continue
             session.mode |= WAITING
             session.is_grouped = True
+            session.last_command = self._get if len(args) == 2 else self._set
         if gets or sets:
             self._group(gets, sets, self.node.databases[sessions[0].db], sessions[0].db, now_ms)
+
+    def _is_coordinated(self, args: list[bytes]) -> bool:
+        """Whether this node coordinates the slot of a command's first key: elsewhere the cluster port redirects."""
+        return len(args) > 1 and self.topology.coordinators[slot_of(args[1])] == self.topology.me
 
     @property
     def _is_usual(self) -> bool:
         """Whether plain commands may take the short way."""
         return (
             not self.node.runner.has_observers
+            and self.node.slowlog.threshold_ns >= LANES_FROM_SLOW_NS
             and self.coordinator.quorums.r <= 2
             and self._reads_anywhere
             and self.topology.me not in self.topology.incomplete
@@ -414,7 +422,7 @@ class Dispatch:
         """Begin a run of plain GETs or SETs that starts with `first`, the rest being in the queue; 0 if it is none."""
         name = first[0]
         is_get = name in GETS and len(first) == 2
-        if not (is_get or (name in SETS and len(first) == 3)) or session.mode or session.is_cluster:
+        if session.mode or not (is_get or (name in SETS and len(first) == 3)):
             return 0
         pipeline = session.pipeline
         if pipeline is None:
@@ -430,6 +438,10 @@ class Dispatch:
             commands.append(args)
         slots = plain_slots(commands)
         me = self.topology.me
+        if session.is_cluster:
+            coordinators = self.topology.coordinators
+            if not all(slot >= 0 and coordinators[slot] == me for slot in slots):
+                return 0
         is_local = self._owns_all
         count = (
             pipeline.count_reads(slots, is_local=is_local)
@@ -439,6 +451,7 @@ class Dispatch:
         if count < RUN_MIN:
             return 0
         command = self._get if is_get else self._set
+        session.last_command = command
         run = Run(self, session, command, now_ms, self.node.now_s + self.timeout_s, count)
         run.slots = tuple(slots[:count])
         run.is_plain = True
@@ -766,6 +779,11 @@ class Dispatch:
             context.store.pinned = {}
         is_resp3 = session.is_resp3 if transaction is not None else operation.is_resp3
         operation.data = encode(reply, resp3=is_resp3)
+        if session.mode & TRACKING and operation.attempt == 0:
+            # Now, and not when it is answered: what changes in between has to be told.
+            if transaction is None:
+                node.tracking.remember(session, command, operation.args)
+            node.tracking.end_command(session, command)
         if command.name == "WATCH" and operation.origin is not None:
             self._give_watched(operation, session)
         coordinator.begin(operation, reads, written, is_checked=is_checked)
@@ -866,19 +884,42 @@ class Dispatch:
         command.elapsed_ns += elapsed_ns
         command.histogram.add(elapsed_ns)
         self.node.runner.commands_total += 1
-        session = operation.session
-        slowlog = self.node.slowlog
-        if elapsed_ns >= slowlog.threshold_ns and Flag.SKIP_SLOWLOG not in command.flags:
-            slowlog.add(session, command, operation.args, elapsed_ns)
         if operation.origin is None:
-            self._note(operation)
+            self._show(operation, elapsed_ns)
         self.release(operation)
 
-    def _note(self, operation: Operation) -> None:
-        """A client's command was executed, here or elsewhere: for tracking and the monitors."""
-        session = operation.session
-        if operation.parent is None and (session.mode & TRACKING or self.node.monitors):
-            self.node.runner.note(session, operation.command, operation.args)
+    def _show(self, operation: Operation, elapsed_ns: int) -> None:
+        """A client's command was executed, here or elsewhere: for the slow log and the monitors."""
+        if operation.parent is not None:
+            return
+        slowlog, command = self.node.slowlog, operation.command
+        if elapsed_ns >= slowlog.threshold_ns and Flag.SKIP_SLOWLOG not in command.flags:
+            slowlog.add(operation.session, command, operation.args, elapsed_ns)
+        if self.node.monitors:
+            self.node.runner.show(operation.session, command, operation.args)
+
+    def _disown(self, operation: Operation) -> None:
+        """A client that tracks what it reads has read it elsewhere."""
+        session, tracking = operation.session, self.node.tracking
+        transaction = operation.transaction
+        read = (
+            [(operation.command, operation.args)] if transaction is None else transaction.commands
+        )
+        for command, args in read:
+            tracking.disown(session, command, args)
+        tracking.end_command(session, operation.command)
+
+    def writer_of(self, key: Key) -> Session | None:
+        """The client of this node that tracks keys, and has a command on this one under way to another node."""
+        for operation in self.forwards.values():
+            if isinstance(operation, Sets) or not operation.session.mode & TRACKING:
+                continue
+            if key in operation.args or (
+                operation.transaction is not None
+                and any(key in args for _, args in operation.transaction.commands)
+            ):
+                return operation.session
+        return None
 
     def fail(self, operation: Operation, error: ClusterError) -> None:
         self._end(operation, _text_of(error, is_early=False))
@@ -921,6 +962,7 @@ class Dispatch:
             return
         session.out += pipeline.take_done()
         self.node.touch(session)
+        self.node.tracking.flush()
         if session.mode & WAITING and session.wait is None:
             session.mode &= ~WAITING  # The front serves its queue in the next tick.
 
@@ -930,6 +972,7 @@ class Dispatch:
         self._next_id += 1
         operation.number = self._next_id
         operation.target = target
+        operation.started_ns = self.node.clock_ns()
         self.forwards[operation.number] = operation
         self.forwarded_total += 1
         ms = max(1, int((operation.deadline_s - self.node.now_s) * 1000))
@@ -962,7 +1005,9 @@ class Dispatch:
                     self._take_watched(operation)
                 elif operation.transaction is not None and operation.data.startswith(b"*"):
                     operation.session.db = list(_by_database(operation))[-1][0]
-                self._note(operation)
+                if operation.session.mode & TRACKING:
+                    self._disown(operation)
+                self._show(operation, self.node.clock_ns() - operation.started_ns)
                 self.release(operation)
         elif verb == REPLY_SETS:
             self._take_set_replies(peer, message)

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Final
 from cluster.ring import NodeId
 from cluster.slot import SLOT_COUNT, Slot, slot_of
 from engine.store import PageFault
+from respkv import cluster_view
 from respkv.cluster_view import coordinated
 from respkv.command import Command
 from respkv.commands.scan import Search, check_flush_mode, parse_cursor
@@ -143,6 +144,7 @@ class Gather:
         )
         self._asked: dict[int, Asked] = {}
         self._seen: dict[NodeId, dict[bytes, None]] = {}
+        self.lost_total = 0  # Questions that no answer came to.
         self._runs_of: tuple[object, list[Run]] = (None, [])
 
     def _new_id(self) -> int:
@@ -179,7 +181,9 @@ class Gather:
     def _begin(self, operation: Operation) -> None:
         name = operation.command.name
         if name == "SWAPDB":
-            self._dispatch._end(operation, SWAPDB_REFUSED)
+            is_cluster = operation.session.is_cluster
+            refusal = cluster_view.SWAPDB_REFUSED if is_cluster else SWAPDB_REFUSED
+            self._dispatch._end(operation, refusal)
             return
         if len(self.tasks) >= TASKS_MAX:
             self._dispatch._end(operation, BUSY)
@@ -422,6 +426,7 @@ class Gather:
         round_ = asked.round
         round_.results[asked.index] = result
         round_.is_doubtful |= is_doubtful
+        self.lost_total += is_doubtful
         round_.missing -= 1
         if not round_.missing:
             self.tasks.wake(round_.task)

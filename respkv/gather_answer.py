@@ -231,6 +231,11 @@ class Answers:
             if position:
                 break
         yield from self._remove(task, victims, expires_ms)
+        # What an earlier attempt removed may not have got to the others.
+        done = [
+            (s, min(e, position or END)) for s, e in question.stretches if s < (position or END)
+        ]
+        yield from self._surveys.spread(task, spans_of(done))
         give(Answer(position or END, removed + len(victims)))
 
     def _remove(

@@ -119,3 +119,20 @@ def lags(clocks: SlotClocks, window: Window, seen: Seen) -> bool:
         if packed != mine.tobytes() and any(map(gt, array("q", packed), mine)):
             return True
     return any(not clocks.covers(slot, (actor, counter)) for slot, actor, counter in seen.beyond)
+
+
+def covers(theirs: Seen, mine: Seen, window: Window) -> bool:
+    """Whether somebody has seen all that was seen here of a window."""
+    for actor, packed in mine.columns.items():
+        other = theirs.columns.get(actor)
+        if other is None or (
+            other != packed and any(map(gt, array("q", packed), array("q", other)))
+        ):
+            return False
+    beyond = set(theirs.beyond)
+    return all(dot in beyond or _has(theirs, window[0], *dot) for dot in mine.beyond)
+
+
+def _has(seen: Seen, first: Slot, slot: Slot, actor: Actor, counter: Counter) -> bool:
+    column = seen.columns.get(actor)
+    return column is not None and array("q", column)[slot - first] >= counter

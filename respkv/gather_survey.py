@@ -1,5 +1,8 @@
 """Making sure that this node has all that was acknowledged of some slots, before it answers from them.
 
+`spread` is for the other direction, before an answer that says that something was done: it waits until W-1
+other replicas have seen what this one has.
+
 `made_sure` asks R-1 other replicas of each window of slots for what they have seen (`respkv/gather_clock.py`).
 Where they have seen more, the task waits until that has come: what is under way comes by itself at once, and
 for what was lost the exchange is asked to compare now instead of within a second.
@@ -12,7 +15,7 @@ Core: time is an argument.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from cluster.coordinator import Coordinator
@@ -22,13 +25,14 @@ from respkv.gather_clock import (
     HASH_BYTES,
     Seen,
     Window,
+    covers,
     hash_of,
     lags,
     parse,
     seen_of,
     windows_of,
 )
-from respkv.gather_task import LATER, Steps, Task, Tasks
+from respkv.gather_task import LATER, Step, Steps, Task, Tasks
 from respkv.gather_wire import CLOCKS, NOT, SEEN
 from respkv.reply import ReplyError
 
@@ -46,7 +50,7 @@ INCOMPLETE: Final = b"NOREPLICAS this replica is being repaired"
 class Survey:
     """One question, to as many replicas as are needed."""
 
-    __slots__ = ("asked", "confirmed", "leads", "needed", "peers", "task", "windows")
+    __slots__ = ("asked", "confirmed", "leads", "mine", "needed", "peers", "task", "windows")
 
     def __init__(
         self, task: Task, windows: Sequence[Window], peers: list[NodeId], needed: int
@@ -58,6 +62,7 @@ class Survey:
         self.asked: dict[int, tuple[NodeId, float]] = {}  # And when another is asked.
         self.confirmed: dict[NodeId, None] = {}
         self.leads: list[tuple[Window, NodeId, Seen]] = []  # What others had seen.
+        self.mine: list[bytes] = []  # What they must have seen, for `spread`.
 
 
 class Surveys:
@@ -90,22 +95,61 @@ class Surveys:
 
     def made_sure(self, task: Task, spans: Iterable[Window]) -> Steps:
         """Wait until all that was acknowledged of ranges of slots is here. Raises ReplyError."""
+        for some in self._parts(spans):
+            survey = Survey(task, some, self._others(some), self._coordinator.quorums.r - 1)
+            try:
+                yield from self._answered(survey)
+                yield from self._caught_up(survey)
+            finally:
+                self._close(survey)
+
+    def spread(self, task: Task, spans: Iterable[Window]) -> Steps:
+        """Wait until all that is here of ranges of slots is at W-1 other replicas. Raises ReplyError."""
+        for some in self._parts(spans):
+            mine = [seen_of(self._clocks, window) for window in some]
+            needed = self._coordinator.quorums.w - 1
+            while True:
+                survey = Survey(task, some, self._others(some), needed)
+                survey.mine = mine
+                try:
+                    if (yield from self._all_asked(survey)) >= needed:
+                        break
+                finally:
+                    self._close(survey)
+                until_s = self._node.now_s + BEHIND_S
+                while self._node.now_s < until_s:
+                    task.until_s = until_s
+                    yield LATER
+
+    def _parts(self, spans: Iterable[Window]) -> Iterator[list[Window]]:
+        """Windows of the same replicas, one message's worth at a time."""
         topology = self._topology
-        needed = self._coordinator.quorums.r - 1
         for replicas, windows in windows_of(topology, spans).items():
             if topology.me in topology.incomplete or topology.me not in replicas:
                 raise ReplyError(INCOMPLETE)
             for at in range(0, len(windows), WINDOWS_MAX):
-                some = windows[at : at + WINDOWS_MAX]
-                peers = [n for n in topology.preferences[some[0][0]] if n != topology.me]
-                survey = Survey(task, some, peers, needed)
-                try:
-                    yield from self._answered(survey)
-                    yield from self._caught_up(survey)
-                finally:
-                    for number in survey.asked:
-                        self._surveys.pop(number, None)
-                    self._behind.pop(task, None)
+                yield windows[at : at + WINDOWS_MAX]
+
+    def _others(self, windows: list[Window]) -> list[NodeId]:
+        topology = self._topology
+        return [name for name in topology.preferences[windows[0][0]] if name != topology.me]
+
+    def _close(self, survey: Survey) -> None:
+        for number in survey.asked:
+            self._surveys.pop(number, None)
+        self._behind.pop(survey.task, None)
+
+    def _all_asked(self, survey: Survey) -> Generator[Step, None, int]:
+        """Ask all others; returns how many have seen enough, as soon as they are enough."""
+        while self._ask(survey):
+            pass
+        until_s = self._node.now_s + PATIENCE_S
+        while survey.asked and len(survey.confirmed) < survey.needed:
+            survey.task.until_s = until_s
+            yield LATER
+            if self._node.now_s >= until_s:
+                break  # Lost on the way, perhaps.
+        return len(survey.confirmed)
 
     def _answered(self, survey: Survey) -> Steps:
         for _ in range(survey.needed):
@@ -179,7 +223,8 @@ class Surveys:
             for window in (survey.windows[int(message[at])],)
         ]
         del self._surveys[number], survey.asked[number]
-        survey.confirmed[peer] = None
+        if not survey.mine or _covers(survey, leads):
+            survey.confirmed[peer] = None
         survey.leads += leads
         self._tasks.wake(survey.task)
         return True
@@ -223,3 +268,9 @@ class Surveys:
             if hash_of(clocks, (first, end)) != packed[at + 4 : at + _WINDOW_BYTES]:
                 differing += (b"%d" % index, seen_of(clocks, (first, end)))
         return [SEEN, number, *differing]
+
+
+def _covers(survey: Survey, told: list[tuple[Window, NodeId, Seen]]) -> bool:
+    """Whether a peer has seen what it must: where it told nothing, it had seen all that was here when it was asked."""
+    mine = dict(zip(survey.windows, survey.mine, strict=True))
+    return all(covers(seen, parse(mine[window], window), window) for window, _, seen in told)

@@ -27,7 +27,7 @@ from cluster.errors import ClusterError
 from cluster.record import HEADER, HEADER_BYTES, STRING
 from cluster.ring import NodeId
 from cluster.round import Pending, Place
-from cluster.slot import MIDDLES, Slot
+from cluster.slot import MIDDLES, Slot, slot_of
 from cluster.slot_clocks import NOBODY
 from engine.errors import EngineError
 from engine.log import COMPLETE, ENVELOPE
@@ -183,10 +183,10 @@ class GroupLane:
         for member in members:
             key = member[3][1]
             length = len(key)
-            if length > KEY_BYTES_MAX or b"{" in key:
+            if length > KEY_BYTES_MAX:
                 rest.append(member)
                 continue
-            slot = crc_hqx(key, 0) & 16383
+            slot = slot_of(key) if b"{" in key else crc_hqx(key, 0) & 16383
             row = xxh3_64_digest(key)[:6] + middles[length] + key
             raw = slots[slot].get(row)
             batch = batches[slot]
@@ -251,10 +251,10 @@ class GroupLane:
         for member in members:
             _, key, value = member[3]
             length = len(key)
-            if length > KEY_BYTES_MAX or b"{" in key or len(value) > VALUE_BYTES_MAX:
+            if length > KEY_BYTES_MAX or len(value) > VALUE_BYTES_MAX:
                 rest.append(member)
                 continue
-            slot = crc_hqx(key, 0) & 16383
+            slot = slot_of(key) if b"{" in key else crc_hqx(key, 0) & 16383
             batch = batches[slot]
             if slot in unsettled or not batch.can_write:
                 rest.append(member)
@@ -300,8 +300,10 @@ class GroupLane:
 
 
 def plain_slots(commands: list[list[bytes]]) -> list[Slot]:
-    """The slots of the commands' first keys; -1 for a key that is not plain."""
+    """The slots of the commands' first keys; -1 for a key that is too long to be plain."""
     return [
-        crc_hqx(args[1], 0) & 16383 if b"{" not in args[1] and len(args[1]) <= KEY_BYTES_MAX else -1
+        (slot_of(args[1]) if b"{" in args[1] else crc_hqx(args[1], 0) & 16383)
+        if len(args[1]) <= KEY_BYTES_MAX
+        else -1
         for args in commands
     ]

@@ -34,7 +34,7 @@ import trio
 
 from cluster.gossip_message import GossipError
 from cluster.replica import Replica
-from cluster.slot import DATABASE_COUNT, SYSTEM_SLOT
+from cluster.slot import DATABASE_COUNT, SYSTEM_SLOT, Row, key_of
 from cluster.topology import Topology
 from cluster.transport import Transport
 from engine.compression import Compression
@@ -285,6 +285,7 @@ class Node:
 
     def observe_changed(self) -> None:
         """A monitor, a pause or a tracking client came or went: the runner's short way is open again or not."""
+        self.replica.others_changed = self._others_changed if self.tracking.is_active else None
         self.runner.has_observers = (
             bool(self.monitors)
             or self.runner.is_paused is not None
@@ -292,6 +293,12 @@ class Node:
             or self._refusal is not None
             or self.runner.is_stalled
         )
+
+    def _others_changed(self, row: Row) -> None:
+        """Another node has changed a row: tell the clients that may have cached its key."""
+        key = key_of(row)
+        writer = None if self.peers is None else self.peers.dispatch.writer_of(key)
+        self.tracking.invalidate_keys([key], writer)
 
     def apply_limits(self) -> None:
         """Settings that are copied for speed: at the start and after CONFIG SET."""

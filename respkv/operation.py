@@ -94,10 +94,18 @@ class Operation(Pending):
 class Pipeline:
     """The operations of one session that have not been answered, in order."""
 
-    __slots__ = ("_other_count", "_remote_slots", "_slots", "operations")
+    __slots__ = (
+        "_other_count",
+        "_remote_slots",
+        "_slots",
+        "answered_count",
+        "begun_count",
+        "operations",
+    )
 
     def __init__(self) -> None:
         self.operations: deque[Operation] = deque()
+        self.begun_count = self.answered_count = 0  # Of all that ever were.
         self._slots: dict[Slot, int] = {}
         self._remote_slots: dict[Slot, int] = {}
         self._other_count = 0  # Those that are not plain.
@@ -145,6 +153,7 @@ class Pipeline:
 
     def add(self, operation: Operation) -> None:
         self.operations.append(operation)
+        self.begun_count += 1
         for slot in operation.slots:
             self._slots[slot] = self._slots.get(slot, 0) + 1
             if not operation.is_local:
@@ -157,6 +166,7 @@ class Pipeline:
         ready = []
         while operations and operations[0].is_done:
             operation = operations.popleft()
+            self.answered_count += 1
             if not operation.is_silent:
                 ready.append(operation.data)
             for slot in operation.slots:

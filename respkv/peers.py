@@ -232,6 +232,7 @@ class Peers:
         if self.dispatch.has_parked and not self.node.runner.is_stalled:
             self.dispatch.try_parked()
         self.work()
+        self.node.tracking.flush()  # Of what others have changed.
 
     def flush(self, position: int) -> None:
         """The tick has ended, and the log is written up to `position`."""

@@ -386,7 +386,7 @@ class Runner:
             wait.deadline_s = (
                 None if block.seconds is None else self.clock_ns() / 1e9 + block.seconds
             )
-            self._show(session, command, args)
+            self.show(session, command, args)
             self._wait(session, wait)
             return
         self._finish(session, wait, reply, started)
@@ -444,16 +444,9 @@ class Runner:
         self._answer(session, reply)
         self.node.tracking.flush()
         if not is_shown:
-            self._show(session, command, wait.args)
+            self.show(session, command, wait.args)
 
-    def note(self, session: Session, command: Command, args: list[bytes]) -> None:
-        """A command was executed by the dispatch: for tracking and the monitors."""
-        if session.mode & TRACKING:
-            self.node.tracking.remember(session, command, args)
-            self.node.tracking.end_command(session, command)
-        self._show(session, command, args)
-
-    def _show(self, session: Session, command: Command, args: list[bytes]) -> None:
+    def show(self, session: Session, command: Command, args: list[bytes]) -> None:
         """To the monitors: after the command's reply, and nothing that only administrators do."""
         if self.node.monitors and not command.flags & (Flag.SKIP_MONITOR | Flag.ADMIN):
             self.node.feed_monitors(session, args)
@@ -717,7 +710,7 @@ class Runner:
             self.node.count_error(failure)
         for command, args in transaction.commands:
             command.calls += 1
-            self._show(session, command, args)
+            self.show(session, command, args)
             if session.mode & TRACKING:
                 self.node.tracking.remember(session, command, args)
         self.end_transaction(session)

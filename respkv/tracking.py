@@ -29,7 +29,7 @@ from cluster.slot import SYSTEM_SLOT, key_of
 from engine.store import PageFault
 from respkv.command import Flag
 from respkv.reply import Push, Reply
-from respkv.session import TRACKING, Session
+from respkv.session import CLOSING, TRACKING, Session
 
 if TYPE_CHECKING:
     from cluster.replica import Effect
@@ -70,7 +70,8 @@ class Tracking:
         self._queue: list[
             tuple[int, Key]
         ] = []  # A heap; entries that `_expiries` contradicts are dead.
-        self._pending: list[tuple[Session, Push]] = []
+        # What is to be told, and how many of the session's operations have to be answered first.
+        self._pending: list[tuple[Session, Push, int]] = []
 
     @property
     def is_active(self) -> bool:
@@ -132,6 +133,13 @@ class Tracking:
             oldest = next(iter(self._readers))
             self._note_expiry(oldest, 0)
             self._tell(self._readers.pop(oldest), oldest, None)
+
+    def disown(self, session: Session, command: Command, args: list[bytes]) -> None:
+        """Keys were read at another node, and nobody will tell of their changes: tell the client at once."""
+        mode: TrackingMode | None = session.tracking
+        if mode is not None and not mode.is_broadcast and Flag.READONLY in command.flags:
+            for position in command.key_positions(args):
+                self._tell((session,), args[position], None)
 
     def end_command(self, session: Session, command: Command) -> None:
         """CLIENT CACHING holds for one command, or for the whole transaction that comes next."""
@@ -219,13 +227,22 @@ class Tracking:
             self._push(target, Push([b"invalidate", keys]))
 
     def _push(self, session: Session, message: Push) -> None:
-        self._pending.append((session, message))
+        pipeline = session.pipeline
+        self._pending.append((session, message, 0 if pipeline is None else pipeline.begun_count))
 
     def flush(self) -> None:
-        """Send what is pending: the command that caused it has been answered."""
+        """Send what is pending: the command that caused it has been answered.
+
+        A session that is owed replies by the cluster gets them first: one of them may show what is
+        overtaken now, and a client caches what it is told last.
+        """
         if not self._pending:
             return
         pending, self._pending = self._pending, []
-        for session, message in pending:
+        for session, message, owed_count in pending:
+            if session.pipeline is not None and session.pipeline.answered_count < owed_count:
+                if not session.mode & CLOSING:
+                    self._pending.append((session, message, owed_count))
+                continue
             session.send(message)
             self._node.touch(session)

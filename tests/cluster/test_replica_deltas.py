@@ -301,8 +301,9 @@ class World:
 
     def is_conflict(self, seen: Events, event: Event, place: tuple[Slot, Row]) -> bool:
         shown = self.oracle.shown(seen, place)
-        if event in seen and event not in shown:
-            return False
+        gone = frozenset().union(*(self.oracle.replaced[each] for each in shown))
+        if event not in shown and (event in seen or event in gone):
+            return False  # It came before, or what replaced it has overtaken it.
         return not shown <= self.oracle.replaced[event] | {event}
 
     def send_row(self, node: Node) -> None:

@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from .command import Call, Command, Draw, Scene, plan
+from .command import Call, Command, Draw, Scene, SceneMaker, plan
 from .coverage import Coverage
 from .natural import compare
 from .shape import MILLISECONDS_APART_MAX
@@ -30,6 +30,7 @@ PLANT_EVERY = 20  # Scenes.
 FINDINGS_MAX = 20
 FINDINGS_OF_A_KIND_MAX = 2
 BREAKS_MAX = 5  # Each costs a timeout or a reconnection: a server that breaks off so often is not looked at further.
+_DRAWS_MAX = 20
 _PLANTED_OFTEN = 3
 _PLANTED_ALL = 6
 _SHOWN_COMMANDS = 8
@@ -106,6 +107,8 @@ class Round:
     seed: str
     commands: Sequence[Command]
     findings_max: int = FINDINGS_MAX
+    # A scene in which the servers are known to differ is drawn anew.
+    is_left_out: Callable[[Scene], bool] = lambda _: False
     coverage: Coverage = field(default_factory=Coverage)
     findings: list[Finding] = field(default_factory=list)
     # All differences by command, with those beyond the limits.
@@ -126,9 +129,9 @@ class Round:
         self._start_afresh()
         dumped_at = 0
         for done, (command, source) in enumerate(planned, start=1):
-            scene = draw.scene(source) if isinstance(source, str) else source(draw)
-            if command.varies_arity:
-                scene = draw.with_other_arity(scene)
+            scene = self._scene(draw, command, source)
+            if scene is None:
+                continue
             self._play(scene)
             empties = any(call.name in _EMPTYING for call in scene)
             for call in draw.plant(
@@ -141,6 +144,16 @@ class Round:
             progress(done, len(planned), self.found.total())
             if len(self.findings) >= self.findings_max or self._breaks >= BREAKS_MAX:
                 return
+
+    def _scene(self, draw: Draw, command: Command, source: str | SceneMaker) -> Scene | None:
+        """A scene that is not left out; None if its source gives no other."""
+        for _ in range(_DRAWS_MAX):
+            scene = draw.scene(source) if isinstance(source, str) else source(draw)
+            if command.varies_arity:
+                scene = draw.with_other_arity(scene)
+            if not self.is_left_out(scene):
+                return scene
+        return None
 
     def _draw(self, rng: random.Random) -> Draw:
         return Draw(rng, self.left.resp, {command.name: command for command in self.commands})

@@ -113,15 +113,13 @@ class Cluster:
                 if other != name and self.world.machines[other].is_up:
                     peers = self.node(other).peers
                     assert peers is not None
-                    while peers.topology.is_reachable(name) is not is_up or (
+                    while peers.topology.is_reachable(name) is not is_up or (  # noqa: ASYNC110
                         is_up and name in peers.topology.incomplete
                     ):
                         await trio.sleep(0.05)
 
 
-def clustered(
-    *, nodes: int, **plan: Any
-) -> Callable[[Callable[[Cluster], Awaitable[None]]], None]:
+def clustered(*, nodes: int, **plan: Any) -> Callable[[Callable[[Cluster], Awaitable[None]]], None]:
     """Run a function with a cluster whose nodes all know each other."""
 
     async def main(body: Callable[[Cluster], Awaitable[None]]) -> None:
