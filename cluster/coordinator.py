@@ -44,7 +44,7 @@ from typing import Final
 
 from cluster.clock import Dot
 from cluster.record import HEADER, MANY, Record, decode
-from cluster.replica import MalformedDelta, Replica, encode_clock
+from cluster.replica import MalformedDelta, Replica, encode_clock, record_of
 from cluster.ring import NodeId
 from cluster.round import (
     ConflictLost,
@@ -77,6 +77,8 @@ QUESTION: Final = QUESTION_HEAD.pack
 CHECKED: Final = b"c"
 UNCHECKED: Final = b"u"
 UNIT: Final = b"a"
+
+ROUND_BYTES_MAX: Final = 1 << 20  # Then a message goes out, and the next writes come into another one.
 
 Fetch = Callable[[PageFault, Callable[[], None]], None]  # Have a page read, then call.
 
@@ -112,6 +114,7 @@ class Batch:
     questions: list[bytes] = field(default_factory=list)
     reads: list[ReadEntry] = field(default_factory=list)
     is_open: bool = False
+    weight_bytes: int = 0  # Of the values in `pieces`; plain ones of `respkv.group` are too small to count.
     can_read: bool = False  # Enough replicas can be reached, as of `Coordinator.look`.
     can_write: bool = False
 
@@ -234,6 +237,9 @@ class Coordinator:
                 batch.blind_writes.append(entry)
                 batch.blind_pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
             op.waits += is_waited_for
+            batch.weight_bytes += len(raw)
+            if batch.weight_bytes > ROUND_BYTES_MAX:
+                self.seal()
 
     def needed(self, *, is_checked: bool) -> int:
         """How many other replicas have to take a write."""
@@ -286,6 +292,7 @@ class Coordinator:
         opened, self._open = self._open, []
         for batch in opened:
             batch.is_open = False
+            batch.weight_bytes = 0
             if batch.writes:
                 needed = self.needed(is_checked=True)
                 self._send_writes(batch, batch.writes, batch.pieces, needed, CHECKED)
@@ -405,7 +412,10 @@ class Coordinator:
             return
         refused = {}
         for at in range(2, len(message) - 1, 2):
-            refused[place_of(message[at])] = message[at + 1]
+            state = message[at + 1]
+            if state:
+                record_of(state)
+            refused[place_of(message[at])] = state
         if not round_.add_answer(peer, refused):
             return
         if refused:
@@ -463,7 +473,9 @@ class Coordinator:
         for peer, refused in round_.answers.items():
             state = refused.pop(place, None)
             if state is not None:
-                self._merge(place, [state] if state else [], partial(self._repair_after, peer, place))
+                self._merge(
+                    place, [state] if state else [], partial(self._repair_after, peer, place)
+                )
 
     def _repair_after(self, peer: NodeId, place: Place, _: bytes | None) -> None:
         self._repair(peer, place, None)
@@ -526,7 +538,7 @@ class Coordinator:
         self._merge(place, states, merged)
 
     def _withdraw(self, dots: dict[Place, set[Dot]]) -> bool:
-        """Take back what others refused. False, and nothing is, where it would leave nothing: what it replaced is not known here."""
+        """Take back what all others refused. False, and nothing is, where nobody said what won instead."""
         replica = self.replica
         if not all(replica.can_withdraw(*place, own) for place, own in dots.items()):
             return False
@@ -543,10 +555,14 @@ class Coordinator:
         round_ = self.reads.get(_number(message))
         if round_ is None or round_.peer != peer:
             return
-        del self.reads[round_.id]
         states: dict[int, bytes] = {}
         for at in range(2, len(message) - 1, 2):
+            if not message[at].isdigit():
+                raise MalformedDelta("a state without a number")
+            if message[at + 1]:
+                record_of(message[at + 1])
             states[int(message[at])] = message[at + 1]
+        del self.reads[round_.id]
         for number, (op, attempt, slot, row, dots) in enumerate(round_.entries):
             state = states.get(number)
             if state is None:

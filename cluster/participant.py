@@ -36,8 +36,8 @@ from cluster.coordinator import (
     key_of,
     place_of,
 )
-from cluster.record import MANY, decode
-from cluster.replica import MalformedDelta, Replica, decode_clock
+from cluster.record import MANY
+from cluster.replica import MalformedDelta, Replica, decode_clock, record_of
 from cluster.ring import NodeId
 from cluster.slot import SLOT_COUNT, Slot
 from engine.errors import EngineError
@@ -138,7 +138,7 @@ class Participant:
         try:
             for at in range(2, len(message) - 1, 2):
                 slot, row = place_of(message[at])
-                self.replica.repair(slot, row, decode(message[at + 1]), self.now_ms)
+                self.replica.repair(slot, row, record_of(message[at + 1]), self.now_ms)
         except PageFault as fault:
             self._fetch(fault, lambda: self._repair(peer, message))
         except EngineError:

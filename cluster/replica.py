@@ -50,7 +50,7 @@ from cluster.record import (
     encode,
 )
 from cluster.slot import DATABASE_COUNT, SLOT_COUNT, SYSTEM_SLOT, Row, Slot
-from cluster.slot_clocks import CLOCK_COUNT, NOBODY, ClocksState, SlotClocks
+from cluster.slot_clocks import CLOCK_COUNT, NOBODY, SEVERAL, ClocksState, SlotClocks
 from engine.disk import Disk
 from engine.log import COMPLETE, ENVELOPE
 from engine.memtable import ENTRY_OVERHEAD_BYTES
@@ -340,7 +340,7 @@ class Replica:
         hlc_max = (now_ms + SKEW_MAX_MS) << 16
         at, size = start, len(blob)
         unpack, unpack_header = _ENTRY.unpack_from, HEADER.unpack_from
-        column_of: Actor = NOBODY
+        column_of: Actor = SEVERAL  # Which none is: NOBODY has to be looked at.
         column: array[Counter] = own
         while at < size:
             if at + 11 > size:

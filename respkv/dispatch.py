@@ -86,6 +86,9 @@ TIMED_OUT: Final = ReplyError(
     "TIMEOUT no answer in time: the command may or may not have taken effect"
 )
 TOO_BUSY: Final = ReplyError("BUSY too much is on its way to other nodes: try again")
+TOO_LARGE: Final = ReplyError(
+    "ERR the value is too large for one message between nodes (cluster.bus_frame_bytes_max)"
+)
 SPREAD: Final = ReplyError(
     "CROSSSLOT no single node holds all keys of this command: give them one hash tag, such as {name}"
 )
@@ -159,6 +162,7 @@ class Dispatch:
         timeout_s: float,
         retries_max: int,
         in_flight_bytes_max: int,
+        message_bytes_max: int,
         first_id: int,
         promise: Callable[[NodeId, Sequence[bytes]], None],
     ) -> None:
@@ -170,6 +174,7 @@ class Dispatch:
         self.timeout_s = timeout_s
         self.retries_max = retries_max
         self.in_flight_bytes_max = in_flight_bytes_max
+        self.message_bytes_max = message_bytes_max
         self.forwards: dict[int, Operation | Sets] = {}
         self.in_flight = 0
         self.forwarded_total = 0
@@ -549,6 +554,8 @@ class Dispatch:
                 return True
         if self.coordinator.in_flight_bytes > self.in_flight_bytes_max:
             self._end(operation, TOO_BUSY)
+        elif not is_local and sum(map(len, args)) > self.message_bytes_max:
+            self._end(operation, TOO_LARGE)
         elif isinstance(operation, SplitOperation):
             self._split(operation, positions)
         else:
@@ -768,6 +775,12 @@ class Dispatch:
                 if row not in context.effects
             ]
             if context.effects:
+                if max(len(effect[3]) for effect in context.effects.values()) > (
+                    self.message_bytes_max
+                ):
+                    context.drop()
+                    self._end(operation, TOO_LARGE)
+                    return
                 if node.tracking.is_active:
                     node.tracking.invalidate(context.effects, context.flushed, session)
                 context.commit(written)

@@ -42,7 +42,7 @@ from respkv.gather_wire import (
     Stretch,
     behind,
 )
-from respkv.keyspace import View, is_live
+from respkv.keyspace import View, is_live, next_slot
 from respkv.reply import ReplyError
 from respkv.session import Session
 
@@ -325,8 +325,11 @@ def _page(
     start = (at & ((1 << HASH_BITS) - 1)).to_bytes(HASH_BYTES, "big")
     while True:
         try:
-            if not store.holds_slot(slot):
-                return (slot + 1) << HASH_BITS, []
+            if not any(start):
+                occupied = next_slot(store, slot)
+                if occupied is None or occupied << HASH_BITS >= end:
+                    return end, []
+                slot = occupied
             rows, after = store.scan(slot, start, CHUNK_ROWS)
             # Rows of one hash stay together, for a position has no more than that.
             while after is not None and rows and after[:HASH_BYTES] == rows[-1][0][:HASH_BYTES]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from xxhash import xxh3_64_digest
 
-from cluster.coordinator import QUESTION, Coordinator
+from cluster.coordinator import QUESTION, ROUND_BYTES_MAX, Coordinator
 from cluster.errors import ClusterError
 from cluster.record import HEADER, HEADER_BYTES, STRING
 from cluster.ring import NodeId
@@ -247,7 +247,7 @@ class GroupLane:
         hlc = now_ms << 16
         if hlc <= clock.last:
             hlc = clock.last + 1
-        weight_bytes = 0
+        weight_bytes = sent_bytes = 0
         for member in members:
             _, key, value = member[3]
             length = len(key)
@@ -263,6 +263,7 @@ class GroupLane:
             counters[slot] = counter = counters[slot] + 1
             raw = _pack_header(STRING, actor, counter, hlc) + value
             hlc += 1
+            sent_bytes += len(raw)
             envelope = ENVELOPE(COMPLETE, slot, len(row), len(raw))
             pieces += (envelope, row, raw)
             rows = memory[slot]
@@ -288,6 +289,8 @@ class GroupLane:
         clock.last = hlc - 1
         memtable.weight_bytes += weight_bytes
         self._begin(group, len(taken) if needed else 0)
+        if sent_bytes > ROUND_BYTES_MAX // 16:
+            coordinator.seal()
         return rest
 
     def _begin(self, group: Group, waits: int) -> None:

@@ -465,13 +465,23 @@ class Counts:
         for slot, counted in list(self._slots.items()):
             if first <= slot < end and counted.valid_until_ms <= view.now_ms:
                 dirty.append(slot)
+        occupied = -1  # The first slot with rows from the one before on, as of the last yield.
         for number, slot in enumerate(dirty):
-            if view.store.holds_slot(slot):
-                yield from self._count(slot, view.now_ms)
-            else:
+            while occupied < slot:
+                try:
+                    found = next_slot(view.store, slot)
+                except PageFault as fault:
+                    yield fault
+                else:
+                    occupied = SLOT_COUNT if found is None else found
+            if occupied > slot:
                 self._install(slot, self._replica.change_count(slot), _NOTHING)
+            else:
+                yield from self._count(slot, view.now_ms)
+                occupied = -1
             if number % PAGE_ROWS == PAGE_ROWS - 1:
                 yield None
+                occupied = -1
         return sum(count for slot, count in self.slots_of(view.db).items() if first <= slot < end)
 
     def exact(self, view: View) -> Iterator[Step]:

@@ -33,6 +33,7 @@ from cluster.gossip_message import Terms, VersionRange
 from cluster.member_event import (
     ClockBack,
     ClockOff,
+    DuplicateName,
     Event,
     MemberRestarted,
     PeerReachable,
@@ -59,6 +60,7 @@ STATE: Final = b"STATE"
 VERSIONS: Final = VersionRange(1, 1)  # Of the protocol between nodes.
 RETRY_S: Final = 0.1  # Then a second replica is asked to confirm a read.
 EXCHANGE_NS: Final = 1_000_000  # In each tick.
+MESSAGE_OVERHEAD_BYTES: Final = 1 << 18  # Beside one value, in a message of the bus.
 GROUPS_PER_ROUND: Final = 4  # Of 128: on a busy node every slot changes all the time.
 PAGE_ROWS: Final = 64
 Promise = tuple[int, NodeId, Sequence[bytes]]
@@ -121,6 +123,7 @@ class Peers:
             timeout_s=settings.timeout_ms / 1000,
             retries_max=settings.conflict_retries,
             in_flight_bytes_max=settings.bytes_in_flight_max,
+            message_bytes_max=settings.bus_frame_bytes_max - MESSAGE_OVERHEAD_BYTES,
             first_id=node.rng.getrandbits(52),
             promise=self.promise,
         )
@@ -128,6 +131,7 @@ class Peers:
         self.is_clock_off = False
         self.received: dict[bytes, int] = {}  # Messages by verb.
         self._promises: deque[Promise] = deque()
+        self._heard_s: dict[NodeId, float] = {}
         self._new_promises: list[tuple[NodeId, Sequence[bytes]]] = []
         self._has_exchange_work = True
         if not self.replica.is_complete:
@@ -141,6 +145,9 @@ class Peers:
         now_s = self.coordinator.now_s = node.now_s
         self.coordinator.now_ms = self.participant.now_ms = node.now_ms()
         verb = message[0]
+        if self._heard_s.get(peer) != now_s:  # Once a tick.
+            self._heard_s[peer] = now_s
+            self._act(self.membership.heard(peer, now_s))
         try:
             if verb.startswith(b"GOSSIP."):
                 self._act(self.membership.receive(peer, message, now_s))
@@ -199,6 +206,13 @@ class Peers:
                     self.is_clock_off = self.membership.is_clock_off
                     self.node.log.warning("clocks", what=str(event))
                     self._note_fitness()
+                case DuplicateName():
+                    self.node.log.error(
+                        "another process has this node's name and serves: this one stops",
+                        what=str(event),
+                    )
+                    self.node.exit_status = 1
+                    self.node.stop()
                 case _:
                     self.node.log.info("membership", what=str(event))
 

@@ -301,6 +301,7 @@ class World:
             for number, name in enumerate(names, start=1)
         }
         self.names = names
+        self.writers = names  # Where clients send their writes.
         self.dirty: dict[NodeId, None] = {}
 
     def at(self, after_s: float, action: Callable[[], None]) -> None:
@@ -395,9 +396,9 @@ class World:
             if not left[0]:
                 return
             left[0] -= 1
-            name = self.rng.choice(self.names)
-            node = self.nodes[name]
             args = commands()
+            name = self.rng.choice(self.writers if args[0] in WRITES else self.names)
+            node = self.nodes[name]
             entry = self.history.begin(session, args, node=name, now_s=self.now_s)
             op = Op(node, args, entry)
             op.then = lambda: self.at(self.rng.uniform(0.0, 0.1), one)

@@ -14,6 +14,7 @@ import random
 from collections import Counter as Tally
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from struct import Struct
 from typing import TypeVar
@@ -66,7 +67,7 @@ Events = frozenset[Event]
 Delta = tuple[Slot, Row, bytes]
 Contexts = dict[Slot, bytes]
 T = TypeVar("T")
-FAULTS = [0]
+MET: Tally[str] = Tally()  # Of all worlds.
 
 
 def opened(disk: SimDisk, actor: Actor, boot: str = "1") -> Replica:
@@ -173,6 +174,8 @@ class RowMessage:
 
 
 class World:
+    hears_before_sealing = False  # A planted bug.
+
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(f"replica-deltas-{seed}")
         self.oracle = Oracle()
@@ -185,7 +188,7 @@ class World:
             for n in range(self.rng.randrange(3, 6))
         ]
         for node in self.nodes:
-            node.replica.before_hearing = lambda node=node: self.seal(node)  # type: ignore[misc]
+            node.replica.before_hearing = partial(self.before_hearing, node)
             # Then what is in tables has to be fetched.
             disk_of(node.replica).faults.is_cold = self.rng.random() < 0.5
             self.log(node)
@@ -245,6 +248,10 @@ class World:
             self.oracle.write(event, row, node.seen)
             node.seen |= {event}
 
+    def before_hearing(self, node: Node) -> None:
+        if not self.hears_before_sealing:
+            self.seal(node)
+
     def seal(self, node: Node) -> None:
         """The tick ends: the log first, then the messages."""
         deltas, contexts = node.batch, node.contexts
@@ -283,7 +290,7 @@ class World:
         replica = node.replica
         refusals = with_faults(replica, lambda: replica.refusals(blob, contexts))
         if len(message.deltas) == 1 and is_checked:
-            assert [(each.slot, each.row) for each in refusals] == expected, (refusals, expected, seen-node.seen, message)
+            assert [(each.slot, each.row) for each in refusals] == expected
         found = []
 
         def take() -> None:
@@ -377,7 +384,7 @@ class World:
             disk = disk_of(replica).crash()
             node.boot += 1
         replica = node.replica = opened(disk, self.new_actor(), str(node.boot))
-        replica.before_hearing = lambda: self.seal(node)
+        replica.before_hearing = partial(self.before_hearing, node)
         assert (replica.actor == actor) == (how != "power cut")
         end = replica.store.recovery.end
         if how == "stop":  # The log's last frame says only that all is durable.
@@ -392,7 +399,6 @@ class World:
             if not is_told:
                 del self.oracle.row_of[event], self.oracle.replaced[event]
         node.history = [(p, seen) for p, seen in node.history if p <= end]
-        self.how=how,end,lost
         self.check(node)
 
     def is_told(self, events: Events | set[Event]) -> bool:
@@ -419,7 +425,7 @@ class World:
         for event in self.oracle.row_of:
             slot, dot = event
             is_covered = replica.clocks.covers(slot, dot)
-            assert is_covered == (event in node.seen), (at, event, is_covered, getattr(self,'how',0), replica.actor, replica.clocks.clock(slot))
+            assert is_covered == (event in node.seen), (at, event, is_covered)
         for slot in SLOTS:
             clock = replica.clocks.clock(slot)
             events = frozenset(dot for of_slot, dot in node.seen if of_slot == slot)
@@ -485,7 +491,7 @@ def with_faults(replica: Replica, do: Callable[[], T]) -> T:
         try:
             return do()
         except PageFault as fault:
-            FAULTS[0] += 1
+            MET["page fault"] += 1
             fault.resolve()
 
 
@@ -500,3 +506,260 @@ def run(seed: int, steps: int = 120) -> World:
         print(f"seed {seed}, step {world.step_count}")
         raise
     return world
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_replicas_are_as_their_histories_say(block: int) -> None:
+    met: Tally[str] = Tally()
+    for seed in range(block * 10, block * 10 + 10):
+        met += run(seed).met
+    met += MET
+    for what in ("taken", "refused", "repaired", "exchanged", "flush", "kill", "stop", "power cut"):
+        assert met[what] > 3, met
+    assert met["write in an unsettled slot"] > 10, met
+    assert met["page fault"] > 3, met
+
+
+# Found by the worlds above
+
+
+def two_slots(key: bytes = b"k") -> tuple[Slot, Row]:
+    return slot_of(key), row_of(0, key)
+
+
+def short(actor: Actor, counter: int, payload: bytes = b"v") -> bytes:
+    return encode_version(Version((actor, counter), NOW_MS << 16, STRING, payload))
+
+
+def take(replica: Replica, *deltas: Delta, is_checked: bool = False) -> list[bytes]:
+    conflicts = replica.accept(blob_of(list(deltas)), {}, NOW_MS, is_checked=is_checked)
+    return [conflict.state for conflict in conflicts]
+
+
+def test_after_a_power_cut_what_the_old_actor_did_may_have_gaps() -> None:
+    """The log is read as the new actor: the old one's dots are those of any other."""
+    slot, row = two_slots()
+    replica = opened(SimDisk(random.Random(1)), 7, "1")
+    replica.store.log.sync()
+    replica = opened(disk_of(replica).crash(), 8, "2")
+    take(replica, (slot, row, short(7, 3)))  # Its first two were lost, and come back later.
+    replica.store.write()
+    replica = opened(disk_of(replica).kill(), 9, "2")
+    assert replica.actor == 8
+    assert not replica.clocks.covers(slot, (7, 1))
+    assert replica.clocks.clock(slot) == SlotClock({}, {(7, 3)})
+
+
+def test_a_slot_with_a_gap_is_unsettled_after_a_restart_too() -> None:
+    slot, row = two_slots()
+    replica = opened(SimDisk(random.Random(1)), 8)
+    take(replica, (slot, row, short(7, 3)))
+    assert replica.unsettled == {slot: SlotClock({7: 3})}
+    replica.store.write()
+    replica = opened(disk_of(replica).kill(), 9)
+    assert replica.unsettled == {slot: SlotClock({7: 3})}
+
+
+def test_what_was_dead_when_it_came_is_seen_after_a_restart_too() -> None:
+    slot, row = two_slots()
+    replica = opened(SimDisk(random.Random(1)), 8)
+    take(replica, (slot, row, short(7, 2)))
+    dead = Record((Version((7, 1), 5, STRING, b"old"), Version((6, 1), 4, STRING)), ((6, 1), (7, 1)))
+    replica.repair(slot, row, dead, NOW_MS)
+    before = replica.clocks.clock(slot)
+    assert before == SlotClock({6: 1, 7: 2})
+    replica.store.write()
+    assert opened(disk_of(replica).kill(), 9).clocks.clock(slot) == before
+
+
+def test_a_checked_write_that_its_author_s_next_one_overtook_is_no_conflict() -> None:
+    slot, row = two_slots()
+    replica = opened(SimDisk(random.Random(1)), 8)
+    assert take(replica, (slot, row, short(7, 2)), is_checked=True) == []
+    assert take(replica, (slot, row, short(7, 1)), is_checked=True) == []
+    raw = replica.store.get(slot, row)
+    assert raw is not None
+    assert decode(raw).dots == {(7, 2)}
+    assert len(take(replica, (slot, row, short(6, 1)), is_checked=True)) == 1
+
+
+# Malformed
+
+
+def replica_with_a_row() -> Replica:
+    slot, row = two_slots()
+    replica = opened(SimDisk(random.Random(1)), 8)
+    take(replica, (slot, row, short(7, 1)))
+    replica.write({row: (slot, STRING, 0, b"own")}, NOW_MS)
+    return replica
+
+
+def damaged(rng: random.Random, data: bytes) -> bytes:
+    kind = rng.randrange(4)
+    if kind == 0:
+        return data[: rng.randrange(len(data))]
+    if kind == 1:
+        return data + rng.randbytes(rng.randrange(1, 20))
+    changed = bytearray(data)
+    for _ in range(rng.randrange(1, 4)):
+        changed[rng.randrange(len(changed))] = rng.choice((0, 1, 0x20, 0x30, 0x7F, 0xFF))
+    return bytes(changed)
+
+
+def many(rng: random.Random) -> bytes:
+    versions = tuple(
+        Version((actor, rng.randrange(1, 4)), rng.randrange(9), STRING, b"x", rng.choice((0, 99)))
+        for actor in rng.sample((5, 6, 7), rng.randrange(1, 4))
+    )
+    return encode(Record(versions, ((5, 2), (7, 1)), ((6, 9),)))
+
+
+def test_malformed_blobs_end_in_a_typed_error_and_leave_clocks_that_tell_the_truth() -> None:
+    """Whatever of a blob was taken is there, also for the next start."""
+    rng = random.Random(1)
+    slot, row = two_slots()
+    replica = replica_with_a_row()
+    refused = 0
+    for number in range(1500):
+        raws = [rng.choice((short(7, number), many(rng))) for _ in range(rng.randrange(1, 4))]
+        blob = damaged(rng, blob_of([(slot, row, raw) for raw in raws]))
+        try:
+            replica.refusals(blob, {})
+            for _ in replica.accept(blob, {}, NOW_MS, is_checked=rng.random() < 0.5):
+                pass
+        except MalformedDelta:
+            refused += 1
+    assert 300 < refused < 1500
+    before = {slot: replica.clocks.clock(slot) for slot in replica.clocks.slots()}
+    rows = {
+        (slot, row): replica.store.get(slot, row) for slot in before for row in replica.store.active[slot]
+    }
+    for (of_slot, _), raw in rows.items():
+        assert raw is not None
+        if of_slot < SLOT_COUNT:
+            assert all(before[of_slot].covers(dot) for dot in decode(raw).dots)
+    replica.store.write()
+    again = opened(disk_of(replica).kill(), 9)
+    assert {slot: again.clocks.clock(slot) for slot in again.clocks.slots()} == before
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        short(0, 1),  # Nobody.
+        short(8, 1),  # The receiver itself.
+        short(7, 0),
+        short(7, 1 << 63),
+        short(7, 1)[:24],
+        bytes([STRING | HAS_EXPIRY]) + short(7, 1)[1:25] + b"1234567",
+        bytes([MANY]) + bytes(30),
+        bytes([MANY | 1]) + short(7, 1)[1:],
+        encode(Record((Version((7, 1), 1, STRING), Version((5, 1), 1, STRING)), ((0, 4),))),
+    ],
+)
+def test_malformed_deltas(raw: bytes) -> None:
+    slot, row = two_slots()
+    replica = opened(SimDisk(random.Random(1)), 8)
+    with pytest.raises(MalformedDelta):
+        take(replica, (slot, row, raw))
+    assert list(replica.clocks.slots()) == []
+    assert replica.store.get(slot, row) is None
+
+
+def test_malformed_clocks_and_contexts() -> None:
+    rng = random.Random(2)
+    clock = encode_clock(SlotClock({5: 3, 6: 1}, {(5, 9)}))
+    packed = (17).to_bytes(2, "little") + len(clock).to_bytes(2, "little") + clock
+    assert decode_contexts(packed) == {17: SlotClock({5: 3, 6: 1}, {(5, 9)})}
+    assert decode_contexts(b"") == {}
+    refused = 0
+    for _ in range(2000):
+        for decoder, data in ((decode_clock, clock), (decode_contexts, packed)):
+            try:
+                decoder(damaged(rng, data))
+            except MalformedDelta:
+                refused += 1
+    assert refused > 1000
+
+
+# Each rule broken once: the worlds above must notice.
+
+
+def refusing_after_all(self: Replica, *args: object) -> object:
+    """The clock goes on for a delta that is refused."""
+    conflict = ACCEPT_SLOWLY(self, *args)  # type: ignore[arg-type]
+    if conflict is not None:
+        slot, _, delta = args[:3]
+        for version in delta.versions:  # type: ignore[attr-defined]
+            self.clocks.add(slot, version.dot)  # type: ignore[arg-type]
+    return conflict
+
+
+def checking_nothing(self: Replica, *args: object) -> tuple[None, None]:
+    return None, None
+
+
+def deferred(node: Node, world: World) -> None:
+    """The contexts of a message are those of the time when it leaves."""
+    for slot, _, _ in node.batch:
+        node.contexts.pop(slot, None)
+        capture_context(node.replica, slot, node.contexts)
+
+
+def sealing_late(self: World, node: Node) -> None:
+    deferred(node, self)
+    SEAL(self, node)
+
+
+def without_gaps(self: object, slot: Slot, dot: Dot) -> bool:
+    return False
+
+
+def unlogged(self: Replica, slot: Slot, now_ms: int) -> None:
+    """A clock that grew is not logged."""
+
+
+def all_taken(self: Replica, slot: Slot, row: Row, record: Record, now_ms: int) -> bool:
+    """The whole context of a repair is taken as seen."""
+    done = REPAIR(self, slot, row, record, now_ms)
+    self.clocks.join(slot, clock_of(record))
+    return done
+
+
+ACCEPT_SLOWLY = Replica._accept_slowly
+REPAIR = Replica.repair
+SEAL = World.seal
+PLANTED = [
+    ("the clock takes what was refused", Replica, "_accept_slowly", refusing_after_all),
+    ("no conflict is looked for", Replica, "_check", checking_nothing),
+    ("a restart forgets which slots are unsettled", replica_module.SlotClocks, "is_after_gap", without_gaps),
+    ("clocks are not logged", Replica, "_log_clock", unlogged),
+    ("a repair's context is taken as seen", Replica, "repair", all_taken),
+    ("everything new is complete", delta_module, "lacks", lambda *args: False),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "function", "replacement"), PLANTED, ids=[each[0] for each in PLANTED]
+)
+def test_planted_bugs_are_found(
+    name: str,
+    owner: object,
+    function: str,
+    replacement: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(owner, function, replacement)
+    with pytest.raises(AssertionError):
+        for seed in range(60):
+            run(seed)
+
+
+def test_a_context_captured_at_the_end_of_the_tick_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(World, "seal", sealing_late)
+    monkeypatch.setattr(World, "hears_before_sealing", True)
+    with pytest.raises(AssertionError):
+        for seed in range(60):
+            run(seed)

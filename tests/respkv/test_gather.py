@@ -376,7 +376,7 @@ def test_a_flush_is_answered_when_enough_replicas_have_it() -> None:
         held: list[bytes] = []
 
         def without_writes(send: Any, peer: str, message: list[bytes]) -> None:
-            if message[0] == b"WRITE":
+            if message[0].startswith((b"WRITE", b"REPAIR", b"EXCHANGE.")):
                 held.append(message[0])
             else:
                 send(peer, message)

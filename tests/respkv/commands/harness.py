@@ -53,7 +53,7 @@ class Server:
             limits=Limits(),
             front=SimpleNamespace(by_session={}),
         )
-        self.session = SimpleNamespace(db=0)
+        self.session = SimpleNamespace(db=0, is_cluster=False)
         self.context = Context(self.node, self.replica, random.Random(seed))  # type: ignore[arg-type]
         self.now_ms = START_MS
         self.faults = 0
