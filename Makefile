@@ -1,4 +1,4 @@
-# make run   set up and start a node on 127.0.0.1:6379
+# make run   set up and start a cluster of three nodes, on 127.0.0.1:6379, 6380 and 6381
 # make test  set up and check everything: format, lint, types, tests
 # Both need Python 3.11 or newer; make test also needs redis-server and redis-tools, which it installs.
 
@@ -13,7 +13,7 @@ ARGS ?=
 .PHONY: run test setup setup-test redis format lint types check clean
 
 run: setup
-	exec $(BIN)/respkv serve $(ARGS)
+	exec $(BIN)/respkv cluster conf/cluster.toml $(ARGS)
 
 test: setup-test redis
 	$(BIN)/ruff format --check .
