@@ -78,7 +78,9 @@ CHECKED: Final = b"c"
 UNCHECKED: Final = b"u"
 UNIT: Final = b"a"
 
-ROUND_BYTES_MAX: Final = 1 << 20  # Then a message goes out, and the next writes come into another one.
+ROUND_BYTES_MAX: Final = (
+    1 << 20
+)  # Then a message goes out, and the next writes come into another one.
 
 Fetch = Callable[[PageFault, Callable[[], None]], None]  # Have a page read, then call.
 
@@ -114,7 +116,9 @@ class Batch:
     questions: list[bytes] = field(default_factory=list)
     reads: list[ReadEntry] = field(default_factory=list)
     is_open: bool = False
-    weight_bytes: int = 0  # Of the values in `pieces`; plain ones of `respkv.group` are too small to count.
+    weight_bytes: int = (
+        0  # Of the values in `pieces`; plain ones of `respkv.group` are too small to count.
+    )
     can_read: bool = False  # Enough replicas can be reached, as of `Coordinator.look`.
     can_write: bool = False
 
@@ -693,22 +697,25 @@ class Coordinator:
         """Its peer is late or cannot answer. Should it answer yet, that is not waited for any more."""
         peers = self.batches[read.entries[0][2]].peers
         candidates = [peer for peer in peers if peer not in read.used and self._can_confirm(peer)]
+        late = (*read.late, read.peer) if read.peer else read.late
         if not candidates:
-            # Nobody else: ask the same again, since the question or the answer may be lost. Not one of
-            # those that were asked by another round of these rows: it would count twice.
+            # Nobody else: ask the same again, since questions or answers may be lost. Not those that were
+            # asked by another round of these rows: they would count twice.
             if not is_late:
                 return  # It has just answered.
-            if not read.peer or not self._can_confirm(read.peer):
+            if not any(map(self._can_confirm, late)):
                 read.retry_s = self.now_s + self.retry_s
                 return
-            del read.used[read.peer]
+            for peer in late:
+                del read.used[peer]
+            late = ()
         self.reads.pop(read.id, None)
         questions: list[bytes] = []
         for _, _, slot, row, dots in read.entries:
             questions += (QUESTION(slot, len(row), len(dots)), row, dots)
-        deadline_s = read.deadline_s
         self._ask(peers, read.used, read.entries, questions)
-        next(reversed(self.reads.values())).deadline_s = deadline_s
+        asked = next(reversed(self.reads.values()))
+        asked.deadline_s, asked.late = read.deadline_s, late
 
     def disconnected(self, peer: NodeId) -> None:
         """What was under way to a peer may be lost."""

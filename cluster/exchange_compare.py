@@ -70,11 +70,8 @@ class Comparison:
             me, name = self._topology.me, peer.name
             first = group << GROUP_SHIFT
             lists = self._topology.preferences[first : first + GROUP_SLOTS]
-            slots = array("H")
-            for slot, replicas in enumerate(lists, start=first):
-                if me in replicas and name in replicas:
-                    slots.append(slot)
-            peer.shared[group] = slots
+            both = [slot for slot, owners in enumerate(lists, first) if me in owners and name in owners]
+            slots = peer.shared[group] = array("H", both)
         return slots
 
     def reset(self, slots: Iterable[Slot], peers: Iterable[Peer]) -> None:

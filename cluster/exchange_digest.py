@@ -54,15 +54,16 @@ class Digests:
         """Hash what has changed of a group; False if nothing had."""
         if not self.is_stale(group):
             return False
-        counts = self._replica.change_counts()
-        pairs = list(zip(counts, self._seen, strict=True))
-        for slot in range(group << GROUP_SHIFT, (group + 1) << GROUP_SHIFT):
-            if any(now[slot] != seen[slot] for now, seen in pairs):
-                clock = self._replica.clock(slot)
-                is_empty = not clock.base and not clock.beyond
-                self._hashes[slot] = 0 if is_empty else xxh3_64_intdigest(pack_clock(clock))
-                for now, seen in pairs:
-                    seen[slot] = now[slot]
+        first, end = group << GROUP_SHIFT, (group + 1) << GROUP_SHIFT
+        changed: dict[Slot, None] = {}
+        for now, seen in zip(self._replica.change_counts(), self._seen, strict=True):
+            pairs = zip(now[first:end], seen[first:end], strict=True)
+            changed.update((slot, None) for slot, (a, b) in enumerate(pairs, first) if a != b)
+            seen[first:end] = now[first:end]
+        for slot in changed:
+            clock = self._replica.clock(slot)
+            is_empty = not clock.base and not clock.beyond
+            self._hashes[slot] = 0 if is_empty else xxh3_64_intdigest(pack_clock(clock))
         self.versions[group] += 1
         return True
 

@@ -73,6 +73,8 @@ class Participant:
         """Take a request; False if the message is none. Raises MalformedDelta."""
         verb = message[0]
         if verb == READ:
+            if len(message) < 3:
+                raise MalformedDelta("a message with too few arguments")
             self._read(peer, message)
         elif verb == WRITE:
             if self._is_first(peer, message, 5):

@@ -180,3 +180,4 @@ class ReadRound:
     deadline_s: float
     retry_s: float  # When another peer is asked too.
     used: dict[NodeId, None]
+    late: tuple[NodeId, ...] = ()  # Asked before `peer`, and not waited for any more.

@@ -128,7 +128,7 @@ class SlotClocks:
 
     def clock(self, slot: Slot) -> SlotClock:
         """The clock of a slot, as a copy."""
-        clock = self.others(slot)
+        clock = self.others(slot) if self.sole[slot] else SlotClock()
         if counter := self.own[slot]:
             clock.base[self.actor] = counter
         return clock

@@ -66,6 +66,9 @@ class Topology:
         mine = self.nodes[me].data_centre
         order = [mine, *(centre for centre in centres if centre != mine)]
         self.preferences: list[Preference] = _joined(claim, order)
+        self._lists = list(dict.fromkeys(self.preferences))  # The different ones: far fewer than slots.
+        numbers = {replicas: number for number, replicas in enumerate(self._lists)}
+        self._list_of = [numbers[replicas] for replicas in self.preferences]
         self.unreachable: dict[NodeId, None] = {}
         self.incomplete: dict[NodeId, None] = {}
         self.coordinators: list[NodeId | None] = []
@@ -125,11 +128,8 @@ class Topology:
         return True
 
     def _choose(self) -> None:
-        first: dict[Preference, NodeId | None] = {}
-        for replicas in self.preferences:
-            if replicas not in first:
-                first[replicas] = next(filter(self.is_fit, replicas), None)
-        self.coordinators = [first[replicas] for replicas in self.preferences]
+        first = [next(filter(self.is_fit, replicas), None) for replicas in self._lists]
+        self.coordinators = list(map(first.__getitem__, self._list_of))
 
 
 def _joined(claim: Claim, order: Sequence[str]) -> list[Preference]:

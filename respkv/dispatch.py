@@ -4,7 +4,8 @@ A single node has none; there the runner does everything. Here a command that to
 `Operation` (`respkv/operation.py`):
 
     take      find its slots, and the node that executes it
-    execute   here: run the handler, commit, tell the coordinator what was read and written, wait
+    execute   here: run the handler, commit, tell the coordinator what was read and written, wait. One
+              that writes and depends on rows that it does not write has these confirmed first
     forward   at the slot's coordinator: send it there, wait for its reply
     split     MGET, MSET, DEL, EXISTS, UNLINK and TOUCH on several slots: one operation for each part
     finish    its reply leaves when all earlier ones of its session have left
@@ -49,7 +50,7 @@ from respkv.gather_place import places_of
 from respkv.group import Answers, Group, GroupLane, Member, Run, Sets, plain_slots
 from respkv.lane import OK_BYTES
 from respkv.number import integer_or_none
-from respkv.operation import Operation, Pipeline
+from respkv.operation import Operation, Phase, Pipeline
 from respkv.reply import OK, Reply, ReplyError, encode
 from respkv.runner import FIND, LANES_FROM_SLOW_NS
 from respkv.session import (
@@ -774,6 +775,15 @@ class Dispatch:
                 for slot, row in places
                 if row not in context.effects
             ]
+            if operation.phase is Phase.REFRESHED:
+                reads = []
+            elif reads and context.effects and not is_blind and coordinator.quorums.r > 1:
+                # What it read may be overtaken, and then it must not have written.
+                context.drop()
+                operation.phase = Phase.REFRESHING
+                reads = [(slot, row, store.get(slot, row)) for slot, row in places]
+                coordinator.begin(operation, reads, [], is_checked=is_checked)
+                return
             if context.effects:
                 if max(len(effect[3]) for effect in context.effects.values()) > (
                     self.message_bytes_max
@@ -877,6 +887,7 @@ class Dispatch:
 
     def run_again(self, operation: Operation) -> None:
         """What it saw has been overtaken."""
+        operation.phase = Phase.FIRST
         if operation.attempt > self.retries_max:
             operation.is_over = True
             self._end(operation, _text_of(ConflictLost(is_partial=False), is_early=False))
@@ -891,6 +902,12 @@ class Dispatch:
 
     def finish(self, operation: Operation) -> None:
         """All that its reply shows is on enough replicas."""
+        if operation.phase is Phase.REFRESHING:
+            operation.phase = Phase.REFRESHED
+            operation.is_over = False
+            operation.attempt += 1
+            self.execute(operation)
+            return
         command = operation.command
         elapsed_ns = self.node.clock_ns() - operation.started_ns
         command.calls += 1

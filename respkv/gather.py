@@ -333,7 +333,8 @@ class Gather:
     # Collecting
 
     def _patience(self, *, is_write: bool = False) -> Patience:
-        return Patience(self.node.now_s, self.timeout_s, {}, is_write)
+        max_s = self.timeout_s + self._removal_s if is_write else self.timeout_s
+        return Patience(self.node.now_s, max_s, {}, is_write)
 
     def _collect(
         self,
@@ -385,8 +386,7 @@ class Gather:
             pause_s = PAUSE_S
             if patience.is_write and round_.is_doubtful:
                 # It may be executed until then; `Question.encode` says so to the other side.
-                pause_s = self._ask_s + node.config.cluster.clock_skew_max_ms / 1000
-                patience.since_s = node.now_s + pause_s
+                pause_s = self._removal_s
             until_s = node.now_s + pause_s
             while node.now_s < until_s:
                 task.until_s = until_s
@@ -397,6 +397,11 @@ class Gather:
     def _ask_s(self) -> float:
         """How long one node has for one answer."""
         return self.timeout_s / 2
+
+    @property
+    def _removal_s(self) -> float:
+        """How long what was asked to remove keys may do so, by every clock."""
+        return self._ask_s + self.node.config.cluster.clock_skew_max_ms / 1000
 
     def _send(self, round_: Round, index: int, name: NodeId, question: Question) -> int:
         node = self.node

@@ -23,6 +23,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from itertools import compress, count, islice
 from typing import TYPE_CHECKING, Final
 
 from cluster.record import (
@@ -218,11 +219,8 @@ class View:
 def next_slot(store: Store, slot: Slot) -> Slot | None:
     """The first slot from `slot` on that has rows of keys. Raises PageFault."""
     if is_in_memory(store):
-        active = store.active
-        for other in range(slot, SLOT_COUNT):
-            if active[other]:
-                return other
-        return None
+        occupied = compress(count(slot), islice(store.active, slot, SLOT_COUNT))
+        return next(occupied, None)
     found = store.next_slot(slot) if slot < SLOT_COUNT else None
     return found if found is not None and found < SLOT_COUNT else None
 
@@ -397,6 +395,8 @@ class Counts:
         Then it ends after a few of these, since most slots of a large table do: the next refresh
         goes on behind them.
         """
+        if self._unknown == SLOT_COUNT and is_in_memory(self._replica.store):
+            self._install_empty()
         slots = self.dirty(now_ms)
         slots = [s for s in slots if s >= self._start] + [s for s in slots if s < self._start]
         count_of, store = self._replica.change_count, self._replica.store
@@ -431,6 +431,14 @@ class Counts:
                     return
                 yield None
                 done, empty = 0, range(0)
+
+    def _install_empty(self) -> None:
+        """After a start: all slots without rows at once, which are most of them."""
+        self._seen = self._replica.changes()
+        self._unknown = 0
+        for slot in compress(range(SLOT_COUNT), self._replica.store.active):
+            self._seen[slot] = -1
+            self._unknown += 1
 
     def _count(self, slot: Slot, now_ms: int) -> Iterator[Step]:
         """Count a slot. Writes meanwhile make it dirty again; a flush voids the count."""

@@ -16,6 +16,7 @@ Core: no sockets; `respkv/dispatch.py` runs them.
 from __future__ import annotations
 
 from collections import deque
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.errors import ClusterError
@@ -33,12 +34,20 @@ OPERATIONS_MAX: Final = 1024  # Of one session at the same time.
 Origin = tuple[NodeId, bytes]  # Who forwarded an operation, and its number there.
 
 
+class Phase(Enum):
+    """How far an operation has got that writes, and reads other rows as well."""
+
+    FIRST = 0
+    REFRESHING = 1  # All rows are being confirmed; nothing was written.
+    REFRESHED = 2  # They are: now it may write.
+
+
 class Operation(Pending):
     """One command. `data` is its encoded reply: as long as it waits for quorums, what it will be."""
 
     __slots__ = (
         "args", "command", "data", "db", "deadline_s", "dispatch", "hlc", "is_done", "is_local",
-        "is_plain", "is_resp3", "is_silent", "now_ms", "number", "origin", "parent", "part", "pins", "session", "slots",
+        "is_plain", "is_resp3", "is_silent", "now_ms", "number", "origin", "parent", "part", "phase", "pins", "session", "slots",
         "started_ns", "target", "tried",
     )  # fmt: skip
 
@@ -69,6 +78,7 @@ class Operation(Pending):
         self.pins: Pins = {}
         self.origin: Origin | None = None
         self.parent: Any = None  # A split operation that waits for this one.
+        self.phase = Phase.FIRST
         self.part = 0  # Which of its parts it is.
         self.number = 0
         self.target: NodeId | None = None  # Where it was forwarded.

@@ -62,8 +62,12 @@ _READER_BYTES_KEPT_MAX = 16 * 1024
 # The shortest argument on the wire, "$0\r\n\r\n": how many can be in a chunk follows.
 _ARGUMENT_WIRE_BYTES_MIN = 6
 
-# hiredis reserves a list as long as announced, for 14 bytes up to 32 GiB. It must not see these.
-_announces_many = re.compile(rb"\*\d{5}").search
+# hiredis reserves a list as long as announced, in any of its five kinds: for 14 bytes up to 32 GiB. It
+# must see no long ones, but for those of four digits while they are so few that commands may fill them.
+_announces_many = re.compile(rb"\*\d{4,}\r").search
+_all_of_many = re.compile(rb"\*\d{4,}\r").findall
+_MANY_BYTES_MAX = len(b"*9999\r")
+_MANY_COUNT_MAX = _FAST_CHUNK_BYTES_MAX // (1000 * _ARGUMENT_WIRE_BYTES_MIN) + 1  # One is cut.
 _is_number = re.compile(rb"0|-?[1-9][0-9]{0,18}").fullmatch
 _INT64_MAX = 2**63 - 1
 
@@ -71,6 +75,8 @@ _INT64_MAX = 2**63 - 1
 # array (~ | > %). All other foreign types give objects that are not `bytes`, or not iterable.
 _PLUS, _EQUALS, _BRACKET, _TILDE, _BAR, _GREATER, _PERCENT = b"+=(~|>%"
 _STAR, _CR = b"*\r"
+# One search for a character is many times faster than one for any of five.
+_AS_STARS = bytes(_STAR if char in b"*~|>%" else char for char in range(256))
 _BELOW_10 = bytes(range(10))
 _BELOW_100 = bytes(range(100))
 
@@ -209,7 +215,9 @@ class Parser:
             return self._feed_pieces(data)
         if data.rfind(b"*") or (data[2] != _CR and data[3] != _CR):
             return self._feed_run(data)
-        # One star, fewer than 100 arguments: a lone command, if it is one.
+        if _TILDE in data or _BAR in data or _GREATER in data or _PERCENT in data:
+            return self._feed_run(data)
+        # One list, of fewer than 100 arguments: a lone command, if it is one.
         shared = _SHARED
         shared.feed(data)
         command = None
@@ -229,11 +237,11 @@ class Parser:
 
     def _feed_run(self, data: bytes) -> list[list[bytes]]:
         """Feed a chunk at a boundary that starts with a multibulk: likely a pipeline."""
-        match = _announces_many(data)
-        if match is not None:
+        start = _danger_in(data)
+        if start >= 0:
             # hiredis may not see this. Wherever the part before ends, the rest goes on from there.
-            commands = self.feed(data[: match.start()])
-            return commands + self._feed_slowly(data[match.start() :], may_hurry=False)
+            commands = self.feed(data[:start])
+            return commands + self._feed_slowly(data[start:], may_hurry=False)
         gets = _SHARED.gets
         has_data = _SHARED.has_data
         commands = []
@@ -566,7 +574,7 @@ def parse_lone(chunks: list[bytes]) -> list[list[bytes]] | None:
     so each star starts a command; and each chunk starts with one.
     """
     data = b"".join(chunks)
-    if len(data) > _FAST_CHUNK_BYTES_MAX or _announces_many(data) is not None:
+    if len(data) > _FAST_CHUNK_BYTES_MAX or _danger_in(data) >= 0:
         return None
     gets = _SHARED.gets
     _SHARED.feed(data)
@@ -582,6 +590,23 @@ def parse_lone(chunks: list[bytes]) -> list[list[bytes]] | None:
             return commands
     _SHARED.renew()
     return None
+
+
+def _danger_in(data: bytes) -> int:
+    """Where something starts that may make hiredis reserve much, or -1 if nothing does.
+
+    Any place counts where it may stand, in a value too: hiredis takes whatever follows a bulk and two
+    more bytes for the next header. Only what ends in a line break is an announcement for it.
+    """
+    if _TILDE in data or _BAR in data or _GREATER in data or _PERCENT in data:
+        data = data.translate(_AS_STARS)
+    match = _announces_many(data)
+    if match is None:
+        return -1
+    found = _all_of_many(data)
+    if len(found) <= _MANY_COUNT_MAX and max(map(len, found)) <= _MANY_BYTES_MAX:
+        return -1
+    return match.start()
 
 
 def _is_plain(data: bytes, commands: list[list[bytes]]) -> bool:

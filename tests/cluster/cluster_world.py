@@ -349,9 +349,7 @@ class World:
         a, b = sorted(line)
         return self.lines.get((a, b), 0)
 
-    def _deliver(
-        self, source: NodeId, target: NodeId, message: list[bytes], breaks: int
-    ) -> None:
+    def _deliver(self, source: NodeId, target: NodeId, message: list[bytes], breaks: int) -> None:
         if breaks != self.breaks(frozenset((source, target))):
             return  # The connection has broken.
         node = self.nodes[target]

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from struct import Struct
 from typing import TypeVar
 
 import pytest
@@ -374,6 +373,7 @@ class World:
         replica = node.replica
         actor = replica.actor
         node.batch, node.contexts = [], {}
+        unsettled = set(replica.unsettled) if how == "stop" else set()
         if how == "stop":
             self.log(node)
             replica.close()
@@ -385,6 +385,7 @@ class World:
             node.boot += 1
         replica = node.replica = opened(disk, self.new_actor(), str(node.boot))
         replica.before_hearing = partial(self.before_hearing, node)
+        assert unsettled <= set(replica.unsettled)
         assert (replica.actor == actor) == (how != "power cut")
         end = replica.store.recovery.end
         if how == "stop":  # The log's last frame says only that all is durable.
@@ -508,16 +509,16 @@ def run(seed: int, steps: int = 120) -> World:
     return world
 
 
-@pytest.mark.parametrize("block", range(6))
+@pytest.mark.parametrize("block", range(5))
 def test_replicas_are_as_their_histories_say(block: int) -> None:
     met: Tally[str] = Tally()
-    for seed in range(block * 10, block * 10 + 10):
+    for seed in range(block * 8, block * 8 + 8):
         met += run(seed).met
     met += MET
     for what in ("taken", "refused", "repaired", "exchanged", "flush", "kill", "stop", "power cut"):
-        assert met[what] > 3, met
+        assert met[what] > 2, met
     assert met["write in an unsettled slot"] > 10, met
-    assert met["page fault"] > 3, met
+    assert met["page fault"] > 2, met
 
 
 # Found by the worlds above
@@ -564,7 +565,9 @@ def test_what_was_dead_when_it_came_is_seen_after_a_restart_too() -> None:
     slot, row = two_slots()
     replica = opened(SimDisk(random.Random(1)), 8)
     take(replica, (slot, row, short(7, 2)))
-    dead = Record((Version((7, 1), 5, STRING, b"old"), Version((6, 1), 4, STRING)), ((6, 1), (7, 1)))
+    dead = Record(
+        (Version((7, 1), 5, STRING, b"old"), Version((6, 1), 4, STRING)), ((6, 1), (7, 1))
+    )
     replica.repair(slot, row, dead, NOW_MS)
     before = replica.clocks.clock(slot)
     assert before == SlotClock({6: 1, 7: 2})
@@ -632,7 +635,9 @@ def test_malformed_blobs_end_in_a_typed_error_and_leave_clocks_that_tell_the_tru
     assert 300 < refused < 1500
     before = {slot: replica.clocks.clock(slot) for slot in replica.clocks.slots()}
     rows = {
-        (slot, row): replica.store.get(slot, row) for slot in before for row in replica.store.active[slot]
+        (slot, row): replica.store.get(slot, row)
+        for slot in before
+        for row in replica.store.active[slot]
     }
     for (of_slot, _), raw in rows.items():
         assert raw is not None
@@ -732,7 +737,12 @@ SEAL = World.seal
 PLANTED = [
     ("the clock takes what was refused", Replica, "_accept_slowly", refusing_after_all),
     ("no conflict is looked for", Replica, "_check", checking_nothing),
-    ("a restart forgets which slots are unsettled", replica_module.SlotClocks, "is_after_gap", without_gaps),
+    (
+        "a restart forgets which slots are unsettled",
+        replica_module.SlotClocks,
+        "is_after_gap",
+        without_gaps,
+    ),
     ("clocks are not logged", Replica, "_log_clock", unlogged),
     ("a repair's context is taken as seen", Replica, "repair", all_taken),
     ("everything new is complete", delta_module, "lacks", lambda *args: False),

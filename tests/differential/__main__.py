@@ -78,10 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+_OF_MANY_KEYS = frozenset({"MSET", "MSETNX", "DEL", "UNLINK", "FLUSHDB", "FLUSHALL"})
+
+
 def _differs_in_cluster(scene: Scene) -> bool:
     names = {call.name for call in scene}
-    # Clients that track are told of each key that other nodes flush, and not only of the flush.
-    tracks = "CLIENT TRACKING" in names and not names.isdisjoint({"FLUSHDB", "FLUSHALL"})
+    # Other nodes tell of each key by itself, and Redis of all keys of a command, or of the flush, at once.
+    tracks = "CLIENT TRACKING" in names and not names.isdisjoint(_OF_MANY_KEYS)
     queues = "MULTI" in names and not names.isdisjoint(_WHOLE_KEYSPACE)
     return tracks or queues or not names.isdisjoint(_NOT_IN_CLUSTER)
 

@@ -265,6 +265,10 @@ GOOD: dict[bytes, list[list[bytes]]] = {
         [b"GET", b"k"],
         [b"PING"],
     ],
+    encode(b"SET", b"~4294967294", b">999999999\r\n") + encode(b"GET", b"%123456\r", b"|99999"): [
+        [b"SET", b"~4294967294", b">999999999\r\n"],
+        [b"GET", b"%123456\r", b"|99999"],
+    ],
     encode(*[b"%d" % number for number in range(12)]): [[b"%d" % number for number in range(12)]],
 }
 
@@ -305,6 +309,13 @@ BAD: dict[bytes, str] = {
     b"*1\r\n*1\r\n$4\r\nPING\r\n": "expected '$', got '*'",
     b"*1\r\n*2147483647\r\n": "expected '$', got '*'",
     b"*1\r\n%1\r\n$1\r\na\r\n$1\r\nb\r\n": "expected '$', got '%'",
+    b"*1\r\n%2147483647\r\n": "expected '$', got '%'",
+    b"*1\r\n|2147483647\r\n": "expected '$', got '|'",
+    b"*1\r\n>999999999\r\n": "expected '$', got '>'",
+    b"*1\r\n~4294967294\r\n": "expected '$', got '~'",
+    b"*2\r\n$1\r\na\r\n~4294967294\r\n": "expected '$', got '~'",
+    b"*2\r\n$1\r\naXX>4294967294\r\n": "expected '$', got '>'",
+    b"*1\r\n$4\r\nPING\r\n*1\r\n~4294967294\r\n": "expected '$', got '~'",
     b"*1\r\n=8\r\ntxt:PING\r\n": "expected '$', got '='",
     b"*1\r\n(123\r\n": "expected '$', got '('",
     b"*1\r\n_\r\n": "expected '$', got '_'",
@@ -634,6 +645,8 @@ def test_cost_is_linear_however_it_is_cut() -> None:
         (encode(b"PING") * 200_000, 5_000_000),
         ((b"PING\n" + encode(b"PING")) * 30_000, 5_000_000),
         (encode(b"SET", b"*123456") * 20_000, 5_000_000),
+        (encode(b"SET", b"~123456") * 20_000, 5_000_000),
+        (encode(b"SET", b">1234") * 20_000, 5_000_000),
         (b"A" * 65_000 + b"\n", 1),
         (b"*1\0" + b"1" * 65_000, 1),
     ]
@@ -659,7 +672,7 @@ def test_a_long_kept_rest_is_taken_apart_in_linear_time() -> None:
 # ---- Random streams.
 
 WORDS = st.one_of(
-    st.sampled_from([b"SET", b"GET", b"", b"v" * 40, b"*123456", b"$1\r\na\r\n", b"+OK\r\n"]),
+    st.sampled_from([b"SET", b"GET", b"", b"v" * 40, b"*123456", b">1234\r\n", b"$1\r\na\r\n", b"+OK\r\n"]),
     st.binary(max_size=12),
     st.text(alphabet="*$+=~%|>(-:1\r\n a", max_size=8).map(str.encode),
 )

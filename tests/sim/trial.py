@@ -27,7 +27,7 @@ from tests.sim.history import History
 from tests.sim.plan import Plan
 from tests.sim.timeline import deterministic
 from tests.sim.workload import Workload, audit
-from tests.sim.world import World, quiet
+from tests.sim.world import World, claimed_once, quiet
 
 DEADLINE_S = 40.0
 AUDITOR = 1000  # Session of the audit, and of the clients that ask for life.
@@ -54,7 +54,7 @@ def run(plan: Plan) -> Result:
     """Do one run. Raises nothing for what the product does wrong: that is in `findings`."""
     result = Result(plan)
     started_s = time.perf_counter()
-    with quiet() as log, deterministic(plan.seed):
+    with quiet() as log, deterministic(plan.seed), claimed_once():
         clock = trio.testing.MockClock(autojump_threshold=0)
         trio.run(_run, plan, result, clock=clock)
     result.real_s = time.perf_counter() - started_s

@@ -134,7 +134,7 @@ def test_a_client_that_leaves_keeps_its_name_until_its_thread_is_done(alone: Alo
     faults, alone.faults = alone.faults, []
     alone.node.runner.forget(leaver)
     assert line(alone, "KV.SNAPSHOT CREATE s").startswith(b"-BUSY ")
-    for _, fault in faults:
+    for fault, _, _ in faults:
         fault.resolve()
     assert fields(finished(alone, "KV.SNAPSHOT CREATE s"))[b"name"] == b"s"
 
@@ -197,3 +197,14 @@ def test_damage_is_listed_refused_and_accepted(alone: Alone) -> None:
     assert line(alone, "KV.DAMAGE ACCEPT") == b"1"
     assert not line(alone, "SCAN 0 COUNT 1000").startswith(b"-")
     assert finished(alone, "KV.DAMAGE LIST").items == []
+
+
+def test_a_node_on_its_own_lists_itself_and_answers_what_it_holds(alone: Alone) -> None:
+    (node,) = finished(alone, "KV.NODES").items
+    assert fields(node) == {
+        b"name": b"alone", b"host": b"127.0.0.1", b"port": b"0",
+        b"myself": b"1", b"reachable": b"1", b"complete": b"1",
+    }  # fmt: skip
+    alone.ask("SET k v")
+    assert line(alone, "KV.LOCAL k") == b"v"
+    assert finished(alone, "KV.LOCAL absent").is_nil
