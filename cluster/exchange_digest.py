@@ -30,8 +30,9 @@ class Digests:
         self.versions = [0] * GROUP_COUNT
         self._replica = replica
         self._hashes = array("Q", bytes(8 * SLOT_COUNT))
-        # The counts that the hashes were made at.
-        self._seen = [array("q", [NEVER]) * len(counts) for counts in replica.change_counts()]
+        # The counts that the hashes were made at. 0 is right where nothing was seen.
+        self._seen = [counts[:] for counts in replica.change_counts()]
+        self.forget(replica.seen_slots())
 
     def stale_groups(self) -> list[Group]:
         """The groups whose clocks have changed since they were hashed."""

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Protocol
 
 from cluster.clock import SlotClock
@@ -62,6 +62,10 @@ class Replica(Protocol):
 
     def clock(self, slot: Slot) -> SlotClock:
         """What was seen of a slot, as a copy."""
+        ...
+
+    def seen_slots(self) -> Iterable[Slot]:
+        """The slots whose clocks are not empty."""
         ...
 
     def change_counts(self) -> Sequence[array[int]]:

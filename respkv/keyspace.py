@@ -474,7 +474,7 @@ class Counts:
             if first <= slot < end and counted.valid_until_ms <= view.now_ms:
                 dirty.append(slot)
         occupied = -1  # The first slot with rows from the one before on, as of the last yield.
-        for number, slot in enumerate(dirty):
+        for number, slot in enumerate(sorted(dirty)):
             while occupied < slot:
                 try:
                     found = next_slot(view.store, slot)

@@ -215,9 +215,10 @@ class Parser:
             return self._feed_pieces(data)
         if data.rfind(b"*") or (data[2] != _CR and data[3] != _CR):
             return self._feed_run(data)
-        if _TILDE in data or _BAR in data or _GREATER in data or _PERCENT in data:
+        may_hurt = _TILDE in data or _BAR in data or _GREATER in data or _PERCENT in data
+        if may_hurt and _danger_in(data) >= 0:
             return self._feed_run(data)
-        # One list, of fewer than 100 arguments: a lone command, if it is one.
+        # One star, fewer than 100 arguments: a lone command, if it is one.
         shared = _SHARED
         shared.feed(data)
         command = None

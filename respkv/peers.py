@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.clock import SlotClock
@@ -339,6 +339,9 @@ class _Slots:
 
     def clock(self, slot: Slot) -> SlotClock:
         return self._replica.clocks.clock(slot)
+
+    def seen_slots(self) -> Iterable[Slot]:
+        return self._replica.clocks.slots()
 
     def change_counts(self) -> Sequence[array[int]]:
         return (self._replica.clocks.own, self._replica.heard)

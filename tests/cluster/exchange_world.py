@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections import Counter as Tally
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from heapq import heappop, heappush
@@ -80,6 +80,9 @@ class MemoryReplica:
     def clock(self, slot: Slot) -> SlotClock:
         held = self.slots.get(slot)
         return SlotClock() if held is None else joined(held.clock, SlotClock())
+
+    def seen_slots(self) -> Iterable[Slot]:
+        return list(self.slots)
 
     def change_counts(self) -> Sequence[array[int]]:
         return (self._counts,)

@@ -21,7 +21,6 @@ from typing import TypeVar
 import pytest
 
 from cluster import delta as delta_module
-from cluster import replica as replica_module
 from cluster.clock import Actor, Dot, SlotClock
 from cluster.delta import clock_of, missing
 from cluster.participant import decode_contexts
@@ -44,7 +43,7 @@ from cluster.replica import (
     encode_clock,
 )
 from cluster.slot import SLOT_COUNT, Row, Slot, row_of, slot_of
-from cluster.slot_clocks import NOBODY
+from cluster.slot_clocks import NOBODY, SlotClocks
 from engine.job import run_job
 from engine.log import COMPLETE, ENVELOPE
 from engine.store import PageFault, StoreSettings
@@ -348,10 +347,7 @@ class World:
         for row, record in list(missing(rows, clock, replica.clocks.clock(slot))):
             if self.rng.random() < 0.05:
                 return target
-            with_faults(
-                replica,
-                lambda row=row, record=record: replica.repair(slot, row, record, self.now_ms),
-            )
+            with_faults(replica, repairer(target, slot, row, record, self.now_ms))
             target.seen |= self.oracle.shown(source.seen, (slot, row))
         if self.rng.random() < 0.9:
             replica.join_clock(slot, clock, self.now_ms)
@@ -507,6 +503,11 @@ def run(seed: int, steps: int = 120) -> World:
         print(f"seed {seed}, step {world.step_count}")
         raise
     return world
+
+
+def run_all(count: int) -> None:
+    for seed in range(count):
+        run(seed)
 
 
 @pytest.mark.parametrize("block", range(5))
@@ -739,7 +740,7 @@ PLANTED = [
     ("no conflict is looked for", Replica, "_check", checking_nothing),
     (
         "a restart forgets which slots are unsettled",
-        replica_module.SlotClocks,
+        SlotClocks,
         "is_after_gap",
         without_gaps,
     ),
@@ -761,8 +762,7 @@ def test_planted_bugs_are_found(
 ) -> None:
     monkeypatch.setattr(owner, function, replacement)
     with pytest.raises(AssertionError):
-        for seed in range(60):
-            run(seed)
+        run_all(60)
 
 
 def test_a_context_captured_at_the_end_of_the_tick_is_found(
@@ -771,5 +771,4 @@ def test_a_context_captured_at_the_end_of_the_tick_is_found(
     monkeypatch.setattr(World, "seal", sealing_late)
     monkeypatch.setattr(World, "hears_before_sealing", True)
     with pytest.raises(AssertionError):
-        for seed in range(60):
-            run(seed)
+        run_all(60)

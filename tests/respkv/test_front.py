@@ -135,6 +135,9 @@ class OneClient:
     def getsockname(self) -> Any:
         return ("192.0.2.9", 6379)
 
+    def fileno(self) -> int:
+        return -1
+
 
 def accepted_from(node: TestNode, host: str) -> bytes:
     """What a client of that address hears at once. The sockets are TCP on this machine."""

@@ -382,3 +382,18 @@ def test_a_flush_is_answered_when_enough_replicas_have_it() -> None:
         assert held
         assert str(reply).startswith(("-TIMEOUT", "-NOREPLICAS")), reply
         assert "slots may still hold keys" in reply
+
+
+def test_what_expires_is_counted_no_more() -> None:
+    @clustered(nodes=3)
+    async def _(cluster: Cluster) -> None:
+        tags = sorted((f"{{{n}}}" for n in range(200)), key=lambda tag: slot_of(tag.encode()))
+        for tag in tags[:3]:
+            await cluster.ask("a", "SET", tag + "stays", "v")
+            await cluster.ask("a", "SET", tag + "goes", "v", "PX", 500)
+        assert await cluster.ask("a", "DBSIZE") == 6
+        await trio.sleep(1)
+        await cluster.ask("a", "SET", tags[50], "v")  # This slot is to be counted too.
+        await cluster.ask("a", "SET", tags[90], "v")
+        for name in cluster.names:
+            assert await cluster.ask(name, "DBSIZE") == 5

@@ -672,7 +672,9 @@ def test_a_long_kept_rest_is_taken_apart_in_linear_time() -> None:
 # ---- Random streams.
 
 WORDS = st.one_of(
-    st.sampled_from([b"SET", b"GET", b"", b"v" * 40, b"*123456", b">1234\r\n", b"$1\r\na\r\n", b"+OK\r\n"]),
+    st.sampled_from(
+        [b"SET", b"GET", b"", b"v" * 40, b"*123456", b">1234\r\n", b"$1\r\na\r\n", b"+OK\r\n"]
+    ),
     st.binary(max_size=12),
     st.text(alphabet="*$+=~%|>(-:1\r\n a", max_size=8).map(str.encode),
 )

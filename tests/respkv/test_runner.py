@@ -303,6 +303,7 @@ def test_a_page_that_comes_after_its_session_has_gone(rig: Rig) -> None:
         rig.arrive()
         assert rig.runner.waiting == rig.runner.sliced == {}
         assert session.out == []
+        rig.chill()
     assert rig.all_of(two, "GET cold") == [b"v"]
 
 
