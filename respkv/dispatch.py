@@ -74,6 +74,7 @@ REPLY: Final = b"REPLY"
 REFUSED: Final = b"REFUSED"
 FORWARD_SETS: Final = b"FORWARD.SETS"
 REPLY_SETS: Final = b"REPLY.SETS"
+VERBS: Final = (FORWARD, FORWARD_EXEC, FORWARD_SETS, REPLY, REPLY_SETS, REFUSED)
 GETS: Final = (b"GET", b"get")
 SETS: Final = (b"SET", b"set")
 RUN_MIN: Final = 2

@@ -25,7 +25,17 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.clock import SlotClock
-from cluster.coordinator import Coordinator, Quorums
+from cluster.coordinator import (
+    ACK,
+    NOT,
+    READ,
+    REPAIR,
+    SAME,
+    STATES,
+    WRITE,
+    Coordinator,
+    Quorums,
+)
 from cluster.delta import lacks
 from cluster.errors import ClusterError
 from cluster.exchange import Exchange, ExchangeSettings
@@ -48,7 +58,7 @@ from cluster.topology import Topology
 from cluster.transport import Message, Transport
 from engine.errors import EngineError
 from engine.store import PageFault
-from respkv.dispatch import Dispatch
+from respkv.dispatch import VERBS, Dispatch
 from respkv.gather import Gather
 
 if TYPE_CHECKING:
@@ -131,6 +141,12 @@ class Peers:
         self.is_clock_off = False
         self.received: dict[bytes, int] = {}  # Messages by verb.
         self._promises: deque[Promise] = deque()
+        # Who takes a message, by its verb: the frequent ones cost one look-up.
+        self._parts: dict[bytes, Callable[[NodeId, Message], bool]] = {
+            **dict.fromkeys((ACK, SAME, STATES, NOT), self.coordinator.receive),
+            **dict.fromkeys((WRITE, READ, REPAIR), self.participant.receive),
+            **dict.fromkeys(VERBS, self.dispatch.receive),
+        }
         self._heard_s: dict[NodeId, float] = {}
         self._new_promises: list[tuple[NodeId, Sequence[bytes]]] = []
         self._has_exchange_work = True
@@ -149,7 +165,10 @@ class Peers:
             self._heard_s[peer] = now_s
             self._act(self.membership.heard(peer, now_s))
         try:
-            if verb.startswith(b"GOSSIP."):
+            part = self._parts.get(verb)
+            if part is not None:
+                part(peer, message)
+            elif verb.startswith(b"GOSSIP."):
                 self._act(self.membership.receive(peer, message, now_s))
             elif verb.startswith(b"EXCHANGE."):
                 self.exchange.receive(peer, message, now_s)
@@ -160,11 +179,7 @@ class Peers:
                 is_complete = message[1] == b"1"
                 if self.topology.mark_complete(peer, is_complete=is_complete):
                     node.log.info("a peer's state", peer=peer, is_complete=is_complete)
-            elif not (
-                self.coordinator.receive(peer, message)
-                or self.participant.receive(peer, message)
-                or self.dispatch.receive(peer, message)
-            ):
+            else:
                 node.log.warning("unknown message", peer=peer, verb=verb[:40].decode("latin-1"))
                 return
         except (ClusterError, ValueError, IndexError) as error:
