@@ -9,7 +9,8 @@ again when the page is there; until then, and for a while after, the same messag
 so that one that comes twice is answered once and alike.
 
 A replica that is *incomplete* takes writes, and answers no questions: others would count on what it may
-have lost.
+have lost. One whose disk cannot keep up takes no more writes than fit into memory: it gets them later,
+when clocks are compared.
 
 Core.
 """
@@ -46,6 +47,7 @@ from engine.store import PageFault
 ANSWERS_MAX: Final = 512  # Remembered of each peer.
 INCOMPLETE: Final = b"incomplete"
 UNREADABLE: Final = b"unreadable"
+OVERFULL: Final = b"overfull"
 UNDECIDED: Final = b"undecided"  # This node wrote the row, and may have to take that back.
 
 Answer = Sequence[bytes]
@@ -116,6 +118,9 @@ class Participant:
         _, number, flags, packed, blob = message[:5]
         is_checked = flags != UNCHECKED
         replica = self.replica
+        if replica.store.is_overfull:
+            self._answer(peer, message, (NOT, number, OVERFULL))
+            return
         contexts = decode_contexts(packed)
         try:
             if flags == UNIT:

@@ -81,6 +81,7 @@ from engine.stats import LevelStats, StoreStats
 ABSENT = b""  # In the row cache: no table holds this row.
 LOCK_NAME = "lock"
 FROZEN_MAX: Final = 2
+OVERFULL_MEMTABLES: Final = 3  # In the place of one. Owners hold back writes at two.
 # Slots of a memtable that was flushed, freed with each write of the log. All at once is a pause.
 FREED_PER_WRITE: Final = 8
 # Far more than jobs that one start can give up without finishing any.
@@ -358,6 +359,11 @@ class Store:
             or self.memtable.weight_bytes > 2 * self.settings.memtable_bytes
             or (self._level_0_pressure() >= 1.0 and not self._lacks_room)
         )
+
+    @property
+    def is_overfull(self) -> bool:
+        """Writes that the owner cannot hold back should be refused: memory holds several times its share."""
+        return self.memtable.weight_bytes > OVERFULL_MEMTABLES * self.settings.memtable_bytes
 
     def free(self, is_time_up: Callable[[], bool]) -> None:
         """Give back memory of what was flushed or dropped, until `is_time_up`: for when nobody writes."""

@@ -290,12 +290,13 @@ class Peers:
     @property
     def has_work(self) -> bool:
         """Whether `work` should be called in the next tick, without waiting for anything."""
-        return self._has_exchange_work or self.gather.has_work
+        is_stalled = self.replica.store.is_stalled
+        return (self._has_exchange_work and not is_stalled) or self.gather.has_work
 
     def work(self) -> None:
         """A slice of the exchange, and one of the commands on the whole keyspace."""
         self.gather.work()
-        if self._has_exchange_work:
+        if self._has_exchange_work and not self.replica.store.is_stalled:
             clock_ns = self.node.clock_ns
             until_ns = clock_ns() + EXCHANGE_NS
             self._has_exchange_work = self.exchange.work(lambda: clock_ns() >= until_ns)
