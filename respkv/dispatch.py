@@ -283,6 +283,7 @@ class Dispatch:
             self, session, command, args, now_ms, self.node.now_s + self.timeout_s
         )
         operation.slots = (slot_of(args[1]),)
+        operation.keys = (args[1],)
         operation.is_plain = True
         operation.is_blind = command is self._set
         operation.hlc = hlc
@@ -443,30 +444,24 @@ class Dispatch:
             if args[0] != name or len(args) != length or len(commands) >= RUN_MAX:
                 break
             commands.append(args)
-        slots = plain_slots(commands)
-        me = self.topology.me
-        if session.is_cluster:
-            coordinators = self.topology.coordinators
-            if not all(slot >= 0 and coordinators[slot] == me for slot in slots):
-                return 0
+        keys = [args[1] for args in commands]
         is_local = self._owns_all
         count = (
-            pipeline.count_reads(slots, is_local=is_local)
-            if is_get
-            else pipeline.count_writes(slots)
+            pipeline.count_reads(keys, is_local=is_local) if is_get else pipeline.count_writes(keys)
         )
         if count < RUN_MIN:
             return 0
+        slots = plain_slots(commands[:count])
+        me, coordinators = self.topology.me, self.topology.coordinators
+        is_mine = all(slot >= 0 and coordinators[slot] == me for slot in slots)
+        if session.is_cluster and not is_mine:
+            return 0  # Some are redirected.
         command = self._get if is_get else self._set
         session.last_command = command
         run = Run(self, session, command, now_ms, self.node.now_s + self.timeout_s, count)
-        run.slots = tuple(slots[:count])
+        run.keys = tuple(keys[:count])
         run.is_plain = True
-        run.is_local = (
-            self._owns_all
-            if is_get
-            else all(self.topology.coordinators[slot] == me for slot in run.slots)
-        )
+        run.is_local = is_local if is_get else is_mine
         pipeline.add(run)
         self.in_flight += 1
         for _ in range(count - 1):
@@ -535,14 +530,16 @@ class Dispatch:
         if pipeline is None:
             pipeline = session.pipeline = Pipeline()
         is_split = len(slots) > 1 and not is_local and command.name in SPLITTABLE
+        keys = tuple([args[at] for at in positions]) if is_plain else ()
         if not pipeline.may_start(
-            slots, is_plain=is_plain, is_local=is_local, is_write=command.is_write
+            keys, is_plain=is_plain, is_local=is_local, is_write=command.is_write
         ):
             return False
         deadline_s = self.node.now_s + self.timeout_s
         kind = SplitOperation if is_split else Operation
         operation = kind(self, session, command, args, now_ms, deadline_s)
         operation.slots = slots
+        operation.keys = keys
         operation.is_plain = is_plain
         operation.is_local = is_local
         operation.is_blind = is_plain and command.is_write

@@ -472,7 +472,7 @@ class Counts:
         dirty = [s for s, (a, b) in enumerate(zip(seen, changes, strict=True), first) if a != b]
         for slot, counted in list(self._slots.items()):
             if first <= slot < end and counted.valid_until_ms <= view.now_ms:
-                pass
+                dirty.append(slot)
         occupied = -1  # The first slot with rows from the one before on, as of the last yield.
         for number, slot in enumerate(sorted(dirty)):
             while occupied < slot:

@@ -6,8 +6,8 @@ replies leave in that order, whatever is ready first, and it says whether the ne
 before the earlier ones have ended.
 
 Commands of one session overlap only where nobody can tell: plain SET, GET, MSET and MGET of different
-slots, and a read of a slot where all before it was executed here. A write waits for what was asked of
-its slot before: that may have to run again, and must not see it then. Everything else starts when the
+keys, and a read of a key where all before it was executed here. A write waits for what was asked of
+its key before: that may have to run again, and must not see it then. Everything else starts when the
 earlier ones are on enough replicas, so that an element of a queue is never seen before what it names.
 
 Core: no sockets; `respkv/dispatch.py` runs them.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cluster.errors import ClusterError
 from cluster.ring import NodeId
 from cluster.round import Pending
-from cluster.slot import Slot
+from cluster.slot import Key, Slot
 from engine.store import Pins
 from respkv.session import Session, Transaction
 
@@ -46,9 +46,31 @@ class Operation(Pending):
     """One command. `data` is its encoded reply: as long as it waits for quorums, what it will be."""
 
     __slots__ = (
-        "args", "command", "data", "db", "deadline_s", "dispatch", "hlc", "is_done", "is_local",
-        "is_plain", "is_resp3", "is_silent", "now_ms", "number", "origin", "parent", "part", "phase", "pins", "session", "slots",
-        "started_ns", "target", "tried",
+        "args",
+        "command",
+        "data",
+        "db",
+        "deadline_s",
+        "dispatch",
+        "hlc",
+        "is_done",
+        "is_local",
+        "is_plain",
+        "is_resp3",
+        "is_silent",
+        "keys",
+        "now_ms",
+        "number",
+        "origin",
+        "parent",
+        "part",
+        "phase",
+        "pins",
+        "session",
+        "slots",
+        "started_ns",
+        "target",
+        "tried",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +97,7 @@ class Operation(Pending):
         self.is_plain = False
         self.is_silent = False  # CLIENT REPLY: its reply is not sent.
         self.slots: tuple[Slot, ...] = ()
+        self.keys: tuple[Key, ...] = ()  # Of a plain command. SELECT waits for all of them.
         self.pins: Pins = {}
         self.origin: Origin | None = None
         self.parent: Any = None  # A split operation that waits for this one.
@@ -104,10 +127,10 @@ class Operation(Pending):
 class Pipeline:
     """The operations of one session that have not been answered, in order."""
 
-    __slots__ = (
+    __keys__ = (
         "_other_count",
-        "_remote_slots",
-        "_slots",
+        "_remote_keys",
+        "_keys",
         "answered_count",
         "begun_count",
         "operations",
@@ -116,58 +139,58 @@ class Pipeline:
     def __init__(self) -> None:
         self.operations: deque[Operation] = deque()
         self.begun_count = self.answered_count = 0  # Of all that ever were.
-        self._slots: dict[Slot, int] = {}
-        self._remote_slots: dict[Slot, int] = {}
+        self._keys: dict[Key, int] = {}
+        self._remote_keys: dict[Key, int] = {}
         self._other_count = 0  # Those that are not plain.
 
     def may_start(
-        self, slots: tuple[Slot, ...], *, is_plain: bool, is_local: bool, is_write: bool
+        self, keys: tuple[Key, ...], *, is_plain: bool, is_local: bool, is_write: bool
     ) -> bool:
-        """Whether a command on these slots may run before the earlier ones have ended."""
+        """Whether a command on these keys may run before the earlier ones have ended."""
         if not self.operations:
             return True
         if len(self.operations) >= OPERATIONS_MAX:
             return False
         if not is_plain or self._other_count:
             return False
-        taken = self._remote_slots if is_local and not is_write else self._slots
-        return not taken or not any(slot in taken for slot in slots)
+        taken = self._remote_keys if is_local and not is_write else self._keys
+        return not taken or not any(key in taken for key in keys)
 
     @property
     def is_full(self) -> bool:
         return len(self.operations) >= OPERATIONS_MAX
 
-    def count_reads(self, slots: list[Slot], *, is_local: bool) -> int:
-        """How many plain reads of these slots may start now, one after the other. -1 stands for a slot that may not."""
+    def count_reads(self, keys: list[Key], *, is_local: bool) -> int:
+        """How many plain reads of these keys may start now, one after the other."""
         if self._other_count:
             return 0
-        taken = self._remote_slots if is_local else self._slots
-        for count, slot in enumerate(slots):
-            if slot < 0 or slot in taken:
+        taken = self._remote_keys if is_local else self._keys
+        for count, key in enumerate(keys):
+            if key in taken:
                 return count
-        return len(slots)
+        return len(keys)
 
-    def count_writes(self, slots: list[Slot]) -> int:
+    def count_writes(self, keys: list[Key]) -> int:
         """The same of plain writes."""
         if self._other_count:
             return 0
-        taken = self._slots
-        if not taken and len(set(slots)) == len(slots) and -1 not in slots:
-            return len(slots)
-        own: set[Slot] = set()
-        for count, slot in enumerate(slots):
-            if slot < 0 or slot in taken or slot in own:
+        taken = self._keys
+        if not taken and len(set(keys)) == len(keys):
+            return len(keys)
+        own: set[Key] = set()
+        for count, key in enumerate(keys):
+            if key in taken or key in own:
                 return count
-            own.add(slot)
-        return len(slots)
+            own.add(key)
+        return len(keys)
 
     def add(self, operation: Operation) -> None:
         self.operations.append(operation)
         self.begun_count += 1
-        for slot in operation.slots:
-            self._slots[slot] = self._slots.get(slot, 0) + 1
+        for key in operation.keys:
+            self._keys[key] = self._keys.get(key, 0) + 1
             if not operation.is_local:
-                self._remote_slots[slot] = self._remote_slots.get(slot, 0) + 1
+                self._remote_keys[key] = self._remote_keys.get(key, 0) + 1
         self._other_count += not operation.is_plain
 
     def take_done(self) -> list[bytes]:
@@ -179,16 +202,16 @@ class Pipeline:
             self.answered_count += 1
             if not operation.is_silent:
                 ready.append(operation.data)
-            for slot in operation.slots:
-                _count_down(self._slots, slot)
+            for key in operation.keys:
+                _count_down(self._keys, key)
                 if not operation.is_local:
-                    _count_down(self._remote_slots, slot)
+                    _count_down(self._remote_keys, key)
             self._other_count -= not operation.is_plain
         return ready
 
 
-def _count_down(counts: dict[Slot, int], slot: Slot) -> None:
-    if counts[slot] == 1:
-        del counts[slot]
+def _count_down(counts: dict[Key, int], key: Key) -> None:
+    if counts[key] == 1:
+        del counts[key]
     else:
-        counts[slot] -= 1
+        counts[key] -= 1

@@ -21,7 +21,7 @@ def operation(
     *slots: int, is_plain: bool = True, is_local: bool = True, data: bytes = b"+OK\r\n"
 ) -> Operation:
     op = Operation(NOBODY, SESSION, GET, [b"GET", b"k"], 0, 1.0)
-    op.slots, op.is_plain, op.is_local, op.data = slots, is_plain, is_local, data
+    op.keys, op.is_plain, op.is_local, op.data = slots, is_plain, is_local, data
     return op
 
 
@@ -115,7 +115,7 @@ def test_counting_is_asking_one_after_the_other() -> None:
             for _ in range(rng.randrange(4))
         ]
         pipeline = pipeline_of(*before)
-        slots = [rng.randrange(-1, 8) for _ in range(rng.randrange(1, 5))]
+        slots = [rng.randrange(8) for _ in range(rng.randrange(1, 5))]
         is_local = rng.random() < 0.5
         expected = 0
         for slot in slots:
