@@ -606,6 +606,18 @@ class Coordinator:
                         return round_
         return None
 
+    def has_undecided(self, slot: Slot) -> bool:
+        """Whether `_undecided` is true of some row of a slot."""
+        self.seal()
+        if any(place[0] == slot for place in self._doomed):
+            return True
+        return any(
+            entry[2] == slot and entry[4] and number not in round_.decided
+            for round_ in self.writes.values()
+            if round_.needed and not round_.is_decided
+            for number, entry in enumerate(round_.entries)
+        )
+
     def _undecided(self, place: Place) -> WriteRound | None:
         """The last write of a row that may have to be taken back. Nobody else may be told of the row till then:
 

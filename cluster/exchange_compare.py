@@ -70,7 +70,9 @@ class Comparison:
             me, name = self._topology.me, peer.name
             first = group << GROUP_SHIFT
             lists = self._topology.preferences[first : first + GROUP_SLOTS]
-            both = [slot for slot, owners in enumerate(lists, first) if me in owners and name in owners]
+            both = [
+                slot for slot, owners in enumerate(lists, first) if me in owners and name in owners
+            ]
             slots = peer.shared[group] = array("H", both)
         return slots
 

@@ -75,6 +75,10 @@ class Replica(Protocol):
         """
         ...
 
+    def has_undecided(self, slot: Slot) -> bool:
+        """Whether a write of this node is under way there that may have to be taken back."""
+        ...
+
     def pages(self, slot: Slot) -> Generator[Page, None, None]:
         """All rows of a slot as they are at the first `next`, raw, page by page, in any order.
 
@@ -199,6 +203,8 @@ class Outgoing(_Transfer):
             return False
         self._raise_if_failed()
         if self._pages is None:
+            if self._replica.has_undecided(self.slot):
+                return False  # In a moment they are decided.
             # One moment: a generator looks at the store when it is first asked.
             self._clock = self._replica.clock(self.slot)
             self._pages = self._replica.pages(self.slot)

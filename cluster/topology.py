@@ -66,7 +66,9 @@ class Topology:
         mine = self.nodes[me].data_centre
         order = [mine, *(centre for centre in centres if centre != mine)]
         self.preferences: list[Preference] = _joined(claim, order)
-        self._lists = list(dict.fromkeys(self.preferences))  # The different ones: far fewer than slots.
+        self._lists = list(
+            dict.fromkeys(self.preferences)
+        )  # The different ones: far fewer than slots.
         numbers = {replicas: number for number, replicas in enumerate(self._lists)}
         self._list_of = [numbers[replicas] for replicas in self.preferences]
         self.unreachable: dict[NodeId, None] = {}

@@ -43,7 +43,6 @@ class Transport(Protocol):
         """What was sent to a peer and has not left yet."""
         ...
 
-
     def flush(self) -> None:
         """The tick has ended: what was sent in it leaves."""
         ...

@@ -95,6 +95,8 @@ MARKER: Final = 2
 _ENTRY = Struct("<BHII")
 ENVELOPE: Final = _ENTRY.pack
 """`ENVELOPE(flags, slot, row_length, raw_length)`: the bytes before a row in a frame."""
+read_envelope: Final = _ENTRY.unpack
+"""What `ENVELOPE` was given."""
 
 FORMAT_VERSION: Final = 1
 _HEADER_MAGIC = b"rkv-log\n"

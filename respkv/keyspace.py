@@ -444,11 +444,11 @@ class Counts:
         """Count a slot. Writes meanwhile make it dirty again; a flush voids the count."""
         counter, flushes = self._replica.change_count(slot), self._flushes
         counted = SlotTally(_NEVER, {})
-        for count, rows in enumerate(slot_pages(self._replica.store, slot)):
+        for number, rows in enumerate(slot_pages(self._replica.store, slot)):
             if isinstance(rows, PageFault):
                 yield rows
                 continue
-            if count:
+            if number:
                 yield None
             counted.add(rows, now_ms)
         if flushes == self._flushes:

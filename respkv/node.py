@@ -68,6 +68,7 @@ from respkv.slowlog import Slowlog
 from respkv.stats import Stats
 from respkv.throttle import Throttle
 from respkv.tracking import Tracking
+from respkv.unlogged import Unlogged
 
 CODEC_PATH: Final = "cluster.record:CODEC"
 TICKER_S: Final = 0.1
@@ -180,6 +181,7 @@ class Node:
         self._sync_waits: list[tuple[Session, Reply, Callable[[], Reply]]] = []
         self._expired_s = 0.0  # When the last round of expiry was.
         self._staged_count = 0  # Pieces that the log could not take, for want of room.
+        self.unlogged: Unlogged | None = None  # What they change, which nobody may see.
         self._staged_retry_s = 0.0
         self._reserve_bytes = DISK_RESERVE_BYTES
         self._check_position = 0
@@ -291,6 +293,7 @@ class Node:
             or self.runner.is_paused is not None
             or self.tracking.is_active
             or self._refusal is not None
+            or self.unlogged is not None
             or self.runner.is_stalled
         )
 
@@ -407,8 +410,8 @@ class Node:
         """Write what this tick applied, and return the log position that its replies wait for.
 
         What a full disk does not take stays staged: its replies are held back until there is room,
-        and writes are refused. So no reply is given for what is not logged, and memory and log
-        never contradict each other.
+        and writes are refused, and so are reads of what was written (`unlogged`). So no reply tells of
+        what is not logged, and memory and log never contradict each other.
         """
         store = self.store
         if self._staged_count:
@@ -440,10 +443,15 @@ class Node:
         has_more = len(log.pieces) > self._staged_count
         if not self._staged_count:
             self.log.error("the commit log cannot be written", reason=str(error))
+        if self.unlogged is None:
+            self.unlogged = Unlogged()
+            self.observe_changed()
+        self.unlogged.add(log.pieces[self._staged_count :])
         self._staged_count = len(log.pieces)
         self._staged_retry_s = self.now_s + TICKER_S
         self._check_disk()
-        # They will be in the next frame, which ends above this. Who only read need not wait for it.
+        # They will be in the next frame, which ends above this. A tick that wrote nothing, while they
+        # were unlogged already, has shown nothing of them: it need not wait.
         return log.position + 1 if has_more else log.position
 
     def _write_staged(self) -> int:
@@ -459,6 +467,8 @@ class Node:
         except DiskError as error:
             return self._keep_staged(error)
         self._staged_count = 0
+        self.unlogged = None
+        self.observe_changed()
         self.log.info("the commit log can be written again")
         self.want_sync()
         self._release()

@@ -359,6 +359,10 @@ class _Slots:
     def seen_slots(self) -> Iterable[Slot]:
         return self._replica.clocks.slots()
 
+    def has_undecided(self, slot: Slot) -> bool:
+        peers = self._node.peers
+        return peers is not None and peers.coordinator.has_undecided(slot)
+
     def change_counts(self) -> Sequence[array[int]]:
         return (self._replica.clocks.own, self._replica.heard)
 

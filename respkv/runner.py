@@ -44,6 +44,7 @@ from respkv.session import (
     Transaction,
     Wait,
 )
+from respkv.unlogged import UNLOGGED
 
 if TYPE_CHECKING:
     from respkv.dispatch import Dispatch
@@ -355,6 +356,10 @@ class Runner:
         """Run a command from its start, or again after a fault."""
         command, args = wait.command, wait.args
         wait.fault = None
+        unlogged = self.node.unlogged
+        if unlogged is not None and unlogged.is_shown_by(command, args, session):
+            self._refuse(session, command, UNLOGGED)
+            return
         context = self.context
         context.bind(session, wait.now_ms)
         context.args = args
@@ -606,6 +611,11 @@ class Runner:
         What it writes it writes after its last slice: others use the same context between them.
         """
         slices: Generator[Any, Any, Reply] = wait.slices  # type: ignore[assignment]
+        unlogged = self.node.unlogged
+        if unlogged is not None and unlogged.is_shown_by(wait.command, wait.args, session):
+            slices.close()
+            self._fail(session, wait, UNLOGGED)
+            return True
         started = self.clock_ns()
         context = self.context
         context.bind(session, wait.now_ms)

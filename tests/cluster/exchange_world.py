@@ -87,6 +87,9 @@ class MemoryReplica:
     def change_counts(self) -> Sequence[array[int]]:
         return (self._counts,)
 
+    def has_undecided(self, slot: Slot) -> bool:
+        return False
+
     def pages(self, slot: Slot) -> Generator[Page, None, None]:
         held = self.slots.get(slot, SlotRows())
         entries = [(row, encode(held.read(row))) for row in held.rows()]

@@ -17,11 +17,15 @@ SESSION = Session(1, "peer:1", "here:1", Limits(), 0.0, authenticated=True)
 NOBODY, GET = cast(Dispatch, None), cast(Command, None)  # A pipeline asks nothing of them.
 
 
+def keys(*numbers: int) -> tuple[bytes, ...]:
+    return tuple(b"%d" % number for number in numbers)
+
+
 def operation(
     *slots: int, is_plain: bool = True, is_local: bool = True, data: bytes = b"+OK\r\n"
 ) -> Operation:
     op = Operation(NOBODY, SESSION, GET, [b"GET", b"k"], 0, 1.0)
-    op.keys, op.is_plain, op.is_local, op.data = slots, is_plain, is_local, data
+    op.keys, op.is_plain, op.is_local, op.data = keys(*slots), is_plain, is_local, data
     return op
 
 
@@ -37,7 +41,7 @@ def pipeline_of(*operations: Operation) -> Pipeline:
 @pytest.mark.parametrize("is_write", [True, False])
 def test_the_first_command_may_always_start(is_plain: bool, is_local: bool, is_write: bool) -> None:
     pipeline = Pipeline()
-    assert pipeline.may_start((1,), is_plain=is_plain, is_local=is_local, is_write=is_write)
+    assert pipeline.may_start(keys(1), is_plain=is_plain, is_local=is_local, is_write=is_write)
 
 
 # Before it: plain or other, here or elsewhere (all on slot 1). Then: slot, plain, here, writes; may it start?
@@ -66,18 +70,18 @@ def test_what_may_overlap(
 ) -> None:
     first = operation(1, is_plain="plain" in before, is_local=before.endswith(" here"))
     pipeline = pipeline_of(first)
-    asked = pipeline.may_start((slot,), is_plain=is_plain, is_local=is_local, is_write=is_write)
+    asked = pipeline.may_start(keys(slot), is_plain=is_plain, is_local=is_local, is_write=is_write)
     assert asked is may
     first.is_done = True
     pipeline.take_done()
-    assert pipeline.may_start((slot,), is_plain=is_plain, is_local=is_local, is_write=is_write)
+    assert pipeline.may_start(keys(slot), is_plain=is_plain, is_local=is_local, is_write=is_write)
 
 
 def test_a_command_of_several_slots_waits_for_each() -> None:
     pipeline = pipeline_of(operation(1), operation(2, is_local=False))
-    assert not pipeline.may_start((3, 2), is_plain=True, is_local=True, is_write=False)
-    assert pipeline.may_start((3, 1), is_plain=True, is_local=True, is_write=False)
-    assert not pipeline.may_start((3, 1), is_plain=True, is_local=True, is_write=True)
+    assert not pipeline.may_start(keys(3, 2), is_plain=True, is_local=True, is_write=False)
+    assert pipeline.may_start(keys(3, 1), is_plain=True, is_local=True, is_write=False)
+    assert not pipeline.may_start(keys(3, 1), is_plain=True, is_local=True, is_write=True)
 
 
 def test_replies_leave_in_order_whatever_is_ready_first() -> None:
@@ -99,11 +103,13 @@ def test_replies_leave_in_order_whatever_is_ready_first() -> None:
 def test_a_pipeline_is_bounded() -> None:
     pipeline = pipeline_of(*(operation(number) for number in range(OPERATIONS_MAX)))
     assert pipeline.is_full
-    assert not pipeline.may_start((OPERATIONS_MAX,), is_plain=True, is_local=True, is_write=False)
+    assert not pipeline.may_start(
+        keys(OPERATIONS_MAX), is_plain=True, is_local=True, is_write=False
+    )
     pipeline.operations[0].is_done = True
     pipeline.take_done()
     assert not pipeline.is_full
-    assert pipeline.may_start((OPERATIONS_MAX,), is_plain=True, is_local=True, is_write=False)
+    assert pipeline.may_start(keys(OPERATIONS_MAX), is_plain=True, is_local=True, is_write=False)
 
 
 def test_counting_is_asking_one_after_the_other() -> None:
@@ -119,20 +125,20 @@ def test_counting_is_asking_one_after_the_other() -> None:
         is_local = rng.random() < 0.5
         expected = 0
         for slot in slots:
-            may = pipeline.may_start((slot,), is_plain=True, is_local=is_local, is_write=False)
-            if slot < 0 or not may:
+            may = pipeline.may_start(keys(slot), is_plain=True, is_local=is_local, is_write=False)
+            if not may:
                 break
             expected += 1
-        assert pipeline.count_reads(slots, is_local=is_local) == expected
+        assert pipeline.count_reads([*keys(*slots)], is_local=is_local) == expected
         pipeline = pipeline_of(*before)
         expected = 0
         for slot in slots:
-            may = pipeline.may_start((slot,), is_plain=True, is_local=True, is_write=True)
-            if slot < 0 or not may:
+            may = pipeline.may_start(keys(slot), is_plain=True, is_local=True, is_write=True)
+            if not may:
                 break
             pipeline.add(operation(slot))
             expected += 1
-        assert pipeline_of(*before).count_writes(slots) == expected
+        assert pipeline_of(*before).count_writes([*keys(*slots)]) == expected
 
 
 def test_nothing_is_left_when_all_were_answered() -> None:
@@ -141,7 +147,7 @@ def test_nothing_is_left_when_all_were_answered() -> None:
     for number in range(3000):
         slots = tuple({rng.randrange(5) for _ in range(rng.randrange(1, 3))})
         flags = {"is_plain": rng.random() < 0.8, "is_local": rng.random() < 0.5}
-        if pipeline.may_start(slots, is_write=True, **flags):
+        if pipeline.may_start(keys(*slots), is_write=True, **flags):
             pipeline.add(operation(*slots, data=b"%d" % number, **flags))
         if pipeline.operations and rng.random() < 0.6:
             rng.choice(pipeline.operations).is_done = True
@@ -153,7 +159,7 @@ def test_nothing_is_left_when_all_were_answered() -> None:
     assert pipeline.begun_count == pipeline.answered_count > 500
     for is_write in (True, False):
         pipeline.add(operation(99))
-        assert pipeline.count_reads([0, 1, 2, 3, 4], is_local=False) == 5
-        assert pipeline.may_start((0,), is_plain=True, is_local=True, is_write=is_write)
+        assert pipeline.count_reads([*keys(0, 1, 2, 3, 4)], is_local=False) == 5
+        assert pipeline.may_start(keys(0), is_plain=True, is_local=True, is_write=is_write)
         pipeline.operations[0].is_done = True
         pipeline.take_done()

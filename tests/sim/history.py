@@ -43,6 +43,7 @@ class Operation:
     error: bytes = b""
     node: str = ""
     began_s: float = 0.0
+    ended_s: float = 0.0
 
     @property
     def name(self) -> bytes:
@@ -95,10 +96,13 @@ class History:
         operation.is_refused = is_refused
 
     def by_key(self) -> dict[bytes, list[Operation]]:
-        """The operations that may have been done, of each key."""
+        """The operations that may have been done, of each key. Not of keys with a hash tag: commands on several of
+
+        them change keys that are not the first.
+        """
         keys: dict[bytes, list[Operation]] = {}
         for operation in self.operations:
-            if not operation.is_refused:
+            if not operation.is_refused and not operation.key.startswith(b"{"):
                 keys.setdefault(operation.key, []).append(operation)
         return keys
 

@@ -1,12 +1,23 @@
 """What a run is like, drawn from its seed: everything that is not an accident of the run itself.
 
+Also what is promised under its quorums, N, R and W of a cluster's configuration:
+
+    R + W > N, W a majority     everything that `check.py` knows
+    R = 1                       a read asks nobody: it may show what only this node has yet, and the next one, at
+                                another node, what was before. So no order of all operations of a key, no
+                                monotonic reads, and two reads of appended tokens may contradict each other
+    W no majority               two nodes may take a SET each at the same time, and the one with the later
+                                clock stays: an acknowledged SET may be replaced by one that came before it.
+                                What depends on the old value is checked by a majority all the same, so
+                                counters, appends, locks and transfers hold
+
 Core.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +26,9 @@ class Plan:
 
     seed: int
     nodes: int = 1
+    n: int = 0  # Replicas of a key, R and W; 0: as the product chooses.
+    r: int = 0
+    w: int = 0
     seconds: float = 60.0
     rate: float = 20.0  # Operations a second, of all clients.
     clients: int = 4
@@ -25,14 +39,17 @@ class Plan:
     reordering: float = 0.0
     fault_interval_s: float = 3.0  # On average.
     pipeline: float = 0.2  # Chance of several commands at once.
+    moves: float = 0.0  # Chance that a client goes to another node before its next command.
+    cluster_clients: float = 0.0  # The share of the clients that use the cluster ports.
     keys: int = 6  # Of each workload: few keys make conflicts.
     has_faults: bool = True
     has_crashes_when_full: bool = False  # Processes end while their disk is full.
+    disk_fault: str = ""  # "lost" or "old": once in the run a machine's disk is empty, or as it was once.
 
     @classmethod
     def draw(cls, seed: int, *, nodes: int, seconds: float, rate: float) -> Plan:
         rng = random.Random(f"plan-{seed}")
-        return cls(
+        plan = cls(
             seed=seed,
             nodes=nodes,
             seconds=seconds,
@@ -48,6 +65,52 @@ class Plan:
             pipeline=rng.choice((0.0, 0.2, 0.5)),
             keys=rng.choice((3, 6, 12)),
         )
+        if nodes == 1:
+            return plan
+        n, r, w = rng.choice(_QUORUMS) if nodes >= 5 else (0, 0, 0)
+        plan = replace(
+            plan,
+            n=n,
+            r=r,
+            w=w,
+            moves=rng.choice((0.0, 0.1, 0.5)),
+            cluster_clients=rng.choice((0.0, 0.0, 0.5)),
+        )
+        # What a lost disk held alone is lost: nothing acknowledged is, if W is at least 2.
+        return plan if w == 1 else replace(plan, disk_fault=rng.choice(("", "", "lost", "old")))
+
+    @classmethod
+    def contended(cls, seed: int, *, nodes: int, seconds: float, rate: float) -> Plan:
+        """A run with many crashes and with few keys that all clients want: what finds most."""
+        rng = random.Random(f"contended-{seed}")
+        return replace(
+            cls.draw(seed, nodes=nodes, seconds=seconds, rate=rate),
+            n=0,
+            r=0,
+            w=0,
+            clients=8,
+            fsync="always",
+            skew_s=0.3,
+            repetition=rng.choice((0.05, 0.2)),
+            fault_interval_s=rng.choice((0.5, 1.0)),
+            moves=0.5,
+            cluster_clients=0.0,
+            keys=rng.choice((1, 2)),
+        )
+
+    @property
+    def is_w_majority(self) -> bool:
+        return not self.w or self.w > (self.n or 3) // 2
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether a reply shows nothing that only one replica has."""
+        return self.is_w_majority and self.r != 1
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in asdict(self).items())
+
+
+_QUORUMS = (
+    (0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0), (5, 3, 3), (5, 2, 4), (3, 1, 3), (3, 3, 1),
+)  # fmt: skip

@@ -1,10 +1,13 @@
 """What clients do: each workload makes commands that one checker understands.
 
-    registers   SET of unique values and GET, on few keys, alone and in pipelines
+    registers   SET of unique values and GET, on few keys, alone, in pipelines, as MSET and MGET
     counters    INCR, INCRBY and GET
     appends     APPEND of unique tokens and GET
-    locks       SET NX, a look, and DEL by the holder; after an unknown outcome the lock is given up
+    locks       SET NX or SETNX, a look, and DEL by the holder; after an unknown outcome the lock is given up
     changes     SET, SET NX, GETSET, GETDEL, INCRBY and APPEND on the same keys: for linearizability alone
+    private     all kinds of commands on keys of one session and one slot, RENAME and MULTI among them
+    transfers   MULTI, DECRBY here, INCRBY there, EXEC: the sum of the two keys is always 0
+    leases      SET with PX, or SET and PEXPIRE, and reads of others
     order       ECHO among others in a pipeline
 
 A client draws from all of them. Keys live for a part of the run only, since histories of a key have to stay
@@ -13,15 +16,19 @@ short (`KEY_OPERATIONS`).
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import trio
 
 from tests.sim.client import Client
 from tests.sim.history import Operation
+from tests.sim.model import State, step
 
 KEY_OPERATIONS = 150
+PRIVATE_OPERATIONS = 60
 LOCKS = 3
+LEASES_KEPT = 8
 Command = tuple[bytes, ...]
 
 
@@ -34,6 +41,9 @@ class Workload:
         self._used: dict[bytes, int] = {}
         self._lock_generation = [0] * LOCKS
         self._values = 0
+        self._leases: list[bytes] = []
+        self._private: dict[int, _Private] = {}
+        self.gate = Gate()
 
     @property
     def keys(self) -> list[bytes]:
@@ -45,19 +55,48 @@ class Workload:
         rng = client.rng
         while True:
             await trio.sleep(rng.expovariate(1 / interval_s))
-            if rng.random() < 0.1:
-                await self._hold_lock(client)
-            elif rng.random() < self._pipeline:
-                count = rng.randint(2, 5)
-                commands = [self._command(client) for _ in range(count)]
-                commands.append((b"ECHO", self._value(client)))
-                await client.ask_all(commands)
-            else:
-                await client.ask(*self._command(client))
+            async with self.gate:
+                await self._act(client)
+
+    async def _act(self, client: Client) -> None:
+        rng = client.rng
+        if rng.random() < client.world.plan.moves:
+            client.leave()
+        choice = rng.random()
+        if choice < 0.1:
+            await self._hold_lock(client)
+        elif choice < 0.2:
+            await self._transfer(client)
+        elif choice < 0.3:
+            await self._lease(client)
+        elif choice < 0.45:
+            await self._do_private(client)
+        elif rng.random() < self._pipeline:
+            count = rng.randint(2, 5)
+            commands = [self._command(client) for _ in range(count)]
+            commands.append((b"ECHO", self._value(client)))
+            await client.ask_all(commands)
+        else:
+            await client.ask_all([self._command(client)])
 
     def _command(self, client: Client) -> Command:
-        kinds = (self._register, self._register, self._counter, self._append, self._change)
+        kinds = (
+            self._register,
+            self._register,
+            self._registers,
+            self._counter,
+            self._append,
+            self._change,
+        )
         return client.rng.choice(kinds)(client)
+
+    def _registers(self, client: Client) -> Command:
+        """MGET or MSET of different keys, which may be anywhere."""
+        wanted = client.rng.randint(1, 4)
+        keys = list(dict.fromkeys(self._key(client, b"register") for _ in range(wanted)))
+        if client.rng.random() < 0.5:
+            return b"MGET", *keys
+        return b"MSET", *(word for key in keys for word in (key, self._value(client)))
 
     def _register(self, client: Client) -> Command:
         key = self._key(client, b"register")
@@ -105,8 +144,11 @@ class Workload:
         generation = self._lock_generation[place]
         key = b"lock:%d:%d" % (place, generation)
         token = self._value(client)
-        acquired = await client.ask(b"SET", key, token, b"NX")
-        if acquired.reply == b"OK":
+        if generation % 2:
+            acquired = await client.ask(b"SETNX", key, token)
+        else:
+            acquired = await client.ask(b"SET", key, token, b"NX")
+        if acquired.reply in (b"OK", 1):
             await trio.sleep(client.rng.expovariate(5))
             await client.ask(b"GET", key)
             released = await client.ask(b"DEL", key)
@@ -116,6 +158,52 @@ class Workload:
             return
         # Nobody knows who holds it: the clients agree on another one.
         self._lock_generation[place] = max(self._lock_generation[place], generation + 1)
+
+    async def _transfer(self, client: Client) -> None:
+        group = self._key(client, b"pair")
+        one, other = b"{%s}:a" % group, b"{%s}:b" % group
+        if client.rng.random() < 0.5:
+            await client.ask_together(group, [(b"GET", one), (b"GET", other)])
+            return
+        if client.rng.random() < 0.5:
+            one, other = other, one
+        amount = b"%d" % client.rng.randint(1, 9)
+        await client.ask_together(group, [(b"DECRBY", one, amount), (b"INCRBY", other, amount)])
+
+    async def _lease(self, client: Client) -> None:
+        if self._leases and client.rng.random() < 0.7:
+            await client.ask(b"GET", client.rng.choice(self._leases))
+            return
+        key = b"lease:" + self._value(client)
+        ttl_ms = b"%d" % client.rng.randint(500, 6000)
+        self._leases = [*self._leases[-LEASES_KEPT:], key]
+        if client.rng.random() < 0.5:
+            await client.ask(b"SET", key, self._value(client), b"PX", ttl_ms)
+        elif (await client.ask(b"SET", key, self._value(client))).is_acknowledged:
+            await client.ask(b"PEXPIRE", key, ttl_ms)
+
+    async def _do_private(self, client: Client) -> None:
+        """Some commands on the session's own keys, at once or as a transaction, till the outcome of one is not known."""
+        private = self._private.get(client.session)
+        if private is None or private.left <= 0:
+            generation = 0 if private is None else private.generation + 1
+            private = self._private[client.session] = _Private(client.session, generation)
+        state = dict(private.state)
+        commands: list[Command] = []
+        for _ in range(client.rng.randint(1, 3)):
+            command = private.draw(client.rng, state, self._value(client))
+            state, _ = step(state, command)
+            commands.append(command)
+        private.left -= len(commands)
+        if client.rng.random() < 0.3:
+            operation = await client.ask_together(private.tag, commands)
+            done = [operation]
+        else:
+            done = await client.ask_all(commands)
+        if all(operation.is_acknowledged for operation in done):
+            private.state = state
+        elif not all(operation.is_refused for operation in done):
+            private.left = 0
 
     def _key(self, client: Client, kind: bytes) -> bytes:
         number = client.rng.randrange(self._keys)
@@ -130,6 +218,62 @@ class Workload:
     def _value(self, client: Client) -> bytes:
         self._values += 1
         return b"%d.%d" % (client.session, self._values)
+
+
+class _Private:
+    """The keys of one session, all in one slot, and what they hold as far as everything was answered."""
+
+    def __init__(self, session: int, generation: int) -> None:
+        self.generation = generation
+        self.left = PRIVATE_OPERATIONS
+        self.tag = b"{private:%d:%d}" % (session, generation)
+        self.keys = [self.tag + name for name in (b"a", b"b", b"c")]
+        self.state: State = {}
+
+    def draw(self, rng: random.Random, state: State, value: bytes) -> Command:
+        """A command that answers no error in this state."""
+        key, other = rng.sample(self.keys, 2)
+        choices: list[Command] = [
+            (b"SET", key, value),
+            (b"GET", key),
+            (b"DEL", key, other),
+            (b"APPEND", key, value),
+            (b"STRLEN", key),
+            (b"EXISTS", key, other),
+            (b"MSET", key, value, other, value),
+            (b"MGET", key, other),
+            (b"GETDEL", key),
+        ]
+        if key in state:
+            choices += [(b"RENAME", key, other), (b"RENAMENX", key, other), (b"RENAME", key, other)]
+        if state.get(key, b"0").isdigit() and len(state.get(key, b"")) < 15:
+            choices.append((b"INCRBY", key, b"%d" % rng.randint(1, 99)))
+        return rng.choice(choices)
+
+
+class Gate:
+    """What clients pass before they ask for anything. Closed by who needs that nothing is under way."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self._is_closed = False
+        self._opened = trio.Event()
+
+    async def __aenter__(self) -> None:
+        while self._is_closed:
+            await self._opened.wait()
+        self.inside += 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self.inside -= 1
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._opened = trio.Event()
+
+    def open(self) -> None:
+        self._is_closed = False
+        self._opened.set()
 
 
 def _is_over(operation: Operation) -> bool:

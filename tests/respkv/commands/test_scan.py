@@ -368,7 +368,7 @@ def test_writes_while_a_sliced_command_runs(command: str, is_cold: bool) -> None
     assert {b"key:%d" % number for number in range(300)} <= set(found)
 
 
-@pytest.mark.parametrize("steps", range(3))
+@pytest.mark.parametrize("steps", range(2))
 def test_a_flush_while_keys_are_counted(steps: int) -> None:
     node = Sessions()
     one, two = node.open(), node.open()
@@ -386,15 +386,17 @@ def test_a_flush_while_keys_are_counted(steps: int) -> None:
 
 
 def test_a_key_that_appears_where_none_was_is_counted() -> None:
-    """DBSIZE is suspended among empty slots; then a key comes into one of these."""
+    """DBSIZE is suspended in a slot, and knows that others are empty; then keys come into these."""
     node = Sessions()
     one, two = node.open(), node.open()
+    for number in range(1000):
+        node.ask(one, f"SET {{{FIRST_TAG}}}{number} v")
     node.send(one, "DBSIZE")
     assert one.out == []
     for number in range(200):
         node.ask(two, f"SET key:{number} v")
     node.finish(one)
-    assert node.ask(one, "DBSIZE") == 200
+    assert node.ask(one, "DBSIZE") == 1200
 
 
 @pytest.mark.parametrize("is_cold", [False, True], ids=["warm", "cold"])
