@@ -40,7 +40,6 @@ from respkv import cluster_view
 from respkv.cluster_view import coordinated
 from respkv.command import Command
 from respkv.commands.scan import Search, check_flush_mode, parse_cursor
-from respkv.dispatch import IN_TRANSACTION, _text_of
 from respkv.gather_answer import Answers
 from respkv.gather_survey import Surveys
 from respkv.gather_task import LATER, Later, Task, Tasks
@@ -67,6 +66,7 @@ from respkv.gather_wire import (
 )
 from respkv.keyspace import TYPE_NAMES
 from respkv.operation import Operation, Pipeline
+from respkv.refusal import IN_TRANSACTION, text_of
 from respkv.reply import OK, Reply, ReplyError, encode
 from respkv.session import IN_MULTI, REPLY_OFF, REPLY_SKIP, TRACKING, Session
 
@@ -140,7 +140,7 @@ class Gather:
             peers.coordinator,
             self._surveys,
             self.tasks.wake,
-            lambda error: _text_of(error, is_early=False),
+            lambda error: text_of(error, is_early=False),
         )
         self._asked: dict[int, Asked] = {}
         self._seen: dict[NodeId, dict[bytes, None]] = {}
@@ -174,7 +174,7 @@ class Gather:
         operation = Operation(self._dispatch, session, command, args, now_ms, inf)
         operation.is_local = False
         operation.started_ns = self.node.clock_ns()
-        self._dispatch._admit(session, pipeline, operation)
+        self._dispatch.admit(session, pipeline, operation)
         self._begin(operation)
         return True
 
@@ -183,12 +183,12 @@ class Gather:
         if name == "SWAPDB":
             is_cluster = operation.session.is_cluster
             refusal = cluster_view.SWAPDB_REFUSED if is_cluster else SWAPDB_REFUSED
-            self._dispatch._end(operation, refusal)
+            self._dispatch.end(operation, refusal)
             return
         if len(self.tasks) >= TASKS_MAX:
-            self._dispatch._end(operation, BUSY)
+            self._dispatch.end(operation, BUSY)
             return
-        task = Task(inf, lambda error: self._dispatch._end(operation, error))
+        task = Task(inf, lambda error: self._dispatch.end(operation, error))
         task.steps = self._steps(task, operation)
         self.tasks.start(task)
 
@@ -468,7 +468,7 @@ class Gather:
         topology = self._topology
         candidates = topology.candidates(slot)
         fresh = [name for name in candidates if name not in avoid] or candidates
-        if not is_write and topology.me in fresh and self._dispatch._reads_anywhere:
+        if not is_write and topology.me in fresh and self._dispatch.reads_anywhere:
             return topology.me
         return fresh[0] if fresh else None
 

@@ -90,7 +90,7 @@ class Answers:
             self.errors += (b"%d" % index, data)
         self.left -= 1
         if not self.left:
-            self.dispatch.answer_sets(self)
+            self.dispatch.forwarding.answer_sets(self)
 
 
 # Whose command it is, what it is a part of (None: a lone command), which part, and the command.
@@ -114,7 +114,7 @@ class Group(Pending):
         self.started_ns = started_ns
 
     def settled(self) -> None:
-        self.dispatch.finish_group(self)
+        self.dispatch.grouping.finish_group(self)
 
     def stale(self) -> None:
         raise AssertionError("members go on alone")
@@ -125,13 +125,13 @@ class Group(Pending):
     def again(self, attempt: int, place: Place) -> None:
         index = self._leave(place)
         if index is not None:
-            self.dispatch.go_on_alone(self.members[index])
+            self.dispatch.grouping.go_on_alone(self.members[index])
             self.confirm(attempt)
 
     def fail(self, attempt: int, error: ClusterError, place: Place) -> None:
         index = self._leave(place)
         if index is not None:
-            self.dispatch.fail_alone(self.members[index], self.command, error)
+            self.dispatch.grouping.fail_alone(self.members[index], self.command, error)
             self.confirm(attempt)
 
     def _leave(self, place: Place) -> int | None:

@@ -300,7 +300,7 @@ class Node:
     def _others_changed(self, row: Row) -> None:
         """Another node has changed a row: tell the clients that may have cached its key."""
         key = key_of(row)
-        writer = None if self.peers is None else self.peers.dispatch.writer_of(key)
+        writer = None if self.peers is None else self.peers.dispatch.forwarding.writer_of(key)
         self.tracking.invalidate_keys([key], writer)
 
     def apply_limits(self) -> None:

@@ -16,20 +16,24 @@ Core: no sockets; `respkv/dispatch.py` runs them.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.errors import ClusterError
 from cluster.ring import NodeId
 from cluster.round import Pending
-from cluster.slot import Key, Slot
+from cluster.slot import DATABASE_COUNT, Key, Slot
 from engine.store import Pins
+from respkv.command import TABLE
+from respkv.number import integer_or_none
 from respkv.session import Session, Transaction
 
 if TYPE_CHECKING:
     from respkv.command import Command
     from respkv.dispatch import Dispatch
 
+OF_NO_SESSION: Final = frozenset(("SELECT", "PING", "ECHO", "TIME"))
 OPERATIONS_MAX: Final = 1024  # Of one session at the same time.
 Origin = tuple[NodeId, bytes]  # Who forwarded an operation, and its number there.
 
@@ -113,7 +117,7 @@ class Operation(Pending):
         self.dispatch.finish(self)
 
     def stale(self) -> None:
-        self.dispatch.run_again(self)
+        self.dispatch.execution.run_again(self)
 
     def failed(self, error: ClusterError) -> None:
         self.dispatch.fail(self, error)
@@ -122,6 +126,32 @@ class Operation(Pending):
     def transaction(self) -> Transaction | None:
         """Of an EXEC, which runs in a session of its own."""
         return None
+
+
+class ExecOperation(Operation):
+    """An EXEC, with what MULTI had queued and WATCH had seen. It runs in a session of its own each time."""
+
+    __slots__ = ("_transaction", "watches")
+
+    def __init__(
+        self, dispatch: Dispatch, session: Session, now_ms: int, deadline_s: float
+    ) -> None:
+        super().__init__(dispatch, session, TABLE.commands["EXEC"], [b"EXEC"], now_ms, deadline_s)
+        assert session.transaction is not None
+        self._transaction = session.transaction
+        self.watches = dict(session.watches)
+
+    @property
+    def transaction(self) -> Transaction:
+        return self._transaction
+
+    @property
+    def is_of_session(self) -> bool:
+        """Whether a command is in it that looks at the client's session, or at the node: CLIENT, INFO, ..."""
+        return any(
+            not command.keys and command.name not in OF_NO_SESSION
+            for command, _ in self._transaction.commands
+        )
 
 
 class Pipeline:
@@ -215,3 +245,31 @@ def _count_down(counts: dict[Key, int], key: Key) -> None:
         del counts[key]
     else:
         counts[key] -= 1
+
+
+def is_plain_command(command: Command, args: list[bytes]) -> bool:
+    """GET, MGET, MSET, and SET whose effect does not depend on what was there."""
+    name = command.name
+    if name == "SET":
+        return len(args) == 3 or not any(
+            option.upper() in (b"NX", b"XX", b"GET", b"KEEPTTL") for option in args[3:]
+        )
+    return name in ("GET", "MGET", "MSET")
+
+
+def is_idempotent(operation: Operation) -> bool:
+    if operation.transaction is not None:
+        return all(not command.is_write for command, _ in operation.transaction.commands)
+    return operation.is_plain or not operation.command.is_write
+
+
+def by_database(operation: Operation) -> Iterator[tuple[int, Command, list[bytes]]]:
+    """The commands of a transaction, each with the database that is selected behind it."""
+    assert operation.transaction is not None
+    db = operation.db
+    for queued, args in operation.transaction.commands:
+        if queued.name == "SELECT":
+            number = integer_or_none(args[1])
+            if number is not None and 0 <= number < DATABASE_COUNT:
+                db = number
+        yield db, queued, args

@@ -58,7 +58,8 @@ from cluster.topology import Topology
 from cluster.transport import Message, Transport
 from engine.errors import EngineError
 from engine.store import PageFault
-from respkv.dispatch import VERBS, Dispatch
+from respkv.dispatch import Dispatch
+from respkv.forwarding import VERBS
 from respkv.gather import Gather
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class Peers:
         self._parts: dict[bytes, Callable[[NodeId, Message], bool]] = {
             **dict.fromkeys((ACK, SAME, STATES, NOT), self.coordinator.receive),
             **dict.fromkeys((WRITE, READ, REPAIR), self.participant.receive),
-            **dict.fromkeys(VERBS, self.dispatch.receive),
+            **dict.fromkeys(VERBS, self.dispatch.forwarding.receive),
         }
         self._heard_s: dict[NodeId, float] = {}
         self._new_promises: list[tuple[NodeId, Sequence[bytes]]] = []
@@ -215,7 +216,7 @@ class Peers:
                     self._lose(event.name)
                 case MemberRestarted():
                     self.participant.forget(event.name)
-                    self.dispatch.forget(event.name)
+                    self.dispatch.forwarding.forget(event.name)
                     self.gather.forget(event.name)
                 case ClockOff() | ClockBack():
                     self.is_clock_off = self.membership.is_clock_off
@@ -234,7 +235,7 @@ class Peers:
     def _lose(self, peer: NodeId) -> None:
         self.coordinator.now_s = self.node.now_s
         self.coordinator.disconnected(peer)
-        self.dispatch.disconnected(peer)
+        self.dispatch.forwarding.disconnected(peer)
         self.gather.disconnected(peer)
 
     @property
@@ -258,8 +259,8 @@ class Peers:
 
     def prepare(self) -> None:
         """The tick ends: the last chance to execute something before the log is written."""
-        if self.dispatch.has_parked and not self.node.runner.is_stalled:
-            self.dispatch.try_parked()
+        if self.dispatch.execution.has_parked and not self.node.runner.is_stalled:
+            self.dispatch.execution.try_parked()
         self.work()
         self.node.tracking.flush()  # Of what others have changed.
 
@@ -308,7 +309,7 @@ class Peers:
             self._gossiped_s = now_s
             self._act(self.membership.tick(now_s, self.node.now_ms()))
         self.coordinator.tick(now_s)
-        self.dispatch.tick(now_s)
+        self.dispatch.forwarding.tick(now_s)
         self.gather.tick(now_s)
         self.exchange.tick(now_s)
         self._has_exchange_work = True

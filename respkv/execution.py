@@ -1,0 +1,248 @@
+"""Execution: runs an operation on the local replica, as often as it takes, and begins its wait for others.
+
+It does not choose the node (`respkv/dispatch.py`) and knows no quorums (`cluster/coordinator.py`). A
+handler runs on the context as on a single node. What it wrote is committed at once; then the coordinator
+is told what was read and written, and the operation waits. It may have to run again: for a page, because
+another node had seen more, or because another node was faster.
+
+A command that writes some rows and depends on others has all of them confirmed before it writes
+(`Phase`): a write that was built upon something overtaken could not be taken back.
+
+Core.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cluster.record import decode
+from cluster.round import ConflictLost
+from cluster.slot import Row, Slot, row_of, slot_of
+from engine.errors import EngineError
+from engine.store import PageFault
+from respkv.gather_place import places_of
+from respkv.lane import OK_BYTES
+from respkv.operation import ExecOperation, Operation, Phase, by_database
+from respkv.refusal import TIMED_OUT, TOO_LARGE, text_of
+from respkv.reply import OK, Reply, ReplyError, encode
+from respkv.session import IN_MULTI, TRACKING, Session, Transaction
+
+if TYPE_CHECKING:
+    from respkv.dispatch import Dispatch
+
+
+class Execution:
+    """One per dispatch."""
+
+    def __init__(self, dispatch: Dispatch, retries_max: int) -> None:
+        self._dispatch = dispatch
+        self.node = dispatch.node
+        self.coordinator = dispatch.coordinator
+        self.retries_max = retries_max
+        self._parked: list[Operation] = []
+
+    def execute(self, operation: Operation) -> None:
+        """Run a command on the local replica, and wait for what it read and wrote to be on enough replicas."""
+        node = self.node
+        runner = node.runner
+        command = operation.command
+        is_write = command.is_write
+        transaction = operation.transaction
+        if transaction is not None:
+            is_write = any(queued.is_write for queued, _ in transaction.commands)
+        if is_write:
+            if node.refusal is not None:
+                self._dispatch.end(operation, node.refusal)
+                return
+            if runner.is_stalled:
+                self._park(operation)
+                return
+        is_blind = operation.is_blind
+        coordinator = self.coordinator
+        is_checked = coordinator.quorums.checks_all or not is_blind
+        for slot in operation.slots:
+            lack = coordinator.lack(slot, is_write=is_write, is_checked=is_checked)
+            if lack is not None:
+                self._dispatch.end(operation, text_of(lack, is_early=True))
+                return
+        operation.started_ns = node.clock_ns()
+        context = node.context
+        session = self._session_of(operation)
+        context.bind(session, operation.now_ms)
+        context.db = node.databases[session.db]
+        context.args = operation.args
+        context.store.pinned = operation.pins
+        written: list[tuple[Slot, Row, bytes]] = []
+        reads: list[tuple[Slot, Row, bytes | None]] = []
+        reply: Reply
+        try:
+            places = self._places(operation, session)
+            if not is_blind and is_write:
+                store = context.store
+                for slot, row in places:
+                    if coordinator.must_wait(slot, row, store.get(slot, row)):
+                        self._park(operation)
+                        return
+            if operation.hlc and self._is_overtaken(operation, places):
+                reply = OK
+            else:
+                reply = runner.call(command, operation.args)
+        except ReplyError as error:
+            error.__traceback__ = None
+            context.drop()
+            command.failed_calls += 1
+            node.count_error(error)
+            reply = error
+        except PageFault as fault:
+            context.drop()
+            self._fetch(operation, fault)
+            return
+        except EngineError as error:
+            context.drop()
+            self._dispatch.end(operation, node.data_error(error))
+            return
+        finally:
+            if transaction is not None:
+                runner.end_transaction(session)
+        try:
+            store = context.store
+            reads = [
+                (slot, row, store.get(slot, row))
+                for slot, row in places
+                if row not in context.effects
+            ]
+            if operation.phase is Phase.REFRESHED:
+                reads = []
+            elif reads and context.effects and not is_blind and coordinator.quorums.r > 1:
+                # What it read may be overtaken, and then it must not have written.
+                context.drop()
+                operation.phase = Phase.REFRESHING
+                reads = [(slot, row, store.get(slot, row)) for slot, row in places]
+                coordinator.begin(operation, reads, [], is_checked=is_checked)
+                return
+            if context.effects:
+                if max(len(effect[3]) for effect in context.effects.values()) > (
+                    self._dispatch.message_bytes_max
+                ):
+                    context.drop()
+                    self._dispatch.end(operation, TOO_LARGE)
+                    return
+                if node.tracking.is_active:
+                    node.tracking.invalidate(context.effects, context.flushed, session)
+                context.commit(written)
+        except PageFault as fault:
+            context.drop()
+            self._fetch(operation, fault)
+            return
+        finally:
+            context.store.pinned = {}
+        is_resp3 = session.is_resp3 if transaction is not None else operation.is_resp3
+        operation.data = encode(reply, resp3=is_resp3)
+        if session.mode & TRACKING and operation.attempt == 0:
+            # Now, and not when it is answered: what changes in between has to be told.
+            if transaction is None:
+                node.tracking.remember(session, command, operation.args)
+            node.tracking.end_command(session, command)
+        if command.name == "WATCH" and operation.origin is not None:
+            self._give_watched(operation, session)
+        coordinator.begin(operation, reads, written, is_checked=is_checked)
+        if not operation.waits and not operation.is_over:
+            operation.is_over = True
+            self._dispatch.finish(operation)
+
+    def _session_of(self, operation: Operation) -> Session:
+        """The session that a command sees: the client's, or one that stands for it. EXEC finds it as it was."""
+        session = operation.session
+        if operation.origin is not None and operation.transaction is not None:
+            session = Session(0, "", "", self.node.limits, self.node.now_s, authenticated=True)
+        if not session.id or operation.transaction is not None:
+            session.db, session.is_resp3 = operation.db, operation.is_resp3
+        if operation.transaction is not None:
+            assert isinstance(operation, ExecOperation)
+            session.transaction = Transaction(list(operation.transaction.commands))
+            session.watches = dict(operation.watches)
+            session.mode |= IN_MULTI
+        return session
+
+    def _give_watched(self, operation: Operation, agent: Session) -> None:
+        """The client watches, not the agent: answer what it has seen."""
+        watched = [(db, key, dots) for (db, key), dots in agent.watches.items()]
+        agent.watches.clear()
+        if not operation.data.startswith(b"-"):
+            operation.data = msgspec.msgpack.encode(watched)
+
+    def take_watched(self, operation: Operation) -> None:
+        if operation.data.startswith(b"-"):
+            return
+        watched = msgspec.msgpack.decode(operation.data, type=list[tuple[int, bytes, bytes | None]])
+        for db, key, dots in watched:
+            operation.session.watches.setdefault((db, key), dots)
+        operation.data = OK_BYTES
+
+    def _places(self, operation: Operation, session: Session) -> list[tuple[Slot, Row]]:
+        """The rows of the keys that a command names."""
+        databases = self.node.databases
+        db = databases[operation.db]
+        command, args = operation.command, operation.args
+        transaction = operation.transaction
+        if transaction is None:
+            return places_of(command, args, db, databases)
+        places: dict[tuple[Slot, Row], None] = {}
+        for number, queued, queued_args in by_database(operation):
+            for place in places_of(queued, queued_args, databases[number], databases):
+                places[place] = None
+        for watched_db, key in session.watches:
+            places[slot_of(key), row_of(databases[watched_db], key)] = None
+        return list(places)
+
+    def _is_overtaken(self, operation: Operation, places: list[tuple[Slot, Row]]) -> bool:
+        """Whether a SET that may have been made before has been overwritten since."""
+        store = self.node.context.store
+        raws = [store.get(slot, row) for slot, row in places]
+        return bool(raws) and all(
+            raw is not None and max(v.hlc for v in decode(raw).versions) >= operation.hlc
+            for raw in raws
+            if raw is None or decode(raw).versions
+        )
+
+    def _fetch(self, operation: Operation, fault: PageFault) -> None:
+        """Have a page read, then run again."""
+
+        def resume(now_ms: int, failure: ReplyError | None) -> None:
+            if failure is not None:
+                self._dispatch.end(operation, failure)
+            elif not operation.is_done:
+                self.execute(operation)
+
+        self.node.fetch(fault, operation.pins, resume)
+
+    def _park(self, operation: Operation) -> None:
+        self._parked.append(operation)
+
+    def run_again(self, operation: Operation) -> None:
+        """What it saw has been overtaken."""
+        operation.phase = Phase.FIRST
+        if operation.attempt > self.retries_max:
+            operation.is_over = True
+            self._dispatch.end(operation, text_of(ConflictLost(is_partial=False), is_early=False))
+            return
+        if operation.deadline_s <= self.node.now_s:
+            operation.is_over = True
+            self._dispatch.end(operation, TIMED_OUT)
+            return
+        self.execute(operation)
+
+    @property
+    def has_parked(self) -> bool:
+        return bool(self._parked)
+
+    def try_parked(self) -> None:
+        """Run what waited for a stall to end, or for another command's fate."""
+        parked, self._parked = self._parked, []
+        for operation in parked:
+            if operation.deadline_s <= self.node.now_s:
+                self._dispatch.end(operation, TIMED_OUT)
+            elif not operation.is_done:
+                self.execute(operation)

@@ -1,0 +1,353 @@
+"""Forwarding: commands that another node executes, and those that others send here.
+
+    FORWARD number ms db resp3 time name argument*     ms: what is left of its time
+    FORWARD.EXEC number ms db resp3 time packed        packed: commands and watches, MessagePack
+    REPLY number bytes                                 RESP, ready for the client
+    REFUSED number reason                              it was not executed
+    FORWARD.SETS number ms db (key value)*             plain SETs
+    REPLY.SETS number (index error)*                   all were done, but for these
+
+A request is forwarded once at most: who gets it executes it or refuses it, and then it may go to another.
+When the node that executes it is lost, an idempotent command goes to the next one, with the time of its
+first try; of any other nobody knows whether it took effect, and the error says so. Each number is
+answered once: one that comes again gets the same answer.
+
+Core: messages go through the transport seam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from cluster.ring import NodeId
+from cluster.slot import Key, Slot, slot_of
+from respkv.command import TABLE
+from respkv.group import Answers, Member, Sets
+from respkv.lane import OK_BYTES
+from respkv.operation import ExecOperation, Operation, by_database, is_idempotent, is_plain_command
+from respkv.refusal import TIMED_OUT, UNKNOWN
+from respkv.reply import ReplyError
+from respkv.session import TRACKING, Session, Transaction
+
+if TYPE_CHECKING:
+    from respkv.dispatch import Dispatch
+
+FORWARD: Final = b"FORWARD"
+FORWARD_EXEC: Final = b"FORWARD.EXEC"
+REPLY: Final = b"REPLY"
+REFUSED: Final = b"REFUSED"
+FORWARD_SETS: Final = b"FORWARD.SETS"
+REPLY_SETS: Final = b"REPLY.SETS"
+VERBS: Final = (FORWARD, FORWARD_EXEC, FORWARD_SETS, REPLY, REPLY_SETS, REFUSED)
+SEEN_MAX: Final = 4096  # Forwarded operations that are remembered of each peer.
+
+
+class Packed(msgspec.Struct, array_like=True):
+    """A transaction on its way to the node that executes it."""
+
+    commands: list[list[bytes]]
+    watches: list[tuple[int, bytes, bytes | None]]
+
+
+class Forwarding:
+    """One per dispatch."""
+
+    def __init__(self, dispatch: Dispatch, first_id: int) -> None:
+        self._dispatch = dispatch
+        self.node = dispatch.node
+        self.topology = dispatch.topology
+        self.transport = dispatch.transport
+        self.timeout_s = dispatch.timeout_s
+        self.promise = dispatch.promise
+        self.forwards: dict[int, Operation | Sets] = {}
+        self.forwarded_total = 0
+        self._next_id = first_id
+        self._agents: dict[NodeId, Session] = {}
+        # Forwarded operations of each peer by number: the answer, or None while it is not there.
+        self._seen: dict[NodeId, dict[bytes, Sequence[bytes] | None]] = {}
+
+    def forward(self, operation: Operation, target: NodeId) -> None:
+        self._next_id += 1
+        operation.number = self._next_id
+        operation.target = target
+        operation.started_ns = self.node.clock_ns()
+        self.forwards[operation.number] = operation
+        self.forwarded_total += 1
+        ms = max(1, int((operation.deadline_s - self.node.now_s) * 1000))
+        head = (
+            b"%d" % operation.number,
+            b"%d" % ms,
+            b"%d" % operation.db,
+            b"1" if operation.is_resp3 else b"0",
+            b"%d" % operation.hlc,
+        )
+        if operation.transaction is not None:
+            assert isinstance(operation, ExecOperation)
+            packed = Packed(
+                [args for _, args in operation.transaction.commands],
+                [(db, key, dots) for (db, key), dots in operation.watches.items()],
+            )
+            self.transport.send(target, (FORWARD_EXEC, *head, msgspec.msgpack.encode(packed)))
+        else:
+            self.transport.send(target, (FORWARD, *head, *operation.args))
+
+    def receive(self, peer: NodeId, message: list[bytes]) -> bool:
+        """Take a message of another node's dispatch; False if it is none."""
+        verb = message[0]
+        if verb == REPLY:
+            operation = self._answered(peer, message)
+            if operation is not None:
+                operation.is_over = True
+                operation.data = message[2]
+                if operation.command.name == "WATCH":
+                    self._dispatch.execution.take_watched(operation)
+                elif operation.transaction is not None and operation.data.startswith(b"*"):
+                    operation.session.db = list(by_database(operation))[-1][0]
+                if operation.session.mode & TRACKING:
+                    self._disown(operation)
+                self._dispatch.show(operation, self.node.clock_ns() - operation.started_ns)
+                self._dispatch.release(operation)
+        elif verb == REPLY_SETS:
+            self._take_set_replies(peer, message)
+        elif verb == FORWARD_SETS:
+            self._take_sets(peer, message)
+        elif verb in (FORWARD, FORWARD_EXEC):
+            self._take_forwarded(peer, message)
+        elif verb == REFUSED:
+            sets = self.forwards.get(int(message[1]))
+            if isinstance(sets, Sets):
+                if sets.target == peer:
+                    del self.forwards[sets.number]
+                    self._lose_sets(sets, is_executed=False)
+                return True
+            operation = self._answered(peer, message)
+            if operation is not None:
+                self._try_another(operation, is_executed=False)
+        else:
+            return False
+        return True
+
+    def _answered(self, peer: NodeId, message: list[bytes]) -> Operation | None:
+        operation = self.forwards.get(int(message[1]))
+        if not isinstance(operation, Operation) or operation.target != peer:
+            return None
+        del self.forwards[operation.number]
+        return operation
+
+    def _take_forwarded(self, peer: NodeId, message: list[bytes]) -> None:
+        number = message[1]
+        if not self._is_first(peer, number):
+            return
+        agent = self.agent(peer)
+        agent.db, agent.is_resp3 = int(message[3]), message[4] == b"1"
+        deadline_s = self.node.now_s + int(message[2]) / 1000
+        now_ms = self.node.now_ms()
+        operation = self._forwarded(agent, message, now_ms, deadline_s)
+        if operation is None or not self._can_execute(operation):
+            del self._seen[peer][number]
+            self.promise(peer, (REFUSED, number, b"not here"))
+            return
+        operation.origin = (peer, number)
+        operation.hlc = int(message[5])
+        self._dispatch.in_flight += 1
+        self._dispatch.execution.execute(operation)
+
+    def _is_first(self, peer: NodeId, number: bytes) -> bool:
+        """Whether a forwarded message has to be worked on; if not, its answer is given again if there is one."""
+        seen = self._seen.setdefault(peer, {})
+        if number in seen:
+            if (answer := seen[number]) is not None:
+                self.promise(peer, answer)
+            return False
+        if len(seen) >= SEEN_MAX:
+            del seen[next(iter(seen))]
+        seen[number] = None
+        return True
+
+    def agent(self, peer: NodeId) -> Session:
+        """The session that stands for a peer's clients."""
+        agent = self._agents.get(peer)
+        if agent is None:
+            agent = self._agents[peer] = Session(
+                0, "", "", self.node.limits, self.node.now_s, authenticated=True
+            )
+        return agent
+
+    def _forwarded(
+        self, agent: Session, message: list[bytes], now_ms: int, deadline_s: float
+    ) -> Operation | None:
+        if message[0] == FORWARD_EXEC:
+            packed = msgspec.msgpack.decode(message[6], type=Packed)
+            agent.transaction = Transaction(
+                [(TABLE.resolve(args), args) for args in packed.commands]
+            )
+            agent.watches = {(db, key): dots for db, key, dots in packed.watches}
+            transaction = ExecOperation(self._dispatch, agent, now_ms, deadline_s)
+            agent.transaction, agent.watches = None, {}
+            slots: dict[Slot, None] = {}
+            for command, args in transaction.transaction.commands:
+                slots.update((slot_of(args[at]), None) for at in command.key_positions(args))
+            slots.update((slot_of(key), None) for _, key in transaction.watches)
+            transaction.slots = tuple(slots)
+            return transaction
+        args = message[6:]
+        try:
+            command = TABLE.resolve(args)
+        except ReplyError:  # A newer node's command.
+            return None
+        operation = Operation(self._dispatch, agent, command, args, now_ms, deadline_s)
+        operation.slots = tuple(
+            dict.fromkeys(slot_of(args[at]) for at in command.key_positions(args))
+        )
+        operation.is_plain = is_plain_command(command, args)
+        operation.is_blind = operation.is_plain and command.is_write
+        return operation
+
+    def _can_execute(self, operation: Operation) -> bool:
+        topology = self.topology
+        return (
+            topology.me not in topology.incomplete
+            and not self.node.is_stopping
+            and all(topology.owns(slot) for slot in operation.slots)
+        )
+
+    def _try_another(self, operation: Operation, *, is_executed: bool) -> None:
+        """The node that it was forwarded to refused, or is lost (`is_executed`: it may have run)."""
+        if is_executed:
+            if not is_idempotent(operation):
+                self._dispatch.end(operation, UNKNOWN)
+                return
+            if operation.command.is_write and not operation.hlc:
+                operation.hlc = operation.now_ms << 16
+        assert operation.target is not None
+        operation.tried = (*operation.tried, operation.target)
+        if operation.deadline_s <= self.node.now_s:
+            self._dispatch.end(operation, TIMED_OUT)
+            return
+        if isinstance(operation, ExecOperation):
+            target = self._dispatch.place_exec(operation)
+        else:
+            positions = operation.command.key_positions(operation.args)
+            target = self._dispatch.place(
+                operation.command, operation.slots, operation.args, positions, operation.tried
+            )
+        self._dispatch.start(operation, target)
+
+    def tick(self, now_s: float) -> None:
+        """Give up what has had its time."""
+        for forward in list(self.forwards.values()):
+            if forward.deadline_s > now_s:
+                continue
+            del self.forwards[forward.number]
+            if isinstance(forward, Sets):
+                for member in forward.members:
+                    self._dispatch.grouping.deliver(member, b"-%b\r\n" % TIMED_OUT.line)
+            else:
+                self._dispatch.end(forward, TIMED_OUT)
+
+    def disconnected(self, peer: NodeId) -> None:
+        """What was forwarded to a peer may have run there or not."""
+        for forward in list(self.forwards.values()):
+            if forward.target != peer or self.forwards.pop(forward.number, None) is None:
+                continue
+            if isinstance(forward, Sets):
+                self._lose_sets(forward, is_executed=True)
+            else:
+                self._try_another(forward, is_executed=True)
+
+    def forget(self, peer: NodeId) -> None:
+        """The peer is another process now."""
+        self._seen.pop(peer, None)
+
+    def forward_sets(self, target: NodeId, members: list[Member], db: int, now_ms: int) -> None:
+        self._next_id += 1
+        deadline_s = self.node.now_s + self.timeout_s
+        self.forwards[self._next_id] = Sets(target, members, self._next_id, now_ms, deadline_s)
+        self.forwarded_total += len(members)
+        ms = max(1, int(self.timeout_s * 1000))
+        message = [FORWARD_SETS, b"%d" % self._next_id, b"%d" % ms, b"%d" % db]
+        for member in members:
+            message += member[3][1:]
+        self.transport.send(target, message)
+
+    def _take_sets(self, peer: NodeId, message: list[bytes]) -> None:
+        """Another node forwards plain SETs."""
+        number = message[1]
+        if not self._is_first(peer, number):
+            return
+        if self.topology.me in self.topology.incomplete or self.node.is_stopping:
+            del self._seen[peer][number]
+            self.promise(peer, (REFUSED, number, b"not here"))
+            return
+        agent = self.agent(peer)
+        agent.db, agent.is_resp3 = int(message[3]), False
+        answers = Answers(self._dispatch, peer, number, (len(message) - 4) >> 1)
+        members: list[Member] = [
+            (agent, answers, index, [b"SET", *message[at : at + 2]])
+            for index, at in enumerate(range(4, len(message) - 1, 2))
+        ]
+        now_ms = self.node.now_ms()
+        grouping = self._dispatch.grouping
+        if grouping.is_usual:
+            members = grouping.set_here(members, self.node.databases[agent.db], now_ms)
+        for member in members:
+            agent.db = int(message[3])
+            self._dispatch.grouping.go_on_alone(member)
+
+    def answer_sets(self, answers: Answers) -> None:
+        answer = (REPLY_SETS, answers.number, *answers.errors)
+        seen = self._seen.get(answers.peer)
+        if seen is not None and answers.number in seen:
+            seen[answers.number] = answer
+        self.promise(answers.peer, answer)
+
+    def _take_set_replies(self, peer: NodeId, message: list[bytes]) -> None:
+        sets = self.forwards.get(int(message[1]))
+        if not isinstance(sets, Sets) or sets.target != peer:
+            return
+        del self.forwards[sets.number]
+        errors = {int(message[at]): message[at + 1] for at in range(2, len(message) - 1, 2)}
+        for index, member in enumerate(sets.members):
+            self._dispatch.grouping.deliver(member, errors.get(index, OK_BYTES))
+
+    def _lose_sets(self, sets: Sets, *, is_executed: bool) -> None:
+        """The node that they were forwarded to refused, or is lost: each goes on alone."""
+        hlc = sets.now_ms << 16 if is_executed else 0
+        for member in sets.members:
+            self._dispatch.grouping.go_on_alone(member, hlc=hlc, tried=(sets.target,))
+
+    def writer_of(self, key: Key) -> Session | None:
+        """The client of this node that tracks keys, and has a command on this one under way to another node."""
+        for operation in self.forwards.values():
+            if isinstance(operation, Sets) or not operation.session.mode & TRACKING:
+                continue
+            if key in operation.args or (
+                operation.transaction is not None
+                and any(key in args for _, args in operation.transaction.commands)
+            ):
+                return operation.session
+        return None
+
+    def _disown(self, operation: Operation) -> None:
+        """A client that tracks what it reads has read it elsewhere."""
+        session, tracking = operation.session, self.node.tracking
+        transaction = operation.transaction
+        read = (
+            [(operation.command, operation.args)] if transaction is None else transaction.commands
+        )
+        for command, args in read:
+            tracking.disown(session, command, args)
+        tracking.end_command(session, operation.command)
+
+    def answer(self, operation: Operation) -> None:
+        """Send the reply of an operation that another node had forwarded."""
+        assert operation.origin is not None
+        peer, number = operation.origin
+        answer = (REPLY, number, operation.data)
+        seen = self._seen.get(peer)
+        if seen is not None and number in seen:
+            seen[number] = answer
+        self.promise(peer, answer)
