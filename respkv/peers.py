@@ -72,6 +72,7 @@ VERSIONS: Final = VersionRange(1, 1)  # Of the protocol between nodes.
 RETRY_S: Final = 0.1  # Then a second replica is asked to confirm a read.
 EXCHANGE_NS: Final = 1_000_000  # In each tick.
 MESSAGE_OVERHEAD_BYTES: Final = 1 << 18  # Beside one value, in a message of the bus.
+SLOTS_IN_FLIGHT: Final = 32  # Transfers from each peer: nearly all are one small message.
 GROUPS_PER_ROUND: Final = 4  # Of 128: on a busy node every slot changes all the time.
 PAGE_ROWS: Final = 64
 Promise = tuple[int, NodeId, Sequence[bytes]]
@@ -123,7 +124,7 @@ class Peers:
             _Slots(node, self.replica),
             self.transport,
             node.rng,
-            ExchangeSettings(groups_per_round=GROUPS_PER_ROUND),
+            ExchangeSettings(groups_per_round=GROUPS_PER_ROUND, slots_in_flight=SLOTS_IN_FLIGHT),
             self._fetch_for_exchange,
         )
         self.dispatch = Dispatch(
