@@ -82,6 +82,8 @@ ROUND_BYTES_MAX: Final = (
     1 << 20
 )  # Then a message goes out, and the next writes come into another one.
 
+_NONE: Final[dict[Place, bytes]] = {}  # Never changed.
+
 Fetch = Callable[[PageFault, Callable[[], None]], None]  # Have a page read, then call.
 
 
@@ -119,6 +121,9 @@ class Batch:
     weight_bytes: int = (
         0  # Of the values in `pieces`; plain ones of `respkv.group` are too small to count.
     )
+    alive: tuple[
+        NodeId, ...
+    ] = ()  # Those of `peers` that can be reached, as of `Coordinator.look`.
     can_read: bool = False  # Enough replicas can be reached, as of `Coordinator.look`.
     can_write: bool = False
 
@@ -178,9 +183,9 @@ class Coordinator:
         self._looked = topology.changes
         needed = self.needed(is_checked=self.quorums.checks_all)
         for batch in self._all_batches:
-            others = sum(1 for peer in batch.peers if topology.is_reachable(peer))
+            batch.alive = tuple(peer for peer in batch.peers if topology.is_reachable(peer))
             confirming = sum(1 for peer in batch.peers if self._can_confirm(peer))
-            batch.can_write = others >= needed
+            batch.can_write = len(batch.alive) >= needed
             batch.can_read = confirming >= self.quorums.r - 1
 
     # What was executed
@@ -274,12 +279,14 @@ class Coordinator:
     def _begin_unit(self, op: Pending, writes: Sequence[tuple[Slot, Row, bytes]]) -> None:
         """Several rows: a round of their own for each set of replicas, in order with the others."""
         self.seal()
+        self.look()
         needed = self.needed(is_checked=True)
         by_peers: dict[tuple[NodeId, ...], list[tuple[Slot, Row, bytes]]] = {}
         for write in writes:
             by_peers.setdefault(tuple(sorted(self.batches[write[0]].peers)), []).append(write)
         for unit in by_peers.values():
-            batch = Batch(self.batches[unit[0][0]].peers)
+            mine = self.batches[unit[0][0]]
+            batch = Batch(mine.peers, alive=mine.alive)
             for slot, row, raw in unit:
                 self.note_context(batch, slot)
                 batch.writes.append((op, op.attempt, slot, row, raw))
@@ -294,6 +301,7 @@ class Coordinator:
         if not self._open:
             return
         opened, self._open = self._open, []
+        self.look()
         for batch in opened:
             batch.is_open = False
             batch.weight_bytes = 0
@@ -321,12 +329,14 @@ class Coordinator:
         needed: int,
         flags: bytes,
     ) -> None:
-        peers = tuple(peer for peer in batch.peers if self.topology.is_reachable(peer))
+        peers = batch.alive
         blob = b"".join(pieces)
-        contexts = b"".join(
-            slot.to_bytes(2, "little") + len(clock).to_bytes(2, "little") + clock
-            for slot, clock in batch.contexts.items()
-        )
+        contexts = b""
+        if batch.contexts:
+            contexts = b"".join(
+                slot.to_bytes(2, "little") + len(clock).to_bytes(2, "little") + clock
+                for slot, clock in batch.contexts.items()
+            )
         number = self._new_id()
         round_ = WriteRound(
             number, peers, needed, entries, self.now_s + self.timeout_s, flags == UNIT, len(blob)
@@ -375,11 +385,18 @@ class Coordinator:
         self._next_id += 1
         return self._next_id
 
-    def flush(self) -> None:
-        """Send what was sealed: the log has been written."""
+    def flush(self, *, is_logged: bool = True) -> None:
+        """Send what was sealed, once the log has been written.
+
+        If it could not be, only questions leave: nobody may have a write that this node may yet forget, and
+        whose dot it would then give to another.
+        """
         self.seal()
         if self.outbox:
             outbox, self.outbox = self.outbox, []
+            if not is_logged:
+                self.outbox = [each for each in outbox if each[1][0] != READ]
+                outbox = [each for each in outbox if each[1][0] == READ]
             send = self.transport.send
             for peer, message in outbox:
                 send(peer, message)
@@ -414,21 +431,14 @@ class Coordinator:
         round_ = self.writes.get(_number(message))
         if round_ is None:
             return
-        refused = {}
-        for at in range(2, len(message) - 1, 2):
-            state = message[at + 1]
-            if state:
-                record_of(state)
-            refused[place_of(message[at])] = state
+        refused = _NONE if len(message) == 2 else _refused(message)
         if not round_.add_answer(peer, refused):
             return
-        if refused:
+        if refused or round_.has_refusals:
             self.conflicts_total += len(refused)
-        if not round_.is_decided and not refused and not round_.has_refusals:
-            if len(round_.answers) >= round_.needed:
-                self._accept_all(round_)
-        else:
             self._judge(round_)
+        elif not round_.is_decided and len(round_.answers) >= round_.needed:
+            self._accept_all(round_)
         if round_.is_complete:
             self._close(round_)
             if self._doomed:
@@ -436,8 +446,11 @@ class Coordinator:
 
     def _accept_all(self, round_: WriteRound) -> None:
         round_.is_decided = True
-        if round_.needed:
-            for op, attempt, _, _, _ in round_.entries:
+        if not round_.needed:
+            return
+        decided = round_.decided
+        for number, (op, attempt, _, _, _) in enumerate(round_.entries):
+            if not decided or number not in decided:
                 op.confirm(attempt)
 
     def _close(self, round_: WriteRound) -> None:
@@ -745,6 +758,17 @@ class Coordinator:
                 self._close(round_)
                 if self._doomed:
                     self._judge_doomed()
+
+
+def _refused(message: list[bytes]) -> dict[Place, bytes]:
+    """The rows of an acknowledgement that were not taken, with their states. Raises MalformedDelta."""
+    refused = {}
+    for at in range(2, len(message) - 1, 2):
+        state = message[at + 1]
+        if state:
+            record_of(state)
+        refused[place_of(message[at])] = state
+    return refused
 
 
 def dots_of(raw: bytes | None) -> bytes:

@@ -30,7 +30,7 @@ BYTES_MAX: Final = 4096
 
 
 class Life(msgspec.Struct, frozen=True):
-    """`boot` names the run of the machine (empty: not known).
+    """`boot` names the run of the machine (empty: not known, or the log has failed in it).
 
     `is_durable`: nothing was acknowledged before it was on the disk.
     """

@@ -201,10 +201,24 @@ class Replica:
             life.write(self.store.disk, changed)
             self.life = changed
 
+    def doubt(self) -> None:
+        """The log has failed: what this process did may be lost, though the machine goes on. Raises DiskError.
+
+        The next start is then one as after a power cut.
+        """
+        changed = msgspec.structs.replace(self.life, boot="")
+        life.write(self.store.disk, changed)
+        self.life = changed
+
     def close(self) -> None:
-        """Sync and close everything; the next start goes on where this ended. Raises EngineError."""
+        """Sync and close everything; the next start goes on where this ended. Raises EngineError.
+
+        After a failure of the log it does not: nobody knows what the disk has.
+        """
+        is_clean = self.store.log.failure is None
         self.store.close()
-        life.write(self.store.disk, msgspec.structs.replace(self.life, is_clean=True))
+        if is_clean:
+            life.write(self.store.disk, msgspec.structs.replace(self.life, is_clean=True))
 
     def capture(self) -> bytes:
         """The state to keep, as `restore` takes it."""
@@ -334,45 +348,56 @@ class Replica:
         store = self.store
         clocks = self.clocks
         own, sole, beyond = clocks.own, clocks.sole, clocks.beyond
-        heard = self.heard
+        unsettled, heard = self.unsettled, self.heard
         others_changed = self.others_changed
         self.has_heard = True
+        clock = self.clock
         hlc_max = (now_ms + SKEW_MAX_MS) << 16
+        memtable, pieces = store.memtable, store.log.pieces
+        memory = memtable.slots
         at, size = start, len(blob)
+        logged = start  # Before this, what was taken as it came stands in `pieces`.
         unpack, unpack_header = _ENTRY.unpack_from, HEADER.unpack_from
         column_of: Actor = SEVERAL  # Which none is: NOBODY has to be looked at.
         column: array[Counter] = own
-        while at < size:
-            if at + 11 > size:
-                raise MalformedDelta("an entry cut short")
-            _, slot, row_length, raw_length = unpack(blob, at)
-            row_at = at + 11
-            raw_at = row_at + row_length
-            end = raw_at + raw_length
-            if end > size or raw_length < HEADER_BYTES or row_length < 7 or slot >= SLOT_COUNT:
-                raise MalformedDelta("an entry with impossible lengths")
-            row = blob[row_at:raw_at]
-            raw = blob[raw_at:end]
-            kind = raw[0]
-            if kind & MANY:
-                delta = record_of(raw)
-                if conflict := self._accept_slowly(slot, row, delta, is_checked, hlc_max):
-                    yield conflict
-                at = end
-                continue
-            _, actor, counter, hlc = unpack_header(raw)
-            if actor != column_of:
-                if actor in (NOBODY, clocks.actor):
-                    raise MalformedDelta("a dot of this node's own actor")
-                column, column_of = clocks.column(actor), actor
-            if (
-                slot not in contexts
-                and not own[slot]
-                and (sole[slot] == actor or sole[slot] == NOBODY)
-                and column[slot] == counter - 1
-                and slot not in beyond
-                and slot not in self.unsettled
-            ):
+        try:
+            while at < size:
+                if at + 11 > size:
+                    raise MalformedDelta("an entry cut short")
+                flags, slot, row_length, raw_length = unpack(blob, at)
+                row_at = at + 11
+                raw_at = row_at + row_length
+                end = raw_at + raw_length
+                if end > size or raw_length < HEADER_BYTES or row_length < 7 or slot >= SLOT_COUNT:
+                    raise MalformedDelta("an entry with impossible lengths")
+                row = blob[row_at:raw_at]
+                raw = blob[raw_at:end]
+                kind, actor, counter, hlc = unpack_header(raw)
+                if actor != column_of and not kind & MANY:
+                    if actor in (NOBODY, clocks.actor):
+                        raise MalformedDelta("a dot of this node's own actor")
+                    column, column_of = clocks.column(actor), actor
+                if (
+                    kind & MANY
+                    or column[slot] != counter - 1
+                    or own[slot]
+                    or (sole[slot] != actor and sole[slot] != NOBODY)
+                    or slot in contexts
+                    or slot in beyond
+                    or slot in unsettled
+                    or flags != COMPLETE
+                ):
+                    delta = record_of(raw)
+                    if not kind & MANY:
+                        delta = _delta_of(raw, contexts.get(slot))
+                    if logged < at:  # In order.
+                        pieces.append(blob[logged:at])
+                    logged = at  # Should it fault: this one was not taken.
+                    conflict = self._accept_slowly(slot, row, delta, is_checked, hlc_max)
+                    logged = at = end
+                    if conflict is not None:
+                        yield conflict
+                    continue
                 if kind & HAS_EXPIRY:
                     if raw_length < EXPIRY_HEADER_BYTES:
                         raise MalformedDelta("a record cut short")
@@ -381,16 +406,23 @@ class Replica:
                 column[slot] = counter
                 sole[slot] = actor
                 heard[slot] += 1
-                if hlc > self.clock.last and hlc <= hlc_max:
-                    self.clock.last = hlc
-                store.apply(slot, row, raw)
+                if clock.last < hlc <= hlc_max:
+                    clock.last = hlc
+                # What `Store.apply` does; the log gets all of them in one piece.
+                rows = memory[slot]
+                old = rows.get(row)
+                rows[row] = raw
+                if old is not None:
+                    memtable.weight_bytes += raw_length - len(old)
+                else:
+                    memtable.weight_bytes += row_length + raw_length + ENTRY_OVERHEAD_BYTES
+                    store.forget_below(slot, row)
+                at = end
                 if others_changed is not None:
                     others_changed(row)
-            else:
-                delta = _delta_of(raw, contexts.get(slot))
-                if conflict := self._accept_slowly(slot, row, delta, is_checked, hlc_max):
-                    yield conflict
-            at = end
+        finally:
+            if logged < at:
+                pieces.append(blob if at - logged == size else blob[logged:at])
 
     def refusals(self, blob: bytes, contexts: dict[Slot, SlotClock]) -> list[Conflict]:
         """What `accept` would refuse of a blob, of which nothing is applied. Raises PageFault, MalformedDelta."""
