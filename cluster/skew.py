@@ -70,6 +70,11 @@ class PeerClocks:
         aheads = self._aheads()
         return round(aheads[name] - median(aheads.values())) if name in aheads else None
 
+    def lead_ms(self, peer: NodeId) -> float:
+        """How far a peer's calendar is ahead of this node's own; 0 if nothing is known of it."""
+        aheads = self._aheads()
+        return aheads.get(peer, self.ahead_ms) - self.ahead_ms
+
     def judge(self, now_ms: float, wall_ms: float) -> list[ClockOff | ClockBack]:
         """Compare all clocks; tell whose verdict has changed. To be called once a second or so."""
         self.ahead_ms = wall_ms - now_ms

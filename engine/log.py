@@ -95,6 +95,7 @@ MARKER: Final = 2
 _ENTRY = Struct("<BHII")
 ENVELOPE: Final = _ENTRY.pack
 """`ENVELOPE(flags, slot, row_length, raw_length)`: the bytes before a row in a frame."""
+ENVELOPE_BYTES: Final = _ENTRY.size
 read_envelope: Final = _ENTRY.unpack
 """What `ENVELOPE` was given."""
 
@@ -177,7 +178,8 @@ class CommitLog:
         "synced",
     )
 
-    pieces: list[bytes]  # Of the next frame: an envelope, a row and raw for each entry.
+    # Of the next frame: an envelope, a row and raw for each entry, or several entries as one piece.
+    pieces: list[bytes]
     position: int  # The end of what was written.
     synced: int  # The end of what is durable.
     failure: EngineError | None  # Why the log takes nothing any more.

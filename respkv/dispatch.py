@@ -33,7 +33,7 @@ from respkv.execution import Execution
 from respkv.forwarding import Forwarding
 from respkv.grouping import RUN_MIN, Grouping
 from respkv.operation import ExecOperation, Operation, Phase, Pipeline, is_plain_command
-from respkv.refusal import IN_TRANSACTION, NO_REPLICA, SPREAD, TOO_BUSY, TOO_LARGE, text_of
+from respkv.refusal import IN_TRANSACTION, NO_REPLICA, SPREAD, TOO_BUSY, TOO_LARGE, doubted, text_of
 from respkv.reply import ReplyError
 from respkv.runner import FIND
 from respkv.session import (
@@ -392,6 +392,8 @@ class Dispatch:
 
     def end(self, operation: Operation, error: ReplyError) -> None:
         """Answer an error."""
+        if operation.may_have_run:
+            error = doubted(error)
         operation.is_over = True
         operation.command.failed_calls += 1
         self.node.count_error(error)

@@ -28,6 +28,7 @@ from respkv.operation import ExecOperation, Operation, Phase, by_database
 from respkv.refusal import TIMED_OUT, TOO_LARGE, text_of
 from respkv.reply import OK, Reply, ReplyError, encode
 from respkv.session import IN_MULTI, TRACKING, Session, Transaction
+from respkv.unlogged import UNLOGGED
 
 if TYPE_CHECKING:
     from respkv.dispatch import Dispatch
@@ -52,6 +53,12 @@ class Execution:
         transaction = operation.transaction
         if transaction is not None:
             is_write = any(queued.is_write for queued, _ in transaction.commands)
+        unlogged = node.unlogged
+        if unlogged is not None and unlogged.is_shown_by(
+            command, operation.args, operation.session
+        ):
+            self._dispatch.end(operation, UNLOGGED)
+            return
         if is_write:
             if node.refusal is not None:
                 self._dispatch.end(operation, node.refusal)

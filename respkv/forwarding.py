@@ -1,14 +1,15 @@
 """Forwarding: commands that another node executes, and those that others send here.
 
-    FORWARD number ms db resp3 time name argument*     ms: what is left of its time
-    FORWARD.EXEC number ms db resp3 time packed        packed: commands and watches, MessagePack
+    FORWARD number ms begin db resp3 time name argument*     ms: what is left of its time; begin: when it
+                                                             must have begun, by the sender's calendar
+    FORWARD.EXEC number ms begin db resp3 time packed        packed: commands and watches, MessagePack
     REPLY number bytes                                 RESP, ready for the client
     REFUSED number reason                              it was not executed
-    FORWARD.SETS number ms db (key value)*             plain SETs
+    FORWARD.SETS number ms begin db (key value)*       plain SETs
     REPLY.SETS number (index error)*                   all were done, but for these
 
 A request is forwarded once at most: who gets it executes it or refuses it, and then it may go to another.
-When the node that executes it is lost, an idempotent command goes to the next one, with the time of its
+When the node that executes it is lost or late, an idempotent command goes to the next one, with the time of its
 first try; of any other nobody knows whether it took effect, and the error says so. Each number is
 answered once: one that comes again gets the same answer.
 
@@ -17,7 +18,7 @@ Core: messages go through the transport seam.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -42,6 +43,10 @@ REFUSED: Final = b"REFUSED"
 FORWARD_SETS: Final = b"FORWARD.SETS"
 REPLY_SETS: Final = b"REPLY.SETS"
 VERBS: Final = (FORWARD, FORWARD_EXEC, FORWARD_SETS, REPLY, REPLY_SETS, REFUSED)
+PATIENCE: Final = (
+    0.25  # Of an operation's time: then an idempotent one is sent to another node too.
+)
+CLOCK_MARGIN_MS: Final = 100  # By what the clocks of two nodes are known less well than this.
 SEEN_MAX: Final = 4096  # Forwarded operations that are remembered of each peer.
 
 
@@ -65,6 +70,9 @@ class Forwarding:
         self.forwards: dict[int, Operation | Sets] = {}
         self.forwarded_total = 0
         self._next_id = first_id
+        self._begin_ms = int(PATIENCE * self.timeout_s * 1000) - CLOCK_MARGIN_MS
+        # How far a peer's calendar is ahead; `respkv/peers.py` sets it.
+        self.lead_ms: Callable[[NodeId], float] = lambda peer: 0.0
         self._agents: dict[NodeId, Session] = {}
         # Forwarded operations of each peer by number: the answer, or None while it is not there.
         self._seen: dict[NodeId, dict[bytes, Sequence[bytes] | None]] = {}
@@ -77,9 +85,11 @@ class Forwarding:
         self.forwards[operation.number] = operation
         self.forwarded_total += 1
         ms = max(1, int((operation.deadline_s - self.node.now_s) * 1000))
+        begin_ms = self._begin_ms if is_idempotent(operation) else ms
         head = (
             b"%d" % operation.number,
             b"%d" % ms,
+            b"%d" % (self.node.now_ms() + begin_ms),
             b"%d" % operation.db,
             b"1" if operation.is_resp3 else b"0",
             b"%d" % operation.hlc,
@@ -142,7 +152,9 @@ class Forwarding:
         if not self._is_first(peer, number):
             return
         agent = self.agent(peer)
-        agent.db, agent.is_resp3 = int(message[3]), message[4] == b"1"
+        if self._is_late(peer, message):
+            return
+        agent.db, agent.is_resp3 = int(message[4]), message[5] == b"1"
         deadline_s = self.node.now_s + int(message[2]) / 1000
         now_ms = self.node.now_ms()
         operation = self._forwarded(agent, message, now_ms, deadline_s)
@@ -151,9 +163,21 @@ class Forwarding:
             self.promise(peer, (REFUSED, number, b"not here"))
             return
         operation.origin = (peer, number)
-        operation.hlc = int(message[5])
+        operation.hlc = int(message[6])
         self._dispatch.in_flight += 1
         self._dispatch.execution.execute(operation)
+
+    def _is_late(self, peer: NodeId, message: list[bytes]) -> bool:
+        """Refuse what should have begun before now: the sender may have asked another node already.
+
+        It lay in a buffer while this process or the network stood still. Done now, it would undo what
+        was written meanwhile.
+        """
+        if self.node.now_ms() + self.lead_ms(peer) <= int(message[3]):
+            return False
+        del self._seen[peer][message[1]]
+        self.promise(peer, (REFUSED, message[1], b"late"))
+        return True
 
     def _is_first(self, peer: NodeId, number: bytes) -> bool:
         """Whether a forwarded message has to be worked on; if not, its answer is given again if there is one."""
@@ -180,7 +204,7 @@ class Forwarding:
         self, agent: Session, message: list[bytes], now_ms: int, deadline_s: float
     ) -> Operation | None:
         if message[0] == FORWARD_EXEC:
-            packed = msgspec.msgpack.decode(message[6], type=Packed)
+            packed = msgspec.msgpack.decode(message[7], type=Packed)
             agent.transaction = Transaction(
                 [(TABLE.resolve(args), args) for args in packed.commands]
             )
@@ -193,7 +217,7 @@ class Forwarding:
             slots.update((slot_of(key), None) for _, key in transaction.watches)
             transaction.slots = tuple(slots)
             return transaction
-        args = message[6:]
+        args = message[7:]
         try:
             command = TABLE.resolve(args)
         except ReplyError:  # A newer node's command.
@@ -237,9 +261,12 @@ class Forwarding:
         self._dispatch.start(operation, target)
 
     def tick(self, now_s: float) -> None:
-        """Give up what has had its time."""
+        """Send to another node what is late and may be repeated, and give up what has had its time."""
+        late_s = self.timeout_s * (1 - PATIENCE)
         for forward in list(self.forwards.values()):
             if forward.deadline_s > now_s:
+                if forward.deadline_s - now_s < late_s:
+                    self._hurry(forward)
                 continue
             del self.forwards[forward.number]
             if isinstance(forward, Sets):
@@ -247,6 +274,20 @@ class Forwarding:
                     self._dispatch.grouping.deliver(member, b"-%b\r\n" % TIMED_OUT.line)
             else:
                 self._dispatch.end(forward, TIMED_OUT)
+
+    def _hurry(self, forward: Operation | Sets) -> None:
+        """Its node is late: it may be hung. Once, so that a slow cluster gets no more work."""
+        if isinstance(forward, Sets):
+            slots = [slot_of(member[3][1]) for member in forward.members]
+            if all(len(self.topology.candidates(slot)) > 1 for slot in slots):
+                del self.forwards[forward.number]
+                self._lose_sets(forward, is_executed=True)
+        elif not forward.tried and is_idempotent(forward) and self._has_another(forward):
+            del self.forwards[forward.number]
+            self._try_another(forward, is_executed=True)
+
+    def _has_another(self, operation: Operation) -> bool:
+        return all(len(self.topology.candidates(slot)) > 1 for slot in operation.slots)
 
     def disconnected(self, peer: NodeId) -> None:
         """What was forwarded to a peer may have run there or not."""
@@ -268,7 +309,8 @@ class Forwarding:
         self.forwards[self._next_id] = Sets(target, members, self._next_id, now_ms, deadline_s)
         self.forwarded_total += len(members)
         ms = max(1, int(self.timeout_s * 1000))
-        message = [FORWARD_SETS, b"%d" % self._next_id, b"%d" % ms, b"%d" % db]
+        begin_ms = self.node.now_ms() + self._begin_ms
+        message = [FORWARD_SETS, b"%d" % self._next_id, b"%d" % ms, b"%d" % begin_ms, b"%d" % db]
         for member in members:
             message += member[3][1:]
         self.transport.send(target, message)
@@ -282,19 +324,22 @@ class Forwarding:
             del self._seen[peer][number]
             self.promise(peer, (REFUSED, number, b"not here"))
             return
+        if self._is_late(peer, message):
+            return
         agent = self.agent(peer)
-        agent.db, agent.is_resp3 = int(message[3]), False
-        answers = Answers(self._dispatch, peer, number, (len(message) - 4) >> 1)
+        db = int(message[4])
+        agent.db, agent.is_resp3 = db, False
+        answers = Answers(self._dispatch, peer, number, (len(message) - 5) >> 1)
         members: list[Member] = [
             (agent, answers, index, [b"SET", *message[at : at + 2]])
-            for index, at in enumerate(range(4, len(message) - 1, 2))
+            for index, at in enumerate(range(5, len(message) - 1, 2))
         ]
         now_ms = self.node.now_ms()
         grouping = self._dispatch.grouping
         if grouping.is_usual:
             members = grouping.set_here(members, self.node.databases[agent.db], now_ms)
         for member in members:
-            agent.db = int(message[3])
+            agent.db = db
             self._dispatch.grouping.go_on_alone(member)
 
     def answer_sets(self, answers: Answers) -> None:

@@ -125,7 +125,7 @@ class Group(Pending):
     def again(self, attempt: int, place: Place) -> None:
         index = self._leave(place)
         if index is not None:
-            self.dispatch.grouping.go_on_alone(self.members[index])
+            self.dispatch.grouping.go_on_alone(self.members[index], is_again=True)
             self.confirm(attempt)
 
     def fail(self, attempt: int, error: ClusterError, place: Place) -> None:

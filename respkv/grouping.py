@@ -179,8 +179,15 @@ class Grouping:
         self.coordinator.look()
         return self.lane.set(self._set, members, db, now_ms)
 
-    def go_on_alone(self, member: Member, *, hlc: int = 0, tried: tuple[NodeId, ...] = ()) -> None:
-        """A member of a group becomes an operation of its own."""
+    def go_on_alone(
+        self,
+        member: Member,
+        *,
+        hlc: int = 0,
+        tried: tuple[NodeId, ...] = (),
+        is_again: bool = False,
+    ) -> None:
+        """A member of a group becomes an operation of its own. `is_again`: the group has run it, in vain."""
         session, part_of, index, args = member
         command = self._get if len(args) == 2 else self._set
         now_ms = self.node.now_ms()
@@ -193,6 +200,8 @@ class Grouping:
         operation.is_blind = command is self._set
         operation.hlc = hlc
         operation.tried = tried
+        if is_again:
+            operation.written, operation.attempt = 0, 1
         self._dispatch.in_flight += 1
         if part_of is None:
             session.is_grouped = False

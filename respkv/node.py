@@ -508,6 +508,10 @@ class Node:
     def fail(self, error: EngineError) -> None:
         """Leave service: nothing more can be promised."""
         self.log.error("the node leaves service", reason=str(error))
+        try:
+            self.replica.doubt()
+        except EngineError as failure:
+            self.log.error("nor can it note that its log has failed", reason=str(failure))
         self.exit_status = 1
         self.front.stop_listening()
         self._stop_wake.set()

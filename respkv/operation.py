@@ -113,6 +113,11 @@ class Operation(Pending):
         self.hlc = 0  # Of a write that may have been made before: its timestamp then.
         self.started_ns = 0
 
+    @property
+    def may_have_run(self) -> bool:
+        """Whether an earlier attempt, here or elsewhere, may last: then no error may say that nothing was done."""
+        return bool(self.hlc) or (self.is_blind and 0 <= self.written < self.attempt)
+
     def settled(self) -> None:
         self.dispatch.finish(self)
 

@@ -149,6 +149,8 @@ class Peers:
             **dict.fromkeys((WRITE, READ, REPAIR), self.participant.receive),
             **dict.fromkeys(VERBS, self.dispatch.forwarding.receive),
         }
+        self._leads: dict[NodeId, float] = {}
+        self.dispatch.forwarding.lead_ms = lambda peer: self._leads.get(peer, 0.0)
         self._heard_s: dict[NodeId, float] = {}
         self._new_promises: list[tuple[NodeId, Sequence[bytes]]] = []
         self._has_exchange_work = True
@@ -266,8 +268,8 @@ class Peers:
         self.node.tracking.flush()  # Of what others have changed.
 
     def flush(self, position: int) -> None:
-        """The tick has ended, and the log is written up to `position`."""
-        self.coordinator.flush()
+        """The tick has ended, and the log is written up to `position`, unless the disk took nothing."""
+        self.coordinator.flush(is_logged=not self.node.store.log.pieces)
         promises, self._new_promises = self._new_promises, []
         if promises:
             if position <= self.node.releasable and not self._promises:
@@ -309,6 +311,8 @@ class Peers:
         if now_s - self._gossiped_s >= self.membership.settings.interval_s:
             self._gossiped_s = now_s
             self._act(self.membership.tick(now_s, self.node.now_ms()))
+            clocks = self.membership.clocks
+            self._leads = {peer: clocks.lead_ms(peer) for peer in self.topology.peers}
         self.coordinator.tick(now_s)
         self.dispatch.forwarding.tick(now_s)
         self.gather.tick(now_s)

@@ -16,6 +16,9 @@ from respkv.reply import ReplyError
 UNKNOWN: Final = ReplyError(
     "UNKNOWN the node that executed this command was lost: it may or may not have taken effect"
 )
+TRIED: Final = ReplyError(
+    "UNKNOWN the command was tried before, and cannot be tried again: it may or may not have taken effect"
+)
 NO_REPLICA: Final = ReplyError("NOREPLICAS no replica of this key can be reached now")
 TIMED_OUT: Final = ReplyError(
     "TIMEOUT no answer in time: the command may or may not have taken effect"
@@ -28,6 +31,11 @@ SPREAD: Final = ReplyError(
     "CROSSSLOT no single node holds all keys of this command: give them one hash tag, such as {name}"
 )
 IN_TRANSACTION: Final = ReplyError("ERR this command cannot be used inside MULTI in a cluster")
+
+
+def doubted(error: ReplyError) -> ReplyError:
+    """The same error for a command of which an earlier attempt may have taken effect."""
+    return error if error.line.startswith((b"TIMEOUT", b"UNKNOWN")) else TRIED
 
 
 def text_of(error: ClusterError, *, is_early: bool) -> ReplyError:

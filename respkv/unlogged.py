@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from cluster.slot import SYSTEM_SLOT, Key, key_of
-from engine.log import MARKER, read_envelope
+from engine.log import ENVELOPE_BYTES, MARKER, read_envelope
 from respkv.command import Command, Flag
 from respkv.context import DATABASES_ROW
 from respkv.reply import ReplyError
@@ -36,7 +36,6 @@ UNLOGGED: Final = ReplyError(
     "MISCONF The disk is full, and the last change of what this command reads or writes is not on it yet: "
     "it is refused until there is room."
 )
-_PIECES_PER_ENTRY: Final = 3
 _OF_THE_KEYSPACE: Final = Flag.READONLY | Flag.WRITE
 # They have no such flag in Redis.
 _SHOW_KEYS: Final = ("CLUSTER|COUNTKEYSINSLOT", "CLUSTER|GETKEYSINSLOT")
@@ -53,9 +52,13 @@ class Unlogged:
 
     def add(self, pieces: list[bytes]) -> None:
         """Entries that stay staged, as `CommitLog.pieces` has them."""
-        for at in range(0, len(pieces), _PIECES_PER_ENTRY):
-            flags, slot, _, _ = read_envelope(pieces[at])
-            row = pieces[at + 1]
+        blob = b"".join(pieces)
+        at = 0
+        while at < len(blob):
+            row_at = at + ENVELOPE_BYTES
+            flags, slot, row_length, raw_length = read_envelope(blob[at:row_at])
+            row = blob[row_at : row_at + row_length]
+            at = row_at + row_length + raw_length
             if flags & MARKER or (slot == SYSTEM_SLOT and row == DATABASES_ROW):
                 self._has_all = True
             elif slot != SYSTEM_SLOT:

@@ -9,24 +9,40 @@ its place. `planted` refuses if nothing is replaced, so that none does nothing a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from cluster import delta
+from cluster.coordinator import SAME
+from cluster.delta import clock_of
+from cluster.life import Life
+from cluster.participant import Participant
+from cluster.record import Record
+from cluster.replica import Replica
+from cluster.round import Place, WriteRound
+from cluster.slot import Slot
 from engine.log import CommitLog
+from respkv import dispatch
 from respkv.node import Node
+from respkv.operation import Operation
+from respkv.peers import Peers
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A bug in place of `owner.name`, which worlds of at least `nodes` nodes can show."""
+    """A bug in place of `owner.name`, which worlds of at least `nodes` nodes can show.
+
+    `plan`: what the plans of its campaign are like, where they do not depend on the seed.
+    """
 
     text: str
     owner: Any
     name: str
     make: Callable[[Any], Any]
     nodes: int = 1
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def planted(self) -> Iterator[None]:
@@ -55,7 +71,97 @@ def _lazy_sync(original: Callable[[CommitLog], int]) -> Callable[[CommitLog], in
     return sync
 
 
+def _same_actor(original: Callable[[Life, str], bool]) -> Callable[[Life, str], bool]:
+    """After a power cut a node goes on counting where its log ends: what it had sent and lost has the same dots."""
+    return lambda life, boot: True
+
+
+def _early_promise(original: Callable[..., None]) -> Callable[..., None]:
+    """A replica acknowledges before its log was written."""
+    return lambda peers, peer, answer: peers.transport.send(peer, answer)
+
+
+def _counted_twice(original: Callable[..., bool]) -> Callable[..., bool]:
+    """An answer that comes twice counts as two."""
+
+    def add_answer(round_: WriteRound, peer: str, refused: dict[Place, bytes]) -> bool:
+        is_again = peer in round_.answers
+        return original(round_, peer, refused) or (is_again and _note_twice(round_, peer, refused))
+
+    return add_answer
+
+
+def _note_twice(round_: WriteRound, peer: str, refused: dict[Place, bytes]) -> bool:
+    round_.answers[peer + " again"] = refused
+    return True
+
+
+def _last_writer_wins(
+    original: Callable[[Record, Record], Record],
+) -> Callable[[Record, Record], Record]:
+    """Of two versions that did not see each other the later one stays."""
+
+    def join(a: Record, b: Record) -> Record:
+        both = original(a, b)
+        versions = sorted((*a.versions, *b.versions), key=lambda version: version.hlc)
+        return Record(tuple(versions[-1:]), both.context, both.beyond)
+
+    return join
+
+
+def _always_same(original: Callable[..., None]) -> Callable[..., None]:
+    """A replica confirms whatever another one has read."""
+    return lambda participant, peer, message: participant._promise(peer, (SAME, message[1]))
+
+
+def _clock_ahead(original: Callable[..., None]) -> Callable[..., None]:
+    """A slot's clock takes over what a delta's author had seen, of which nothing may have come."""
+
+    def note(replica: Replica, slot: Slot, row: bytes, record: Record, hlc_max: int) -> None:
+        replica.clocks.join(slot, clock_of(record))
+        original(replica, slot, row, record, hlc_max)
+
+    return note
+
+
+def _no_conflict(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A replica takes writes of nodes that have missed something."""
+    return lambda replica, slot, row, record, clock: (None, None)
+
+
+def _retried(original: Callable[[Operation], bool]) -> Callable[[Operation], bool]:
+    """What was under way at a node that is lost is done again elsewhere, also an increment."""
+    return lambda operation: True
+
+
 CANARIES = {
+    "reused dot": Canary(
+        "a node goes on as the same actor after a power cut", Life, "lost_nothing", _same_actor, 3
+    ),
+    "early promise": Canary(
+        "a replica acknowledges before its log is written", Peers, "promise", _early_promise, 3
+    ),
+    "counted twice": Canary(
+        "an acknowledgement that comes twice counts as two",
+        WriteRound,
+        "add_answer",
+        _counted_twice,
+        5,
+        {"n": 5, "r": 3, "w": 3, "repetition": 0.5, "reordering": 0.1},
+    ),
+    "last writer wins": Canary(
+        "a join keeps the latest version only", delta, "join_records", _last_writer_wins, 3
+    ),
+    "missed refresh": Canary(
+        "a replica confirms what it does not have", Participant, "_read", _always_same, 3
+    ),
+    "clock ahead": Canary(
+        "a slot's clock covers what is not there", Replica, "_note_record", _clock_ahead, 3
+    ),
+    "stale coordinator": Canary("no conflict is ever found", Replica, "_check", _no_conflict, 3),
+    "retried increment": Canary(
+        "a command that is not idempotent is repeated", dispatch, "_is_idempotent", _retried, 3
+    ),
     "early reply": Canary(
         "an acknowledgement before the log is durable", Node, "releasable", _early_reply
     ),

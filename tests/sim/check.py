@@ -11,6 +11,9 @@ The workloads (`workload.py`) see to it that values are unique, so a value names
     check_appends     each acknowledged token is there once, in order, and all reads agree on it
     check_counters    a count is the sum of its increments, unknown ones bracketed
     check_locks       SET NX is held by one at a time
+    check_private     what a session does to keys of its own is as if there were nobody else
+    check_transfers   transactions on two keys are seen whole
+    check_leases      what expires is there until then, and not after it
     check_order       replies come in the order of the commands
     check_linearity   one order explains each key (`linearizable.py`)
     check_convergence all replicas of a slot hold the same
@@ -25,8 +28,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tests.sim import linearizable
-from tests.sim.history import FOREVER, History, Operation
+from tests.sim import linearizable, model
+from tests.sim.history import FOREVER, History, Operation, Reply
 from tests.sim.linearizable import Verdict
 
 LINEARITY_OPERATIONS_MAX: Final = 200
@@ -180,7 +183,7 @@ def check_appends(history: History) -> list[Finding]:
     findings = []
     for key, operations in with_only(history, (b"APPEND", b"GET")).items():
         appends = {op.args[2].rstrip(b";"): op for op in operations if op.name == b"APPEND"}
-        if not appends:
+        if not appends or not all(op.args[2].endswith(b";") for op in appends.values()):
             continue
         whole: list[bytes] = []
         for read in _reads(operations):
@@ -264,8 +267,8 @@ def check_locks(history: History) -> list[Finding]:
     first of those only.
     """
     findings = []
-    for key, operations in with_only(history, (b"SET", b"GET", b"DEL")).items():
-        acquired = [op for op in operations if op.args[3:] == (b"NX",) and op.reply == b"OK"]
+    for key, operations in with_only(history, (b"SET", b"SETNX", b"GET", b"DEL")).items():
+        acquired = [op for op in operations if _acquires(op)]
         if not _is_lock(operations):
             continue
         dels = [op for op in operations if op.name == b"DEL"]
@@ -283,15 +286,105 @@ def check_locks(history: History) -> list[Finding]:
 
 
 def _is_lock(operations: Sequence[Operation]) -> bool:
-    """Whether only SET NX was asked for, and DEL only by who had got it."""
-    holders = {op.session for op in operations if op.name == b"SET" and op.reply == b"OK"}
+    """Whether only SET NX or SETNX was asked for, and DEL only by who had got it."""
+    holders = {op.session for op in operations if _acquires(op)}
     return all(op.args[3:] == (b"NX",) for op in operations if op.name == b"SET") and all(
         op.session in holders for op in operations if op.name == b"DEL"
     )
 
 
+def _acquires(operation: Operation) -> bool:
+    if operation.name == b"SETNX":
+        return operation.reply == 1
+    return operation.args[3:] == (b"NX",) and operation.reply == b"OK"
+
+
 def _releases(release: Operation, acquired: Operation) -> bool:
     return release.session == acquired.session and release.number > acquired.number
+
+
+# Several keys
+
+
+def check_private(history: History) -> list[Finding]:
+    """Keys with the tag `{private...}` belong to one session: each reply is what a single-threaded server would say.
+
+    A group of keys is judged up to the first operation of which nobody knows whether it was done.
+    """
+    findings = []
+    groups: dict[bytes, list[Operation]] = {}
+    for operation in history.operations:
+        if operation.key.startswith(b"{private:") and not operation.is_refused:
+            groups.setdefault(operation.key.partition(b"}")[0], []).append(operation)
+    for tag, operations in groups.items():
+        state: model.State = {}
+        for operation in sorted(operations, key=lambda each: each.number):
+            if not operation.is_acknowledged:
+                break
+            before = state
+            state, reply = _step(state, operation)
+            if reply != operation.reply:
+                text = f"should answer {reply!r} where {before!r} is"
+                findings.append(Finding("private", tag, text, (operation,)))
+                break
+    return findings
+
+
+def _step(state: model.State, operation: Operation) -> tuple[model.State, Reply]:
+    if operation.name != b"EXEC":
+        return model.step(state, operation.args)
+    replies = []
+    for text in operation.args[2:]:
+        state, reply = model.step(state, tuple(text.split(b" ")))
+        replies.append(reply)
+    return state, replies
+
+
+def check_transfers(history: History) -> list[Finding]:
+    """Each transaction on a pair of keys leaves their sum at 0, and none sees another sum."""
+    findings = []
+    for operation in history.operations:
+        is_transfer = operation.name == b"EXEC" and operation.key.startswith(b"pair")
+        if not is_transfer or not operation.is_acknowledged:
+            continue
+        assert isinstance(operation.reply, list)
+        total = sum(int(each or 0) for each in operation.reply)  # type: ignore[arg-type,misc]
+        if total:
+            text = f"the sum is {total}"
+            findings.append(Finding("transfers", operation.key, text, (operation,)))
+    return findings
+
+
+# Time
+
+
+def check_leases(history: History, skew_s: float) -> list[Finding]:
+    """What was to expire is there until then, and not after it.
+
+    `skew_s`: how far a machine's clock was off at most. For keys that one session wrote, by SET with PX, or by
+    SET and then PEXPIRE.
+    """
+    findings = []
+    for key, operations in history.by_key().items():
+        if not key.startswith(b"lease:"):
+            continue
+        last = next((op for op in reversed(operations) if op.name != b"GET"), None)
+        if last is None or not last.is_acknowledged:
+            continue
+        if last.name == b"SET" and len(last.args) == 3:
+            continue
+        if last.reply == 0:
+            findings.append(Finding("leases", key, "gone already", tuple(operations)))
+            continue
+        ttl_s = int(last.args[-1]) / 1000
+        for read in operations:
+            if read.name != b"GET" or not read.is_acknowledged or not last.precedes(read):
+                continue
+            if read.reply is None and read.ended_s + 2 * skew_s < last.began_s + ttl_s:
+                findings.append(Finding("leases", key, "gone too early", (last, read)))
+            if read.reply is not None and read.began_s - 2 * skew_s > last.ended_s + ttl_s:
+                findings.append(Finding("leases", key, "there too long", (last, read)))
+    return findings
 
 
 # Sessions, one order, replicas
@@ -310,6 +403,8 @@ def check_linearity(history: History, undecided: Counter[str] | None = None) -> 
     """Each key of at most 200 operations is linearizable. What could not be decided is counted."""
     findings = []
     for key, operations in with_only(history, linearizable.COMMANDS).items():
+        if key.startswith(b"lease:"):
+            continue  # What expires by itself.
         is_short = len(operations) <= LINEARITY_OPERATIONS_MAX
         verdict = linearizable.check(operations) if is_short else Verdict.UNDECIDED
         if undecided is not None:

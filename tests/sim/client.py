@@ -39,6 +39,8 @@ REFUSALS: Final = (
     b"TRYAGAIN",
     b"EXECABORT",
 )
+# The same of a command that is not carried out key by key: of another, a part may have been done.
+REFUSALS_OF_PARTS: Final = (b"LOADING", b"MOVED", b"CROSSSLOT", b"CLUSTERDOWN")
 MOVES_MAX: Final = 5
 
 
@@ -149,7 +151,8 @@ class Client:
     ) -> None:
         now_s = self.world.timeline.now_s
         if isinstance(reply, ServerError):
-            is_refused = reply.partition(b" ")[0] in REFUSALS
+            refusals = REFUSALS if len(operations) == 1 else REFUSALS_OF_PARTS
+            is_refused = reply.partition(b" ")[0] in refusals
             for operation in operations:
                 self.history.failed(operation, bytes(reply), is_refused=is_refused)
             self.world.fired["refused operation" if is_refused else "error reply"] += 1
@@ -177,9 +180,7 @@ class Client:
         while self._connection is None or self._connection.has_ended:
             name = self._home or self._next_node or self.rng.choice(self.world.names)
             self._next_node = ""
-            self._connection = self.world.connect(
-                name, self.session, is_cluster=self._is_cluster
-            )
+            self._connection = self.world.connect(name, self.session, is_cluster=self._is_cluster)
             self._node = name
             self._reader = hiredis.Reader(replyError=_error)  # type: ignore[arg-type]
             if self._connection is None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.sim.machine import Machine
     from tests.sim.world import World
 
+FOREVER_S: Final = float("inf")
+SETTLE_S: Final = 20.0  # What a cluster without faults takes to be well again, at most.
 KINDS_OF_ONE: Final = (
     "kill",
     "power cut",
@@ -74,15 +76,6 @@ class Faults:
             (self._break_clients, 1),
             (self._save, 3),
         ]
-        # Reads show what a full disk could not log, and lose it if the process ends: a known limit.
-        self._endings = (
-            self._kill,
-            self._stop,
-            self._cut_power,
-            self._cut_power_in_operation,
-            self._fail_sync,
-            self._fail_write,
-        )
         if world.plan.fsync == "always":
             self.kinds += [
                 (self._cut_power, 3),
@@ -104,12 +97,16 @@ class Faults:
         """Do something bad now and then, until cancelled; a fault that lasts ends after a while."""
         plan = self.world.plan
         calls = [call for call, weight in self.kinds for _ in range(weight)]
+        disk_fault_s = self.rng.uniform(0.2, 0.6) * plan.seconds if plan.disk_fault else FOREVER_S
+        if plan.disk_fault == "old":
+            self.world.timeline.after(self.rng.uniform(0.1, 0.9) * disk_fault_s, self._back_up)
         while True:
             await trio.sleep(self.rng.expovariate(1 / plan.fault_interval_s))
+            if self.world.timeline.now_s > disk_fault_s:
+                disk_fault_s = FOREVER_S
+                await self._swap_disk()
             machine = self.world.machines[self.rng.choice(self.world.names)]
             call = self.rng.choice(calls)
-            if call in self._endings and machine.is_full and not plan.has_crashes_when_full:
-                continue
             call(machine)
 
     def heal(self) -> None:
@@ -166,7 +163,7 @@ class Faults:
 
     def _jump(self, machine: Machine) -> None:
         self.fired["clock jump"] += 1
-        machine.offset_s += self.rng.choice((-1, 1)) * self.rng.choice((0.002, 0.1, 0.4))
+        machine.jump(self.rng.choice((-1, 1)) * self.rng.choice((0.002, 0.1, 0.4)))
 
     # Disks
 
@@ -182,8 +179,6 @@ class Faults:
     def _full_disk(self, machine: Machine) -> None:
         """Counted by the disk, when something does not fit; so is what follows."""
         faults = machine.disk.faults
-        if not self.world.plan.has_crashes_when_full:
-            faults.power_cut_in = faults.sync_error_in = faults.write_error_in = None
         if machine.is_up:
             faults.capacity_bytes = machine.disk.used_bytes() + self.rng.randint(0, 2000)
 
@@ -298,6 +293,35 @@ class Faults:
         self.world.network.break_connection(machine.name, self._peer(machine))
 
     # Disks that are not what they were
+
+    async def _swap_disk(self) -> None:
+        """When all are well and nothing is under way, a disk is lost, or an old one comes back.
+
+        Nothing else goes wrong until the others have filled it again: quorums promise nothing for two
+        lost disks, and nobody can know that an old one is not what it was.
+        """
+        world = self.world
+        self.heal()
+        with trio.move_on_after(SETTLE_S):
+            world.gate.close()
+            try:
+                while world.gate.inside or not world.is_well:  # noqa: ASYNC110  Nobody tells.
+                    await trio.sleep(0.2)
+                if world.plan.disk_fault == "lost":
+                    self.lose_disk(world.machines[self.rng.choice(world.names)])
+                elif self._backup is not None:
+                    self.restore()
+            finally:
+                world.gate.open()
+        with trio.move_on_after(SETTLE_S):
+            while not world.is_well:  # noqa: ASYNC110  As above.
+                await trio.sleep(0.2)
+
+    def _back_up(self) -> None:
+        """Of a machine that runs: the copy of a folder that nobody uses would pass for it."""
+        up = [machine for machine in self.world.machines.values() if machine.is_up]
+        if up:
+            self.back_up(self.rng.choice(up))
 
     def lose_disk(self, machine: Machine) -> None:
         """The machine comes back with an empty disk."""

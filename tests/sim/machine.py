@@ -194,6 +194,7 @@ class Machine:
         self.boots = 1
         self.disk_slowness = 1.0
         self.offset_s = self.rng.uniform(-1, 1) * world.plan.skew_s  # Of the wall clock.
+        self.offset_max_s = abs(self.offset_s)  # So far.
         self.drift = self.rng.uniform(-1e-4, 1e-4)
         self.down_s = 0.0  # How long it stays down when its process ends next.
         self.is_held_down = False
@@ -211,10 +212,10 @@ class Machine:
     def is_up(self) -> bool:
         return self.process is not None and self.process.is_alive
 
-    @property
-    def is_full(self) -> bool:
-        """Whether its disk has less room than any other."""
-        return self.disk.faults.capacity_bytes is not None
+    def jump(self, by_s: float) -> None:
+        """The wall clock is set."""
+        self.offset_s += by_s
+        self.offset_max_s = max(self.offset_max_s, abs(self.offset_s))
 
     def wall_ns(self) -> int:
         now_s = trio.current_time()
@@ -309,7 +310,8 @@ class Machine:
         return None
 
     def heal(self) -> None:
-        """Nothing is wrong with it any more; what its clock shows stays."""
+        """Nothing is wrong with it any more, its clock included."""
+        self.jump(-self.offset_s)
         faults = self.disk.faults
         faults.read_error_in = faults.write_error_in = faults.sync_error_in = None
         faults.name_error_in = faults.power_cut_in = faults.name_cut_in = None

@@ -2,10 +2,11 @@
 
 Also what is promised under its quorums, N, R and W of a cluster's configuration:
 
-    R + W > N, W a majority     everything that `check.py` knows
-    R = 1                       a read asks nobody: it may show what only this node has yet, and the next one, at
-                                another node, what was before. So no order of all operations of a key, no
-                                monotonic reads, and two reads of appended tokens may contradict each other
+    R and W majorities          everything that `check.py` knows
+    R no majority, R + W > N    a read sees what was acknowledged before it. But it may also show a write that too
+                                few replicas have yet, and the next read, of others, what was before. So no order
+                                of all operations of a key, no monotonic reads, and two reads of appended tokens
+                                may contradict each other
     W no majority               two nodes may take a SET each at the same time, and the one with the later
                                 clock stays: an acknowledged SET may be replaced by one that came before it.
                                 What depends on the old value is checked by a majority all the same, so
@@ -43,8 +44,9 @@ class Plan:
     cluster_clients: float = 0.0  # The share of the clients that use the cluster ports.
     keys: int = 6  # Of each workload: few keys make conflicts.
     has_faults: bool = True
-    has_crashes_when_full: bool = False  # Processes end while their disk is full.
-    disk_fault: str = ""  # "lost" or "old": once in the run a machine's disk is empty, or as it was once.
+    disk_fault: str = (
+        ""  # "lost" or "old": once in the run a machine's disk is empty, or as it was once.
+    )
 
     @classmethod
     def draw(cls, seed: int, *, nodes: int, seconds: float, rate: float) -> Plan:
@@ -76,8 +78,11 @@ class Plan:
             moves=rng.choice((0.0, 0.1, 0.5)),
             cluster_clients=rng.choice((0.0, 0.0, 0.5)),
         )
-        # What a lost disk held alone is lost: nothing acknowledged is, if W is at least 2.
-        return plan if w == 1 else replace(plan, disk_fault=rng.choice(("", "", "lost", "old")))
+        disk_fault = rng.choice(("", "", "lost", "old"))
+        # What was on one disk only may be lost; and who asks nobody cannot know that its disk is old.
+        if w == 1 or (r == 1 and disk_fault == "old"):
+            return plan
+        return replace(plan, disk_fault=disk_fault)
 
     @classmethod
     def contended(cls, seed: int, *, nodes: int, seconds: float, rate: float) -> Plan:
@@ -104,8 +109,8 @@ class Plan:
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether a reply shows nothing that only one replica has."""
-        return self.is_w_majority and self.r != 1
+        """Whether what a reply shows is on so many replicas that the next read meets one of them."""
+        return self.is_w_majority and (not self.r or self.r > (self.n or 3) // 2)
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in asdict(self).items())

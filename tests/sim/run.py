@@ -3,6 +3,7 @@
     python -m tests.sim --seeds 1000 --from 0 --seconds 60 --nodes 5 --jobs 2
     python -m tests.sim --seed 17 --nodes 5           one run, with its log if it fails
     python -m tests.sim --canary NAME --seeds 100     a bug is planted: the campaign has to find it
+    python -m tests.sim --hard                        many crashes and few keys, as for canaries of clusters
 
 One run in `--twice-every` is done again, and has to give the same trace; of those, one in ten in another
 process under another hash seed. The campaign fails if a run does, if a kind of fault never came true, or if
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.sim.canaries import CANARIES
 from tests.sim.fault import KINDS_OF_MANY, KINDS_OF_ONE
@@ -93,21 +94,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--twice-every", type=int, default=10, help="0: never")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--canary", choices=sorted(CANARIES))
+    parser.add_argument("--hard", action="store_true", help="many crashes, few keys")
+    parser.add_argument(
+        "--count", action="store_true", help="of a canary: in how many runs it is found"
+    )
     parser.add_argument("--digest", action="store_true", help="only show the digest of --seed")
     return parser
 
 
 def _one(args: argparse.Namespace, seed: int) -> Result:
-    plan = Plan.draw(seed, nodes=args.nodes, seconds=args.seconds, rate=args.rate)
+    is_hard = args.hard or (args.canary is not None and CANARIES[args.canary].nodes > 1)
+    draw = Plan.contended if is_hard else Plan.draw
+    plan = draw(seed, nodes=args.nodes, seconds=args.seconds, rate=args.rate)
     if args.canary is None:
         return run(plan)
     with CANARIES[args.canary].planted():
-        return run(plan)
+        return run(replace(plan, **CANARIES[args.canary].plan))
 
 
 def _command(args: argparse.Namespace, seed: int) -> list[str]:
     command = ["-m", "tests.sim", "--seed", str(seed), "--nodes", str(args.nodes)]
     command += ["--seconds", f"{args.seconds:g}", "--rate", f"{args.rate:g}"]
+    command += ["--hard"] if args.hard else []
     return command + (["--canary", args.canary] if args.canary else [])
 
 
@@ -137,8 +145,9 @@ def _campaign(args: argparse.Namespace) -> int:
             _check_again(args, result, in_child=place % (10 * args.twice_every) == 0)
         tally.add(result)
         if result.findings:
-            _show(args, result)
-            if args.canary:
+            if not args.count:
+                _show(args, result)
+            if args.canary and not args.count:
                 print(f"canary {args.canary}: found by seed {seed}, in run {place + 1}")
                 return 0
         if time.monotonic() - shown_s > PROGRESS_S:
@@ -146,8 +155,8 @@ def _campaign(args: argparse.Namespace) -> int:
             print(f"{tally.runs} runs, {len(tally.failed)} failed", flush=True)
     print(tally)
     if args.canary:
-        print(f"canary {args.canary}: not found in {args.seeds} runs")
-        return 1
+        print(f"canary {args.canary}: found in {len(tally.failed)} of {args.seeds} runs")
+        return 0 if tally.failed else 1
     return _judge(args, tally)
 
 
@@ -194,6 +203,8 @@ def _share(args: argparse.Namespace) -> int:
         command += ["--seconds", f"{args.seconds:g}", "--nodes", str(args.nodes)]
         command += ["--rate", f"{args.rate:g}", "--twice-every", str(args.twice_every)]
         command += ["--canary", args.canary] if args.canary else []
+        command += ["--hard"] if args.hard else []
+        command += ["--count"] if args.count else []
         children.append(subprocess.Popen(command))
     statuses = [child.wait() for child in children]
     return min(statuses) if args.canary else max(statuses)

@@ -93,7 +93,8 @@ async def _work(world: World, workload: Workload, faults: Faults, history: Histo
     with trio.move_on_after(plan.seconds):
         async with trio.open_nursery() as nursery:
             for session in range(plan.clients):
-                client = Client(world, session, history)
+                is_cluster = session < plan.clients * plan.cluster_clients
+                client = Client(world, session, history, is_cluster=is_cluster)
                 interval_s = plan.clients / plan.rate
                 nursery.start_soon(workload.run, client, interval_s)
             if plan.has_faults:
@@ -109,7 +110,7 @@ async def _live(world: World, workload: Workload, history: History, result: Resu
             if (await client.ask(b"SET", key, b"%d" % attempt)).is_acknowledged:
                 break
             await trio.sleep(0.2)
-    while findings := check.check_convergence(world.contents(), world.owners):
+    while findings := world.difference():
         result.findings[:] = map(str, findings[:3])
         await trio.sleep(0.5)
     result.findings.clear()
@@ -120,16 +121,23 @@ def _judge(world: World, history: History, result: Result) -> None:
     findings = result.findings
     findings += [f"product code failed: {failure!r}" for failure in world.failures]
     undecided: Counter[str] = Counter()
-    for checker in (
-        check.check_registers,
-        check.check_sessions,
-        check.check_appends,
+    plan = world.plan
+    checkers = [
         check.check_counters,
         check.check_locks,
         check.check_order,
-    ):
+        check.check_private,
+        check.check_transfers,
+    ]
+    if plan.is_w_majority:
+        checkers.append(check.check_registers)
+    if plan.is_confirmed:
+        checkers += [check.check_sessions, check.check_appends]
+    for checker in checkers:
         findings += map(str, checker(history))
-    findings += map(str, check.check_linearity(history, undecided))
+    findings += map(str, check.check_leases(history, world.skew_max_s))
+    if plan.is_confirmed:
+        findings += map(str, check.check_linearity(history, undecided))
     result.fired = world.fired
     for verdict, times in undecided.items():
         result.fired[f"keys {verdict}"] += times

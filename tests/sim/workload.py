@@ -43,19 +43,18 @@ class Workload:
         self._values = 0
         self._leases: list[bytes] = []
         self._private: dict[int, _Private] = {}
-        self.gate = Gate()
 
     @property
     def keys(self) -> list[bytes]:
         """All that were used."""
-        return sorted(self._used)
+        return sorted(key for key in self._used if not key.startswith(b"pair"))
 
     async def run(self, client: Client, interval_s: float) -> None:
         """Do one thing after the other, with pauses, until cancelled."""
         rng = client.rng
         while True:
             await trio.sleep(rng.expovariate(1 / interval_s))
-            async with self.gate:
+            async with client.world.gate:
                 await self._act(client)
 
     async def _act(self, client: Client) -> None:
@@ -183,7 +182,7 @@ class Workload:
             await client.ask(b"PEXPIRE", key, ttl_ms)
 
     async def _do_private(self, client: Client) -> None:
-        """Some commands on the session's own keys, at once or as a transaction, till the outcome of one is not known."""
+        """Some commands on the session's own keys, at once or as a transaction, till one has an unknown outcome."""
         private = self._private.get(client.session)
         if private is None or private.left <= 0:
             generation = 0 if private is None else private.generation + 1
@@ -249,31 +248,6 @@ class _Private:
         if state.get(key, b"0").isdigit() and len(state.get(key, b"")) < 15:
             choices.append((b"INCRBY", key, b"%d" % rng.randint(1, 99)))
         return rng.choice(choices)
-
-
-class Gate:
-    """What clients pass before they ask for anything. Closed by who needs that nothing is under way."""
-
-    def __init__(self) -> None:
-        self.inside = 0
-        self._is_closed = False
-        self._opened = trio.Event()
-
-    async def __aenter__(self) -> None:
-        while self._is_closed:
-            await self._opened.wait()
-        self.inside += 1
-
-    async def __aexit__(self, *_: object) -> None:
-        self.inside -= 1
-
-    def close(self) -> None:
-        self._is_closed = True
-        self._opened = trio.Event()
-
-    def open(self) -> None:
-        self._is_closed = False
-        self._opened.set()
 
 
 def _is_over(operation: Operation) -> bool:

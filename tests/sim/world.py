@@ -42,6 +42,8 @@ from respkv import logs
 from respkv.commands import load
 from respkv.config import Config
 from respkv.node import Node, _store_settings
+from tests.sim import check
+from tests.sim.gate import Gate
 from tests.sim.machine import Machine, OperatingSystem, Process
 from tests.sim.network import Link, Network
 from tests.sim.plan import Plan
@@ -81,6 +83,7 @@ class World:
         self.failures: list[BaseException] = []
         self.refused_starts: list[str] = []
         self.starts = 0
+        self.gate = Gate()
         self.network = Network(
             self.timeline,
             self.rng("network"),
@@ -97,7 +100,7 @@ class World:
         )
         self.topology: Topology | None = None
         if plan.nodes > 1:
-            self.topology = Topology(self.names[0], self.infos, min(3, plan.nodes))
+            self.topology = Topology(self.names[0], self.infos, plan.n or min(3, plan.nodes))
         self.machines = {name: Machine(self, name) for name in self.names}
         self.lines = {name: ClientLine(self.rng(f"clients-of-{name}")) for name in self.names}
         self.when_failed: Callable[[], None] = lambda: None
@@ -130,8 +133,12 @@ class World:
 
     # Clients
 
-    def connect(self, name: str, session: int) -> Connection | None:
-        """A connection of a client to a node, or None if nobody listens there."""
+    def node_of_port(self, port: int) -> str:
+        """The node whose cluster port this is."""
+        return next(info.name for info in self.infos if info.cluster_port == port)
+
+    def connect(self, name: str, session: int, *, is_cluster: bool = False) -> Connection | None:
+        """A connection of a client to a node, or None if nobody listens there. `is_cluster`: to its cluster port."""
         process = self.machines[name].process
         if process is None or not process.is_alive or self.lines[name].is_cut():
             return None
@@ -150,7 +157,8 @@ class World:
         )
         process.connections.append(connection)
         sock = cast(socket.socket, connection.socket)
-        process.node.front.attach(sock, f"127.0.0.1:{session}", "127.0.0.1:6379")
+        served = process.node.front.attach(sock, f"127.0.0.1:{session}", "127.0.0.1:6379")
+        served.is_cluster = is_cluster and self.topology is not None
         return connection
 
     # Composition
@@ -187,17 +195,56 @@ class World:
         config = Config()
         if self.topology is not None:
             config.nodes, config.node = self.infos, machine.name
+            for key, value in (("n", self.plan.n), ("r", self.plan.r), ("w", self.plan.w)):
+                config.put(f"cluster.{key}", value)
         config.put("client.port", 0)
         config.put("log.fsync", self.plan.fsync)
         config.put("memory.bytes_max", 16 << 20)
         config.put("memory.memtable_share", 0.01)
         return config
 
+    @property
+    def skew_max_s(self) -> float:
+        """How far a clock was off at most, so far."""
+        drift_s = max(abs(machine.drift) for machine in self.machines.values())
+        offset_s = max(machine.offset_max_s for machine in self.machines.values())
+        return offset_s + drift_s * self.timeline.now_s + 0.01
+
     # What the replicas hold
 
     def owners(self, slot: int) -> Sequence[str]:
         """The nodes that keep a slot."""
         return self.names if self.topology is None else self.topology.replicas(slot)
+
+    def clocks(self) -> dict[str, dict[tuple[int, bytes], object]]:
+        """What each node that runs has seen of each slot of which anything was seen."""
+        held: dict[str, dict[tuple[int, bytes], object]] = {}
+        for name, machine in self.machines.items():
+            if machine.process is not None and machine.is_up:
+                clocks = machine.process.node.replica.clocks
+                held[name] = {
+                    (slot, b"(clock)"): clocks.view(slot).freeze()
+                    for slot in clocks.slots()
+                    if slot < SLOT_COUNT and name in self.owners(slot)
+                }
+        return held
+
+    def difference(self) -> list[check.Finding]:
+        """What keeps the replicas from being the same: rows, or clocks."""
+        return check.check_convergence(self.contents(), self.owners) or check.check_convergence(
+            self.clocks(), self.owners
+        )
+
+    @property
+    def is_well(self) -> bool:
+        """Whether all nodes run and have all that they promised, and the replicas are the same."""
+        for machine in self.machines.values():
+            process = machine.process
+            if not machine.is_up or process is None or process.is_frozen:
+                return False
+            if not process.node.replica.is_complete:
+                return False
+        return not self.difference()
 
     def contents(self) -> dict[str, dict[tuple[int, bytes], object]]:
         """The live versions of all rows of each node that runs, read from its store."""
@@ -242,7 +289,7 @@ def _first_claim(members: tuple[Member, ...], n: tuple[tuple[str, int], ...]) ->
 
 @contextmanager
 def claimed_once() -> Iterator[None]:
-    """Within this the first claim of the same members is computed once, and not at each start: it takes half a second."""
+    """Within this the first claim of some members is computed once, and not at each start: it takes half a second."""
     places: Any = topology
     before = places.claim_of
     places.claim_of = lambda members, n, _: _first_claim(tuple(members), tuple(n.items()))
