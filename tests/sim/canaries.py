@@ -24,7 +24,7 @@ from cluster.replica import Replica
 from cluster.round import Place, WriteRound
 from cluster.slot import Slot
 from engine.log import CommitLog
-from respkv import dispatch
+from respkv import forwarding
 from respkv.node import Node
 from respkv.operation import Operation
 from respkv.peers import Peers
@@ -160,7 +160,7 @@ CANARIES = {
     ),
     "stale coordinator": Canary("no conflict is ever found", Replica, "_check", _no_conflict, 3),
     "retried increment": Canary(
-        "a command that is not idempotent is repeated", dispatch, "_is_idempotent", _retried, 3
+        "a command that is not idempotent is repeated", forwarding, "is_idempotent", _retried, 3
     ),
     "early reply": Canary(
         "an acknowledgement before the log is durable", Node, "releasable", _early_reply

@@ -1,0 +1,155 @@
+"""Commands through a cluster of simulated machines: order, groups, nodes that hang, limits."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import trio
+
+from cluster.slot import slot_of
+from tests.respkv.gather_harness import Cluster, clustered
+
+HANG_S = 1.2
+
+
+def keys_of(cluster: Cluster, coordinator: str, count: int) -> list[bytes]:
+    """Keys whose slots a node coordinates."""
+    topology = cluster.node("a").topology
+    assert topology is not None
+    found: list[bytes] = []
+    number = 0
+    while len(found) < count:
+        key = b"key:%d" % number
+        if topology.coordinator(slot_of(key)) == coordinator:
+            found.append(key)
+        number += 1
+    return found
+
+
+@pytest.mark.parametrize("nodes", [3, 5])
+def test_a_pipeline_answers_as_one_node_would(nodes: int) -> None:
+    rng = random.Random(nodes)
+
+    @clustered(nodes=nodes)
+    async def _(cluster: Cluster) -> None:
+        session = cluster.session("a")
+        held: dict[bytes, bytes] = {}
+        for _ in range(20):
+            expected: list[Any] = []
+            for _ in range(rng.randrange(1, 60)):
+                key = b"k%d" % rng.randrange(12)
+                kind = rng.random()
+                if kind < 0.45:
+                    session.send("GET", key)
+                    expected.append(held.get(key))
+                elif kind < 0.85:
+                    value = b"%d" % rng.randrange(1000)
+                    session.send("SET", key, value)
+                    held[key] = value
+                    expected.append(b"OK")
+                elif kind < 0.9:
+                    session.send("INCR", key)
+                    held[key] = b"%d" % (int(held.get(key, b"0")) + 1)
+                    expected.append(int(held[key]))
+                elif kind < 0.95:
+                    other = b"k%d" % rng.randrange(12)
+                    session.send("MGET", key, other)
+                    expected.append([held.get(key), held.get(other)])
+                else:
+                    session.send("DEL", key)
+                    expected.append(int(held.pop(key, None) is not None))
+            assert [await session.reply() for _ in expected] == expected
+        for name in cluster.names:
+            for key in (b"k%d" % number for number in range(12)):
+                assert await cluster.ask(name, "GET", key) == held.get(key)
+
+
+def test_a_node_that_hangs_delays_plain_commands_and_undoes_nothing_when_it_goes_on() -> None:
+    """What was forwarded to it is done elsewhere; what it finds in its buffers afterwards is too late."""
+
+    @clustered(nodes=3)
+    async def _(cluster: Cluster) -> None:
+        keys = keys_of(cluster, "c", 8)
+        hung = cluster.world.machines["c"].freeze()
+        assert hung is not None
+        started_s = trio.current_time()
+        sessions = [cluster.session("a") for _ in keys]
+        for session, key in zip(sessions, keys, strict=True):
+            session.send("SET", key, "first")
+        for session in sessions:
+            assert await session.reply() == b"OK"
+        assert trio.current_time() - started_s < HANG_S
+        for session, key in zip(sessions, keys, strict=True):
+            session.send("SET", key, "second")
+        for session in sessions:
+            assert await session.reply() == b"OK"
+        hung.thaw()
+        await trio.sleep(3)
+        for name in cluster.names:
+            for key in keys:
+                assert await cluster.ask(name, "GET", key) == b"second"
+
+
+def test_a_command_that_must_not_be_repeated_is_not() -> None:
+    @clustered(nodes=3)
+    async def _(cluster: Cluster) -> None:
+        (key,) = keys_of(cluster, "c", 1)
+        assert await cluster.ask("a", "SET", key, 5) == b"OK"
+        hung = cluster.world.machines["c"].freeze()
+        assert hung is not None
+        reply = await cluster.ask("a", "INCR", key)
+        assert reply.startswith(("-TIMEOUT", "-UNKNOWN"))
+        hung.thaw()
+        await trio.sleep(5)
+        assert await cluster.ask("b", "GET", key) in (b"5", b"6")
+
+
+def test_too_few_nodes_are_told_at_once() -> None:
+    @clustered(nodes=3)
+    async def _(cluster: Cluster) -> None:
+        assert await cluster.ask("a", "SET", "k", "v") == b"OK"
+        for name in ("b", "c"):
+            cluster.world.machines[name].hold_down()
+            cluster.kill(name)
+        for name in ("b", "c"):
+            await cluster.know(name, is_up=False)
+        assert (await cluster.ask("a", "SET", "k", "w")).startswith("-NOREPLICAS writes need 2")
+        assert (await cluster.ask("a", "GET", "k")).startswith("-NOREPLICAS reads need 2")
+        assert (await cluster.ask("a", "INCR", "k")).startswith("-NOREPLICAS")
+        for name in ("b", "c"):
+            cluster.world.machines[name].release()
+        for name in ("b", "c"):
+            await cluster.know(name, is_up=True)
+        assert await cluster.ask("c", "GET", "k") == b"v"
+
+
+def test_a_value_that_no_message_holds_is_refused() -> None:
+    @clustered(nodes=3)
+    async def _(cluster: Cluster) -> None:
+        for name in cluster.names:
+            peers = cluster.node(name).peers
+            assert peers is not None
+            peers.dispatch.message_bytes_max = 1000
+        for number in range(6):  # Here and elsewhere.
+            key = f"k{number}"
+            reply = await cluster.ask("a", "SETRANGE", key, 1000, "x")
+            assert reply.startswith("-ERR the value is too large for one message")
+            assert await cluster.ask("a", "EXISTS", key) == 0
+            assert await cluster.ask("a", "SETRANGE", key, 900, "x") == 901
+
+
+def test_a_replica_that_cannot_keep_up_gets_the_rest_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    @clustered(nodes=3)
+    async def _(cluster: Cluster) -> None:
+        slow = cluster.node("c").store
+        with monkeypatch.context() as patch:
+            patch.setattr(type(slow), "is_overfull", property(lambda store: store is slow))
+            keys = await cluster.fill("a", 60)
+            held = {row for rows in slow.active for row in rows}
+        await trio.sleep(10)
+        for key in keys:
+            assert await cluster.ask("c", "GET", key) == b"v"
+        now_held = {row for rows in slow.active for row in rows}
+        assert len(now_held) - len(held) > 20
