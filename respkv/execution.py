@@ -25,7 +25,7 @@ from engine.store import PageFault
 from respkv.gather_place import places_of
 from respkv.lane import OK_BYTES
 from respkv.operation import ExecOperation, Operation, Phase, by_database
-from respkv.refusal import TIMED_OUT, TOO_LARGE, text_of
+from respkv.refusal import TIMED_OUT, TOO_LARGE, TRIED, text_of
 from respkv.reply import OK, Reply, ReplyError, encode
 from respkv.session import IN_MULTI, TRACKING, Session, Transaction
 from respkv.unlogged import UNLOGGED
@@ -92,10 +92,11 @@ class Execution:
                     if coordinator.must_wait(slot, row, store.get(slot, row)):
                         self._park(operation)
                         return
-            if operation.hlc and self._is_overtaken(operation, places):
-                reply = OK
-            else:
-                reply = runner.call(command, operation.args)
+            is_overtaken = self._is_overtaken(operation, places) if operation.hlc else False
+            if is_overtaken is None:
+                self._dispatch.end(operation, TRIED)
+                return
+            reply = OK if is_overtaken else runner.call(command, operation.args)
         except ReplyError as error:
             error.__traceback__ = None
             context.drop()
@@ -204,15 +205,28 @@ class Execution:
             places[slot_of(key), row_of(databases[watched_db], key)] = None
         return list(places)
 
-    def _is_overtaken(self, operation: Operation, places: list[tuple[Slot, Row]]) -> bool:
-        """Whether a SET that may have been made before has been overwritten since."""
+    def _is_overtaken(self, operation: Operation, places: list[tuple[Slot, Row]]) -> bool | None:
+        """Whether a SET that may have been made before was made, or has been overwritten since.
+
+        None: nobody can know. Its time is of one node's clock, and that of the row of another's: what was
+        written a while before it may look later, as far as two clocks can be apart. Nor does anybody know if
+        R is less than W: no more than R replicas confirm what is found.
+        """
         store = self.node.context.store
-        raws = [store.get(slot, row) for slot, row in places]
-        return bool(raws) and all(
-            raw is not None and max(v.hlc for v in decode(raw).versions) >= operation.hlc
-            for raw in raws
-            if raw is None or decode(raw).versions
-        )
+        records = [decode(raw) for slot, row in places if (raw := store.get(slot, row))]
+        times = [max((v.hlc for v in record.versions), default=0) for record in records]
+        if len(times) < len(places) or min(times, default=0) < operation.hlc:
+            return False
+        quorums = self.coordinator.quorums
+        if quorums.r < quorums.w:
+            return None
+        apart_ms = 2 * self.node.config.cluster.clock_skew_max_ms
+        if min(times) >= operation.hlc + (apart_ms << 16):
+            return True
+        args = operation.args
+        versions = records[0].versions
+        is_there = len(args) == 3 and len(versions) == 1 and versions[0].payload == args[2]
+        return True if is_there and not versions[0].expire_at_ms else None
 
     def _fetch(self, operation: Operation, fault: PageFault) -> None:
         """Have a page read, then run again."""

@@ -56,7 +56,7 @@ from cluster.ring import NodeId
 from cluster.slot import SLOT_COUNT, Row, Slot
 from cluster.topology import Topology
 from cluster.transport import Message, Transport
-from engine.errors import EngineError
+from engine.errors import DiskFullError, EngineError
 from engine.store import PageFault
 from respkv.dispatch import Dispatch
 from respkv.forwarding import VERBS
@@ -330,7 +330,13 @@ class Peers:
             replicas = preferences[slot]
             if me in replicas and counts[slot] < min(needed, len(replicas) - 1):
                 return
-        self.replica.note(is_complete=True)
+        try:
+            self.replica.note(is_complete=True)
+        except DiskFullError:
+            return  # There may be room the next time.
+        except EngineError as error:
+            self.node.fail(error)
+            return
         self.node.log.info("complete: its data was compared with other nodes")
         self._note_fitness()
 

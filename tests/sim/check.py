@@ -240,6 +240,9 @@ def check_counters(history: History) -> list[Finding]:
         for operation in operations:
             if not operation.is_acknowledged:
                 continue
+            if isinstance(operation.reply, bytes) and not operation.reply.isdigit():
+                findings.append(Finding("counters", key, "this is no number", (operation,)))
+                continue
             value = int(operation.reply or 0)  # type: ignore[arg-type]
             own = amount_of(operation)
             least = own + sum(amount_of(op) for op in increments if op.precedes(operation))

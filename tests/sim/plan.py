@@ -9,8 +9,9 @@ Also what is promised under its quorums, N, R and W of a cluster's configuration
                                 may contradict each other
     W no majority               two nodes may take a SET each at the same time, and the one with the later
                                 clock stays: an acknowledged SET may be replaced by one that came before it.
-                                What depends on the old value is checked by a majority all the same, so
-                                counters, appends, locks and transfers hold
+                                What depends on the old value is checked by a majority, which need not hold
+                                an acknowledged SET. So counters, locks and transfers hold, of keys that are
+                                never SET, and nothing else
 
 Core.
 """

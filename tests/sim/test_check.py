@@ -178,3 +178,87 @@ def test_convergence() -> None:
 def test_a_finding_shows_what_happened() -> None:
     finding = check.check_registers(made(A, (2, 3, 4, "GET k", None)))[0]
     assert "SET k a -> b'OK'" in str(finding)
+
+
+# Several keys, and time
+
+
+def done(history: History, session: int, *args: bytes, reply: Reply, now_s: float = 0.0) -> None:
+    operation = history.begin(session, args, now_s=now_s)
+    operation.ended_s = now_s
+    history.answered(operation, reply)
+
+
+def test_private_keys_are_followed_command_by_command() -> None:
+    a, b = b"{private:1:0}a", b"{private:1:0}b"
+    history = History()
+    done(history, 1, b"SET", a, b"1", reply=b"OK")
+    done(history, 1, b"RENAME", a, b, reply=b"OK")
+    together = (b"INCRBY " + b + b" 4", b"GET " + a)
+    done(history, 1, b"EXEC", b"{private:1:0}", *together, reply=[5, None])
+    done(history, 1, b"EXISTS", a, b, reply=1)
+    assert check.check_private(history) == []
+    done(history, 1, b"GET", b, reply=b"4")
+    assert [finding.promise for finding in check.check_private(history)] == ["private"]
+
+
+def test_private_keys_are_not_judged_after_an_unknown_outcome() -> None:
+    key = b"{private:1:0}a"
+    history = History()
+    done(history, 1, b"SET", key, b"1", reply=b"OK")
+    history.begin(1, (b"DEL", key))
+    done(history, 1, b"GET", key, reply=b"1")
+    assert check.check_private(history) == []
+
+
+def test_a_refused_command_on_private_keys_does_nothing() -> None:
+    key = b"{private:1:0}a"
+    history = History()
+    done(history, 1, b"SET", key, b"1", reply=b"OK")
+    history.failed(history.begin(1, (b"DEL", key)), b"NOREPLICAS", is_refused=True)
+    done(history, 1, b"GET", key, reply=None)
+    assert len(check.check_private(history)) == 1
+
+
+def test_a_transfer_is_seen_whole() -> None:
+    history = History()
+    done(history, 1, b"EXEC", b"pair:1", b"DECRBY a 3", b"INCRBY b 3", reply=[-3, 3])
+    done(history, 2, b"EXEC", b"pair:1", b"GET a", b"GET b", reply=[b"-3", b"3"])
+    done(history, 2, b"EXEC", b"pair:2", b"GET a", b"GET b", reply=[None, None])
+    assert check.check_transfers(history) == []
+    done(history, 2, b"EXEC", b"pair:1", b"GET a", b"GET b", reply=[b"-3", None])
+    assert len(check.check_transfers(history)) == 1
+
+
+@pytest.mark.parametrize(
+    ("read_s", "reply", "is_found"),
+    [
+        (1.5, b"v", False),
+        (1.5, None, True),
+        (2.9, None, False),  # Within what the clocks may be apart.
+        (3.1, b"v", False),
+        (3.3, None, False),
+        (3.3, b"v", True),
+    ],
+)
+def test_a_lease_is_there_until_its_end(read_s: float, reply: Reply, is_found: bool) -> None:
+    history = History()
+    done(history, 1, b"SET", b"lease:1", b"v", b"PX", b"2000", reply=b"OK", now_s=1.0)
+    done(history, 2, b"GET", b"lease:1", reply=reply, now_s=read_s)
+    assert bool(check.check_leases(history, skew_s=0.1)) is is_found
+
+
+def test_a_lease_that_never_was_is_found() -> None:
+    history = History()
+    done(history, 1, b"SET", b"lease:1", b"v", reply=b"OK")
+    done(history, 1, b"PEXPIRE", b"lease:1", b"2000", reply=0)
+    assert len(check.check_leases(history, skew_s=0.1)) == 1
+
+
+def test_a_lock_by_setnx_is_held_by_one() -> None:
+    history = History()
+    done(history, 1, b"SETNX", b"lock:0:1", b"1.1", reply=1)
+    done(history, 2, b"SETNX", b"lock:0:1", b"2.1", reply=0)
+    assert check.check_locks(history) == []
+    done(history, 2, b"SETNX", b"lock:0:1", b"2.2", reply=1)
+    assert len(check.check_locks(history)) == 1

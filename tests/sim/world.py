@@ -230,9 +230,9 @@ class World:
         return held
 
     def difference(self) -> list[check.Finding]:
-        """What keeps the replicas from being the same: rows, or clocks."""
-        return check.check_convergence(self.contents(), self.owners) or check.check_convergence(
-            self.clocks(), self.owners
+        """What keeps the replicas from being the same: clocks, or rows where the clocks are the same."""
+        return check.check_convergence(self.clocks(), self.owners) or check.check_convergence(
+            self.contents(), self.owners
         )
 
     @property

@@ -1,0 +1,108 @@
+"""Runs that have found a bug of the product. Each stays, with what it was; it may never be found the same way again,
+
+so what can be told without a run is told by a test of its own, here or beside the module.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import cast
+
+import pytest
+
+from cluster.record import STRING
+from cluster.replica import Effect, Replica
+from cluster.slot import row_of, slot_of
+from engine.errors import EngineError
+from engine.log import COMPLETE, ENVELOPE
+from engine.store import StoreSettings
+from respkv import commands
+from respkv.command import TABLE
+from respkv.dispatch import Dispatch
+from respkv.operation import Operation
+from respkv.parser import Limits
+from respkv.refusal import NO_REPLICA, TIMED_OUT, TRIED, doubted
+from respkv.session import Session
+from respkv.unlogged import Unlogged
+from tests.sim.disk import SimDisk
+from tests.sim.plan import Plan
+from tests.sim.trial import run
+
+NOW_MS = 1_700_000_000_000
+SETTINGS = StoreSettings(1 << 30, row_cache_bytes=0, block_cache_bytes=0, log_bytes_max=1 << 30)
+FOUND = {
+    1019: "after a failed sync a node noted that it had stopped well, and used its dots again",
+    1023: "an error said that nothing was done, of a SET that had been tried at a node that was lost",
+    1027: "the same, in a cluster of N = 5 and W = 4",
+    1120: "a SET tried at a second node was taken for done: clocks apart made an older value look later",
+    1136: "the same with R less than W: what was found there was on too few replicas",
+    1139: "a disk that failed when a node became complete ended it with a traceback",
+}
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_was_found_is_not_found_again(seed: int) -> None:
+    result = run(Plan.draw(seed, nodes=5, seconds=60, rate=20))
+    assert result.findings == []
+
+
+def write(replica: Replica, key: bytes) -> None:
+    effects: dict[bytes, Effect] = {row_of(0, key): (slot_of(key), STRING, 0, b"value")}
+    replica.write(effects, NOW_MS)
+    replica.store.write()
+
+
+@pytest.mark.parametrize("is_noted", [False, True])
+def test_a_failed_log_makes_the_next_process_another_actor(is_noted: bool) -> None:
+    disk = SimDisk(random.Random(1))
+    replica = Replica.open(disk, SETTINGS, 7, boot="one", is_durable=True)
+    write(replica, b"key")
+    disk.faults.sync_error_in = 1
+    with pytest.raises(EngineError):
+        replica.store.log.sync()
+    if is_noted:
+        replica.doubt()
+    replica.close()
+    again = Replica.open(disk.kill(), SETTINGS, 8, boot="two" if not is_noted else "one")
+    assert again.actor == 8
+
+
+def test_without_a_failure_it_stays_the_same() -> None:
+    disk = SimDisk(random.Random(1))
+    replica = Replica.open(disk, SETTINGS, 7, boot="one", is_durable=True)
+    write(replica, b"key")
+    replica.close()
+    assert Replica.open(disk.kill(), SETTINGS, 8, boot="two").actor == 7
+
+
+def entry(key: bytes) -> list[bytes]:
+    row, raw = row_of(0, key), bytes(30)
+    return [ENVELOPE(COMPLETE, slot_of(key), len(row), len(raw)), row, raw]
+
+
+def test_what_a_full_disk_does_not_take_may_be_several_entries_in_one_piece() -> None:
+    """A replica's deltas are staged as they came; a node ended when its disk was full then."""
+    commands.load()
+    session = Session(1, "peer:1", "here:1", Limits(), 0.0, authenticated=True)
+    unlogged = Unlogged()
+    unlogged.add([*entry(b"one"), b"".join(entry(b"two") + entry(b"three")), *entry(b"four")])
+    for key in (b"one", b"two", b"three", b"four"):
+        assert unlogged.is_shown_by(TABLE.commands["GET"], [b"GET", key], session)
+    assert not unlogged.is_shown_by(TABLE.commands["GET"], [b"GET", b"five"], session)
+
+
+def test_of_what_was_tried_before_no_error_says_that_nothing_was_done() -> None:
+    commands.load()
+    session = Session(1, "peer:1", "here:1", Limits(), 0.0, authenticated=True)
+    nobody = cast(Dispatch, None)
+    operation = Operation(nobody, session, TABLE.commands["SET"], [b"SET", b"k", b"v"], 0, 1.0)
+    operation.is_blind = True
+    assert not operation.may_have_run
+    operation.written = 0
+    assert not operation.may_have_run  # That is this attempt.
+    operation.attempt = 1
+    assert operation.may_have_run
+    operation.written, operation.hlc = -1, 17
+    assert operation.may_have_run
+    assert doubted(NO_REPLICA) is TRIED
+    assert doubted(TIMED_OUT) is TIMED_OUT
