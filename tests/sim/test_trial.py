@@ -45,9 +45,11 @@ def test_a_seed_gives_the_same_trace_under_another_hash_seed() -> None:
 
 
 def test_without_faults_everything_is_acknowledged() -> None:
-    result = run(replace(plan(3, seconds=5), has_faults=False))
+    calm = replace(plan(3, seconds=5), has_faults=False)
+    result = run(calm)
     assert result.findings == []
-    assert result.acknowledged == result.operations > 50
+    # But for those that were under way at the end.
+    assert 50 < result.operations - calm.clients <= result.acknowledged
 
 
 @pytest.mark.parametrize("name", [name for name, each in CANARIES.items() if each.nodes == 1])
