@@ -115,9 +115,16 @@ class Server:
             pid = self._process.pid
             tasks = list(Path(f"/proc/{pid}/task").iterdir())
             found = " ".join((task / "children").read_text() for task in tasks).split()
+            # Not before it has become the worker: until then it holds up the server, which has
+            # forked and waits.
+            workers = [
+                int(child)
+                for child in found
+                if b"engine.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+            ]
         except OSError:
             return None
-        return int(found[0]) if found else None
+        return workers[0] if workers else None
 
     def job(self) -> str:
         """What the worker is doing just now: "flush", "compaction" or ""."""
