@@ -43,7 +43,7 @@ from struct import Struct
 from typing import Final
 
 from cluster.clock import Dot
-from cluster.record import HEADER, MANY, Record, decode
+from cluster.record import HEADER, MANY, decode
 from cluster.replica import MalformedDelta, Replica, encode_clock, record_of
 from cluster.ring import NodeId
 from cluster.round import (
@@ -61,7 +61,6 @@ from cluster.slot import SLOT_COUNT, Row, Slot
 from cluster.slot_clocks import NOBODY
 from cluster.topology import Topology
 from cluster.transport import Transport
-from engine.errors import EngineError
 from engine.log import COMPLETE, ENVELOPE
 from engine.store import PageFault
 
@@ -799,6 +798,3 @@ def _number(message: list[bytes]) -> int:
     if len(message) < 2 or not message[1].isdigit():
         raise MalformedDelta("a message without a number")
     return int(message[1])
-
-
-__all__ = ["Coordinator", "EngineError", "Quorums", "Record", "dots_of", "key_of", "place_of"]

@@ -41,6 +41,7 @@ authentication by keyed check functions); Bird et al., Systematic design of two-
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
 from hmac import compare_digest
@@ -219,7 +220,7 @@ class _Offer:
     nonce: bytes
 
 
-class _End:
+class _End(ABC):
     """What both ends do. An object serves one connection; after an error or the end it takes nothing more."""
 
     _offer_verb: bytes
@@ -267,8 +268,9 @@ class _End:
             raise MalformedHandshake(f"{_printable(message[0])} where {awaited.decode()} was due")
         return self._take(message)
 
+    @abstractmethod
     def _take(self, message: Wire) -> Step:
-        raise NotImplementedError
+        """The next step, for a message that is due."""
 
     def _encode_offer(self) -> Wire:
         terms = self._terms

@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from cluster.clock import Actor
-from engine.disk import Disk
+from engine.disk import Disk, replace_file
 
 NAME: Final = "life"
 _TEMPORARY: Final = "life.tmp"
@@ -61,13 +61,4 @@ def read(disk: Disk) -> Life | None:
 
 def write(disk: Disk, life: Life) -> None:
     """Replace it; durable when it returns. Raises DiskError."""
-    if _TEMPORARY in disk.names():
-        disk.remove(_TEMPORARY)
-    file = disk.create(_TEMPORARY)
-    try:
-        file.append(msgspec.json.encode(life))
-        file.sync()
-    finally:
-        file.close()
-    disk.rename(_TEMPORARY, NAME)
-    disk.sync_names()
+    replace_file(disk, NAME, _TEMPORARY, msgspec.json.encode(life))

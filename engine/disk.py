@@ -150,6 +150,23 @@ class Disk(Protocol):
         """Give up the lock and the folder. Files that are open go on working."""
 
 
+def replace_file(disk: Disk, name: str, temporary: str, data: bytes) -> None:
+    """Replace a small file as a whole: a crash leaves the old one or the new one. Durable when it returns.
+
+    Raises DiskError, SyncError.
+    """
+    if temporary in disk.names():
+        disk.remove(temporary)
+    file = disk.create(temporary)
+    try:
+        file.append(data)
+        file.sync()
+    finally:
+        file.close()
+    disk.rename(temporary, name)
+    disk.sync_names()
+
+
 class RealDisk:
     """A folder of the operating system, made if it is absent (its parent must be there).
 

@@ -29,7 +29,7 @@ from xxhash import xxh3_64_intdigest
 
 from engine.codec import SLOT_MAX
 from engine.damage import Damage
-from engine.disk import Disk
+from engine.disk import Disk, replace_file
 from engine.errors import CorruptionError, UnknownFormatError
 
 MAGIC: Final = b"RKVMANI1"
@@ -88,21 +88,8 @@ class _ManifestOf1(msgspec.Struct, array_like=True):
 def write(disk: Disk, manifest: Manifest) -> None:
     """Replace the manifest; durable when it returns."""
     body = msgspec.msgpack.encode(manifest)
-    if _TEMPORARY in disk.names():
-        disk.remove(_TEMPORARY)
-    file = disk.create(_TEMPORARY)
-    try:
-        file.append(
-            MAGIC
-            + len(body).to_bytes(8, "little")
-            + xxh3_64_intdigest(body).to_bytes(8, "little")
-            + body
-        )
-        file.sync()
-    finally:
-        file.close()
-    disk.rename(_TEMPORARY, NAME)
-    disk.sync_names()
+    head = MAGIC + len(body).to_bytes(8, "little") + xxh3_64_intdigest(body).to_bytes(8, "little")
+    replace_file(disk, NAME, _TEMPORARY, head + body)
 
 
 def read(disk: Disk) -> Manifest | None:

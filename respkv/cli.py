@@ -170,6 +170,9 @@ def main(
         return STATUS_MISUSED
     except KeyboardInterrupt:
         return STATUS_INTERRUPTED
+    except BrokenPipeError:  # Who read the output has seen enough, as `head` has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STATUS_INTERRUPTED
 
 
 def _parser() -> _Parser:

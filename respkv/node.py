@@ -88,7 +88,6 @@ MEMORY_FULL: Final = ReplyError(
 JOB_FAILURES_PER_LINE: Final = 30
 FETCHES_MAX: Final = 8  # Pages that are read at the same time.
 STATUS_MISUSED: Final = 2
-STOPPING: Final = ReplyError("ERR the node is stopping")
 
 
 Resume = Callable[[int, ReplyError | None], None]  # With the time, and why there is no page.

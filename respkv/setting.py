@@ -22,6 +22,7 @@ import dataclasses
 import json
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -80,16 +81,16 @@ def toml_text(value: object) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-class Kind(Generic[T]):
+class Kind(ABC, Generic[T]):
     """What values a setting may have, and how they are spelled."""
 
+    @abstractmethod
     def allowed(self) -> str:
         """Return what is allowed, as words that follow "must be"."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, value: object) -> T:
         """Return the setting's value for a TOML value, or raise `Rejected`."""
-        raise NotImplementedError
 
     def parse(self, text: str) -> T:
         """Return the setting's value for one word, or raise `Rejected`."""
