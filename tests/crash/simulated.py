@@ -212,6 +212,8 @@ class World:
             self._kill()
         else:
             self._tick()
+            if self.replica.store.log.failure is not None:  # As a node, which then ends as if killed.
+                return self._kill()
             try:
                 self.replica.store.close()
             except DiskError:  # What was not confirmed may be lost, as in a kill.
