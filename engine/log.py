@@ -170,6 +170,7 @@ class CommitLog:
         "_has_new_names",
         "_sealed",
         "_segment",
+        "_segment_synced",
         "_sync_lock",
         "_unsynced",
         "failure",
@@ -308,7 +309,8 @@ class CommitLog:
         segment = Segment(segment_name(self.position), self.position)
         file = self._disk.create(segment.name)
         try:
-            file.append(_encode_header(segment.base, self.synced))
+            synced = self.synced
+            file.append(_encode_header(segment.base, synced))
         except DiskError as cause:
             self._undo_create(file, cause)
             raise
@@ -316,6 +318,7 @@ class CommitLog:
         self._has_new_names = True
         self._unsynced.append(file)
         self._segment = segment
+        self._segment_synced = synced  # What its header vouches for.
         self._file = file
 
     def _undo_create(self, file: File, cause: DiskError) -> None:
@@ -391,7 +394,7 @@ class CommitLog:
             if self.failure is None:
                 self.write()
                 self.sync()
-                if self.segment_bytes:
+                if self.segment_bytes or self._segment_synced < self.position:
                     self._vouch()
         finally:
             with self._sync_lock:

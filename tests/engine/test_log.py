@@ -558,6 +558,18 @@ def test_clean_stop_vouches_for_the_last_frame(disk: SimDisk) -> None:
         replay(disk)
 
 
+def test_clean_stop_vouches_for_the_segment_before_an_empty_one(disk: SimDisk) -> None:
+    log = open_log(disk)
+    write(log, ENTRY)
+    log.roll()
+    log.close()
+    disk = disk.kill()
+    assert replay(disk).entries == [ENTRY]
+    disk.flip_bit(segment_name(0), offset_of(0) + 20)
+    with pytest.raises(CorruptionError):
+        replay(disk)
+
+
 def test_renamed_segment_is_corruption(disk: SimDisk) -> None:
     log = open_log(disk)
     write(log, ENTRY)
@@ -862,8 +874,7 @@ class CrashLoop:
         self._end_process()
 
     def _close(self, log: CommitLog) -> None:
-        if log.segment_bytes:
-            self.frames[log.position + FRAME_BYTES] = []  # It vouches for the others.
+        self.frames[log.position + FRAME_BYTES] = []  # If there is one, it vouches for the others.
         position = log.position
         with contextlib.suppress(DiskError):
             log.close()
