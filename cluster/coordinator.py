@@ -28,7 +28,8 @@ the log was written. The messages, each a list of byte strings:
     NOT id reason                      cannot be answered here: incomplete, or the data is damaged
 
 A lost write is taken back before its command runs again, if no other replica can have taken it; a blind
-one (SET) simply runs again. Otherwise nobody can know, and the error says so.
+one (SET) simply runs again. Otherwise nobody can know, the error says so, and the row stays hidden until
+an inquest has found out (`cluster/inquest.py`).
 
 Core: time is an argument; what it sends goes through the transport seam. Sources: Dynamo's quorums;
 optimistic concurrency control by validation (Kung and Robinson); Riak's read repair.
@@ -43,7 +44,8 @@ from struct import Struct
 from typing import Final
 
 from cluster.clock import Dot
-from cluster.record import HEADER, MANY, decode
+from cluster.inquest import Inquest, past_of, restored
+from cluster.record import HEADER, MANY, Record, Version, decode
 from cluster.replica import MalformedDelta, Replica, encode_clock, record_of
 from cluster.ring import NodeId
 from cluster.round import (
@@ -82,6 +84,7 @@ ROUND_BYTES_MAX: Final = (
 )  # Then a message goes out, and the next writes come into another one.
 
 _NONE: Final[dict[Place, bytes]] = {}  # Never changed.
+_NO_CONTEXTS: Final[dict[Slot, bytes]] = {}  # Never changed.
 
 Fetch = Callable[[PageFault, Callable[[], None]], None]  # Have a page read, then call.
 
@@ -152,7 +155,8 @@ class Coordinator:
         self.now_s = 0.0
         self.now_ms = 0
         self._next_id = first_id
-        self._fetch = fetch
+        self.fetch = fetch
+        self.inquest = Inquest(self)
         self.writes: dict[int, WriteRound] = {}  # In order of their deadlines.
         self.reads: dict[int, ReadRound] = {}
         self.outbox: list[tuple[NodeId, Sequence[bytes]]] = []
@@ -172,7 +176,9 @@ class Coordinator:
         self._all_batches = list(batches.values())
         self._looked = -1
         replica.before_hearing = self.seal
-        replica.is_undecided = lambda slot, row: self._undecided((slot, row)) is not None
+        replica.is_undecided = lambda slot, row: self._is_undecided((slot, row))
+        replica.has_siblings = lambda slot, row: self._contest((slot, row))
+        replica.past = lambda slot, row: self.inquest.past((slot, row))
 
     def look(self) -> None:
         """See again, if anything changed, where enough replicas can be reached for plain reads and writes."""
@@ -183,7 +189,7 @@ class Coordinator:
         needed = self.needed(is_checked=self.quorums.checks_all)
         for batch in self._all_batches:
             batch.alive = tuple(peer for peer in batch.peers if topology.is_reachable(peer))
-            confirming = sum(1 for peer in batch.peers if self._can_confirm(peer))
+            confirming = sum(1 for peer in batch.peers if self.can_confirm(peer))
             batch.can_write = len(batch.alive) >= needed
             batch.can_read = confirming >= self.quorums.r - 1
 
@@ -260,7 +266,7 @@ class Coordinator:
         As long as nobody has contradicted, commands build upon writes that are under way.
         """
         place = (slot, row)
-        if self._doomed and place in self._doomed:
+        if place in self._doomed or place in self.inquest.cases:
             return True
         if raw is None or not raw[0] & MANY or len(decode(raw).versions) < 2:
             return False
@@ -338,7 +344,14 @@ class Coordinator:
             )
         number = self._new_id()
         round_ = WriteRound(
-            number, peers, needed, entries, self.now_s + self.timeout_s, flags == UNIT, len(blob)
+            number,
+            peers,
+            needed,
+            entries,
+            self.now_s + self.timeout_s,
+            flags == UNIT,
+            len(blob),
+            batch.contexts or _NO_CONTEXTS,
         )
         self.writes[number] = round_
         self.in_flight_bytes += len(blob)
@@ -356,7 +369,7 @@ class Coordinator:
     ) -> bool:
         """Ask the next replica that can answer; False if there is none."""
         for peer in peers:
-            if peer in used or not self._can_confirm(peer):
+            if peer in used or not self.can_confirm(peer):
                 continue
             used[peer] = None
             number = self._new_id()
@@ -377,7 +390,31 @@ class Coordinator:
         )
         return False
 
-    def _can_confirm(self, peer: NodeId) -> bool:
+    def is_first(self, slot: Slot) -> bool:
+        """Whether this node is the first of a slot's preference list."""
+        return self.topology.preferences[slot][0] == self.topology.me
+
+    def send_row(self, op: Pending, place: Place, raw: bytes) -> None:
+        """Have a majority take a row as it is here, whole, as a checked write of `op`."""
+        self.seal()
+        self.look()
+        slot, row = place
+        mine = self.batches[slot]
+        batch = Batch(mine.peers, alive=mine.alive)
+        op.waits = 1
+        entry = (op, op.attempt, slot, row, raw)
+        pieces: list[bytes] = [ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw]
+        self._send_writes(batch, [entry], pieces, self.quorums.majority - 1, CHECKED)
+
+    def ask_state(self, peer: NodeId, place: Place, dots: bytes, flag: bytes) -> int:
+        """Ask a replica for its state of a row; the number of the message."""
+        slot, row = place
+        number = self._new_id()
+        question = b"".join((QUESTION(slot, len(row), len(dots)), row, dots))
+        self.outbox.append((peer, (READ, b"%d" % number, question, flag)))
+        return number
+
+    def can_confirm(self, peer: NodeId) -> bool:
         return self.topology.is_reachable(peer) and peer not in self.topology.incomplete
 
     def _new_id(self) -> int:
@@ -407,6 +444,10 @@ class Coordinator:
         verb = message[0]
         if verb == ACK:
             self._take_ack(peer, message)
+        elif verb == STATES and self.inquest.receive(
+            peer, _number(message), message[3] if len(message) > 3 else b""
+        ):
+            pass
         elif verb == SAME:
             round_ = self.reads.get(_number(message))
             if round_ is not None and round_.peer == peer:
@@ -417,7 +458,9 @@ class Coordinator:
             self._take_states(peer, message)
         elif verb == NOT:
             number = _number(message)
-            if number in self.writes:
+            if self.inquest.receive(peer, number, None):
+                pass
+            elif number in self.writes:
                 self._lose_peer(self.writes[number], peer)
             elif (read := self.reads.get(number)) is not None and read.peer == peer:
                 read.retry_s = self.now_s + self.retry_s
@@ -448,9 +491,33 @@ class Coordinator:
         if not round_.needed:
             return
         decided = round_.decided
-        for number, (op, attempt, _, _, _) in enumerate(round_.entries):
+        for number, entry in enumerate(round_.entries):
             if not decided or number not in decided:
-                op.confirm(attempt)
+                if round_.contested:
+                    self._confirm(round_, number)
+                else:
+                    entry[0].confirm(entry[1])
+
+    def _confirm(self, round_: WriteRound, number: int) -> None:
+        """Enough replicas have taken a row. But what one of them has seen as gone already need not have won."""
+        op, attempt, slot, row, raw = round_.entries[number]
+        if raw and number in round_.contested:
+            held = self.replica.store.active[slot].get(row)
+            if held is None or decode(held).dots.isdisjoint(decode(raw).dots):
+                op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
+                return
+        op.confirm(attempt)
+
+    def _contest(self, place: Place) -> None:
+        """A row in which there is an undecided write of this node has become one of several versions.
+
+        A SET may replace them all now, and then nobody finds a conflict any more.
+        """
+        for round_ in self.writes.values():
+            if round_.needed and not round_.is_decided:
+                for number, (_, _, slot, row, raw) in enumerate(round_.entries):
+                    if raw and (slot, row) == place:
+                        round_.contested[number] = None
 
     def _close(self, round_: WriteRound) -> None:
         if self.writes.pop(round_.id, None) is not None:
@@ -459,7 +526,7 @@ class Coordinator:
     def _judge(self, round_: WriteRound) -> None:
         """Decide row by row, where some were refused or some peer is lost."""
         lost: dict[Place, None] = {}
-        for number, (op, attempt, slot, row, _) in enumerate(round_.entries):
+        for number, (_, _, slot, row, _) in enumerate(round_.entries):
             place = (slot, row)
             verdict = round_.verdict(place)
             if round_.is_decided or number in round_.decided:
@@ -473,16 +540,23 @@ class Coordinator:
                 if round_.refusal_count(place):
                     self._spread(round_, place)
                 if round_.needed:
-                    op.confirm(attempt)
+                    self._confirm(round_, number)
             elif verdict is Verdict.UNREACHED:
-                error = QuorumNotMet(round_.needed + 1, len(round_.answers) + 1, True)
-                op.fail(attempt, error, place)
+                self._give_up(round_, round_.entries[number])
             else:
                 lost[place] = None
         if len(round_.decided) == len(round_.entries):
             round_.is_decided = True
         for place in lost:
             self._lose(round_, place)
+
+    def _give_up(self, round_: WriteRound, entry: WriteEntry) -> None:
+        """Nobody knows whether enough replicas have this row: answer that, and find out."""
+        op, attempt, slot, row, raw = entry
+        if raw and not op.is_blind:
+            self.inquest.open(round_, entry)
+        error = QuorumNotMet(round_.needed + 1, len(round_.answers) + 1, True)
+        op.fail(attempt, error, (slot, row))
 
     def _spread(self, round_: WriteRound, place: Place) -> None:
         """A write was accepted, and refused by some: they get the joined row, as does this node."""
@@ -504,6 +578,7 @@ class Coordinator:
         self._judge_lost(place)
 
     def _judge_lost(self, place: Place) -> None:
+        self.seal()  # What was built upon it in this tick is lost, too.
         rounds = list(self._doomed[place])
         entries = [
             entry
@@ -537,30 +612,70 @@ class Coordinator:
             for refused in each.answers.values()
             if refused.get(place)
         ]
-        dots: dict[Place, set[Dot]] = {(slot, row): set() for _, _, slot, row, _ in entries}
-        for _, _, slot, row, raw in entries:
-            if raw:
-                dots[slot, row].update(version.dot for version in decode(raw).versions)
 
         def merged(_: bytes | None) -> None:
-            is_undone = is_clean and (is_blind or self._withdraw(dots))
+            if is_clean and not is_blind and place not in self.inquest.cases:
+                self._take_back(rounds, entries, place, states, decide)
+            else:
+                decide(is_blind)
+
+        def decide(is_undone: bool) -> None:
             for op, attempt, slot, row, raw in entries:
-                if op.is_blind or is_undone or not raw:
+                if op.is_blind or is_undone:
                     self.retries_total += 1
                     op.again(attempt, (slot, row))
-                else:
+                    continue
+                entry = (op, attempt, slot, row, raw)
+                if raw:
+                    round_ = next(each for each in rounds if entry in each.entries)
+                    self.inquest.open(round_, entry)
+                if not self.inquest.attach(entry, rounds[0].deadline_s):
                     op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
 
         self._merge(place, states, merged)
 
-    def _withdraw(self, dots: dict[Place, set[Dot]]) -> bool:
-        """Take back what all others refused. False, and nothing is, where nobody said what won instead."""
-        replica = self.replica
-        if not all(replica.can_withdraw(*place, own) for place, own in dots.items()):
-            return False
-        for place, own in dots.items():
-            replica.withdraw(*place, own)
-        return True
+    def _take_back(
+        self,
+        rounds: list[WriteRound],
+        entries: list[WriteEntry],
+        place: Place,
+        states: list[bytes],
+        then: Callable[[bool], None],
+    ) -> None:
+        """Undo writes of rows that all others refused: what they replaced is there again, and what others have.
+
+        A blind write among them stays: it runs again, and replaces all this.
+        """
+        dots: dict[Place, set[Dot]] = {}
+        pasts: dict[Place, list[Record]] = {}
+        for round_ in sorted(rounds, key=lambda each: each.id):
+            for entry in round_.entries:
+                op, _, slot, row, raw = entry
+                if raw and not op.is_blind and entry in entries:
+                    dots.setdefault((slot, row), set()).update(decode(raw).dots)
+                    pasts.setdefault((slot, row), []).append(past_of(round_, entry))
+        try:
+            held = {each: self._record(each) for each in dots}
+        except PageFault as fault:
+            self.fetch(fault, lambda: self._take_back(rounds, entries, place, states, then))
+            return
+        shown: dict[Place, tuple[Version, ...]] = {}
+        for each, own in dots.items():
+            past = next((past for past in pasts[each] if past.dots.isdisjoint(own)), None)
+            others = [decode(state) for state in states] if each == place else []
+            if past is None:
+                then(False)
+                return
+            shown[each] = restored(past, own, others, held[each])
+        for (slot, row), versions in shown.items():
+            if not held[slot, row].dots.isdisjoint(dots[slot, row]):
+                self.replica.put_back(slot, row, versions)
+        then(True)
+
+    def _record(self, place: Place) -> Record:
+        """A row as it is stored here. Raises PageFault."""
+        raw = self.replica.store.get(*place)
+        return Record(()) if raw is None else decode(raw)
 
     def _judge_doomed(self) -> None:
         for place in list(self._doomed):
@@ -619,9 +734,9 @@ class Coordinator:
         return None
 
     def has_undecided(self, slot: Slot) -> bool:
-        """Whether `_undecided` is true of some row of a slot."""
+        """Whether `undecided` is true of some row of a slot."""
         self.seal()
-        if any(place[0] == slot for place in self._doomed):
+        if any(place[0] == slot for place in self._doomed) or self.inquest.has_slot(slot):
             return True
         return any(
             entry[2] == slot and entry[4] and number not in round_.decided
@@ -630,7 +745,11 @@ class Coordinator:
             for number, entry in enumerate(round_.entries)
         )
 
-    def _undecided(self, place: Place) -> WriteRound | None:
+    def _is_undecided(self, place: Place) -> bool:
+        """Whether nobody else may be told of a row."""
+        return place in self.inquest.cases or self.undecided(place) is not None
+
+    def undecided(self, place: Place) -> WriteRound | None:
         """The last write of a row that may have to be taken back. Nobody else may be told of the row till then:
 
         what was built upon it elsewhere could not be taken back.
@@ -649,7 +768,9 @@ class Coordinator:
 
     def _attach(self, op: Pending, attempt: int, place: Place) -> bool:
         """Have a command that only read a row wait for the write that it saw; False if that is decided."""
-        round_ = self._undecided(place)
+        if self.inquest.attach((op, attempt, *place, b""), self.now_s + self.timeout_s):
+            return True
+        round_ = self.undecided(place)
         if round_ is not None:
             round_.entries.append((op, attempt, *place, b""))
         return round_ is not None
@@ -658,15 +779,19 @@ class Coordinator:
         """Send a row's whole state to a peer that lacks some of it; `waiter` counts on its answer."""
         slot, row = place
         if waiter is None:
-            if self._undecided(place) is not None:
+            if self._is_undecided(place):
                 return  # Its decision will see to it.
         elif self._attach(*waiter, place):
             return
         try:
             state = self.replica.state_of(slot, row)
         except PageFault as fault:
-            self._fetch(fault, lambda: self._repair(peer, place, waiter))
+            self.fetch(fault, lambda: self._repair(peer, place, waiter))
             return
+        if not state:
+            if waiter is not None:
+                waiter[0].confirm(waiter[1])
+            return  # There is nothing to tell.
         self.repairs_total += 1
         number = self._new_id()
         entries = [] if waiter is None else [(*waiter, slot, row, b"")]
@@ -686,7 +811,7 @@ class Coordinator:
             for state in states:
                 raw = self.replica.merge(slot, row, decode(state), self.now_ms)
         except PageFault as fault:
-            self._fetch(fault, lambda: self._merge(place, states, then))
+            self.fetch(fault, lambda: self._merge(place, states, then))
             return
         then(raw)
 
@@ -703,12 +828,12 @@ class Coordinator:
             self._close(round_)
             if not round_.is_decided:
                 round_.is_decided = True
-                error = QuorumNotMet(round_.needed + 1, len(round_.answers) + 1, True)
                 for number, entry in enumerate(round_.entries):
                     if number not in round_.decided:
-                        entry[0].fail(entry[1], error, (entry[2], entry[3]))
+                        self._give_up(round_, entry)
             if self._doomed:
                 self._judge_doomed()
+        self.inquest.tick(now_s)
         for read in list(self.reads.values()):
             if read.deadline_s <= now_s:
                 self.reads.pop(read.id, None)
@@ -720,14 +845,14 @@ class Coordinator:
     def _ask_another(self, read: ReadRound, *, is_late: bool = True) -> None:
         """Its peer is late or cannot answer. Should it answer yet, that is not waited for any more."""
         peers = self.batches[read.entries[0][2]].peers
-        candidates = [peer for peer in peers if peer not in read.used and self._can_confirm(peer)]
+        candidates = [peer for peer in peers if peer not in read.used and self.can_confirm(peer)]
         late = (*read.late, read.peer) if read.peer else read.late
         if not candidates:
             # Nobody else: ask the same again, since questions or answers may be lost. Not those that were
             # asked by another round of these rows: they would count twice.
             if not is_late:
                 return  # It has just answered.
-            if not any(map(self._can_confirm, late)):
+            if not any(map(self.can_confirm, late)):
                 read.retry_s = self.now_s + self.retry_s
                 return
             for peer in late:

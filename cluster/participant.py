@@ -37,7 +37,8 @@ from cluster.coordinator import (
     key_of,
     place_of,
 )
-from cluster.record import MANY
+from cluster.inquest import INQUEST
+from cluster.record import MANY, encode
 from cluster.replica import MalformedDelta, Replica, decode_clock, record_of
 from cluster.ring import NodeId
 from cluster.slot import SLOT_COUNT, Slot
@@ -179,10 +180,14 @@ class Participant:
                 if raw is None:
                     raw = store.lookup(slot, row)
                 if blob[dots_at:at] != (raw[1:17] if raw and not raw[0] & MANY else dots_of(raw)):
+                    state = replica.state_of(slot, row)
                     if replica.is_undecided(slot, row):
-                        self._promise(peer, (NOT, number, UNDECIDED))
-                        return
-                    states += (b"%d" % count, replica.state_of(slot, row))
+                        past = replica.past(slot, row) if INQUEST in message[3:] else None
+                        if past is None:
+                            self._promise(peer, (NOT, number, UNDECIDED))
+                            return
+                        state = encode(past)
+                    states += (b"%d" % count, state)
                 count += 1
         except PageFault as fault:
             self._fetch(fault, lambda: self._read(peer, message))

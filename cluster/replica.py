@@ -20,8 +20,8 @@ Core: synchronous; time is an argument. PageFault goes to the caller before anyt
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from operator import add
 from struct import Struct
 from struct import error as StructError
@@ -45,6 +45,7 @@ from cluster.record import (
     MANY,
     STRING,
     Record,
+    Version,
     decode,
     decode_version,
     encode,
@@ -134,6 +135,10 @@ class Replica:
         self.others_changed: Callable[[Row], None] | None = None
         # Whether a row holds a write of this node that may be taken back: then nobody is told of it.
         self.is_undecided: Callable[[Slot, Row], bool] = lambda slot, row: False
+        # Called with each row that may have got several versions by a join.
+        self.has_siblings: Callable[[Slot, Row], None] = lambda slot, row: None
+        # What others are told in their inquests of a row that is undecided; None: that it is.
+        self.past: Callable[[Slot, Row], Record | None] = lambda slot, row: None
         self._new_actor = actor
         self._before: Life | None = None
 
@@ -389,7 +394,7 @@ class Replica:
                 ):
                     delta = record_of(raw)
                     if not kind & MANY:
-                        delta = _delta_of(raw, contexts.get(slot))
+                        delta = delta_of(raw, contexts.get(slot))
                     if logged < at:  # In order.
                         pieces.append(blob[logged:at])
                     logged = at  # Should it fault: this one was not taken.
@@ -428,7 +433,7 @@ class Replica:
         """What `accept` would refuse of a blob, of which nothing is applied. Raises PageFault, MalformedDelta."""
         conflicts = []
         for _, slot, row, raw in entries_of(blob):
-            delta = _delta_of(raw, contexts.get(slot))
+            delta = delta_of(raw, contexts.get(slot))
             conflict, _ = self._check(slot, row, delta, self.clocks.clock(slot))
             if conflict is not None:
                 conflicts.append(conflict)
@@ -502,6 +507,8 @@ class Replica:
         assert result is not None
         self.heard[slot] += 1
         raw = encode(result)
+        if outcome is Outcome.DELTA or len(result.versions) > 1:
+            self.has_siblings(slot, row)
         self.store.apply(slot, row, raw, is_complete=outcome is Outcome.COMPLETE)
         if self.others_changed is not None:
             self.others_changed(row)
@@ -535,30 +542,40 @@ class Replica:
         for slot in list(self.unsettled):
             self._expect(slot, SlotClock())
 
-    def can_withdraw(self, slot: Slot, row: Row, dots: Set[Dot]) -> bool:
-        """Whether a row shows something without these writes, or does not hold them. Raises PageFault."""
-        raw = self.store.get(slot, row)
-        held = frozenset() if raw is None else decode(raw).dots
-        return held.isdisjoint(dots) or not held <= dots
+    def put_back(self, slot: Slot, row: Row, versions: tuple[Version, ...]) -> None:
+        """Have a row show these versions, of which it may have lost some: a write of this node is taken back.
 
-    def withdraw(self, slot: Slot, row: Row, dots: Set[Dot]) -> bool:
-        """Take back writes of this node that all others refused; False if there is nothing to take back.
-
-        Nobody was told of them (`is_undecided`), and what they replaced was replaced by the winners too,
-        which have to be here: see `can_withdraw`. Raises PageFault.
+        Nobody else may have taken that write, or have been told of it. Raises PageFault.
         """
+        self._replace(slot, row, versions)
+
+    def rewrite(
+        self, slot: Slot, row: Row, versions: tuple[Version, ...], now_ms: int
+    ) -> frozenset[Dot]:
+        """The same under new dots, which are given: a write of this node that keeps values and timestamps.
+
+        Raises PageFault.
+        """
+        self.before_hearing()
+        own, actor = self.clocks.own, self.clocks.actor
+        renewed = []
+        for version in versions:
+            own[slot] += 1
+            renewed.append(replace(version, dot=(actor, own[slot])))
+        self._replace(slot, row, tuple(renewed))
+        return frozenset(version.dot for version in renewed)
+
+    def _replace(self, slot: Slot, row: Row, versions: tuple[Version, ...]) -> None:
         raw = self.store.get(slot, row)
         record = Record(()) if raw is None else decode(raw)
-        kept = tuple(version for version in record.versions if version.dot not in dots)
-        if len(kept) == len(record.versions):
-            return False
         clock = self.clocks.view(slot)
         self.heard[slot] += 1
-        raw = encode(stripped(kept, joined(clock_of(record), clock), clock))
+        raw = encode(stripped(versions, joined(clock_of(record), clock), clock))
         self.store.apply(slot, row, raw)
+        if self.others_changed is not None:
+            self.others_changed(row)
         if at_ms := CODEC.expires_at_ms(raw):
             self.expiry.add(slot, row, at_ms)
-        return True
 
     def join_clock(self, slot: Slot, clock: SlotClock, now_ms: int) -> None:
         """All that a clock covers is here now. Logged as a row of the system's slot."""
@@ -650,7 +667,7 @@ def entries_of(blob: bytes) -> Iterator[tuple[int, Slot, Row, bytes]]:
         yield flags, slot, blob[row_at:raw_at], blob[raw_at:at]
 
 
-def _delta_of(raw: bytes, context: SlotClock | None) -> Record:
+def delta_of(raw: bytes, context: SlotClock | None) -> Record:
     """A write as a delta: the short form means all that its actor did before, and `context` says the rest.
 
     Raises MalformedDelta.

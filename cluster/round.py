@@ -11,8 +11,10 @@ Core.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from cluster.errors import ClusterError
 from cluster.ring import NodeId
@@ -46,10 +48,13 @@ class ConflictLost(ClusterError):
         return "another node wrote the key at the same time"
 
 
+NOTHING_BEFORE: Final[Mapping[Place, bytes | None]] = {}
+
+
 class Pending(ABC):
     """What waits for `waits` confirmations of its present attempt."""
 
-    __slots__ = ("attempt", "is_blind", "is_over", "waits", "written")
+    __slots__ = ("attempt", "before", "is_blind", "is_over", "waits", "written")
 
     def __init__(self) -> None:
         self.waits = 0
@@ -57,6 +62,8 @@ class Pending(ABC):
         self.written = -1  # The last attempt that wrote anything.
         self.is_over = False
         self.is_blind = False  # It may run again whatever became of its earlier attempts.
+        # The rows that this attempt wrote, as they were stored before. Of a blind command: nothing.
+        self.before: Mapping[Place, bytes | None] = NOTHING_BEFORE
 
     @abstractmethod
     def settled(self) -> None:
@@ -121,6 +128,9 @@ class WriteRound:
     deadline_s: float
     is_unit: bool
     weight_bytes: int
+    # Of slots with several writers, what their entries had seen.
+    contexts: Mapping[Slot, bytes] = field(default_factory=dict)
+    contested: dict[int, None] = field(default_factory=dict)  # Entries: see `Coordinator._contest`.
     answers: dict[NodeId, dict[Place, bytes]] = field(default_factory=dict)  # Rows refused.
     unreachable: dict[NodeId, None] = field(default_factory=dict)
     is_decided: bool = False

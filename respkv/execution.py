@@ -137,6 +137,9 @@ class Execution:
                     context.drop()
                     self._dispatch.end(operation, TOO_LARGE)
                     return
+                if not is_blind:
+                    effects = context.effects.items()
+                    operation.before = {(e[0], row): store.get(e[0], row) for row, e in effects}
                 if node.tracking.is_active:
                     node.tracking.invalidate(context.effects, context.flushed, session)
                 context.commit(written)

@@ -197,6 +197,10 @@ class Node:
             effects = self._run(op, stored)
             reads = [each for each in stored if each[1] not in effects]
             if effects:
+                if not op.is_blind:
+                    op.before = {
+                        (slot, row): store.get(slot, row) for row, (slot, *_) in effects.items()
+                    }
                 self.replica.write(effects, self.coordinator.now_ms, written)
         except PageFault as fault:
             self.fetch(fault, partial(self._resume, op, op.attempt))

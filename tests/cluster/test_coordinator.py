@@ -2,20 +2,20 @@
 
 The worlds are `tests/cluster/cluster_world.py`; the checker is the simulation's.
 
-Not covered, because it does not hold: read-modify-writes at two coordinators of a key at the same time,
-of which some got no answer in time. Such a write stays where it was made, and may win over one that was
-confirmed, by its timestamp.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter as Tally
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from cluster import coordinator
+from cluster.clock import Dot
 from cluster.coordinator import Coordinator, Quorums
+from cluster.record import Record, Version
 from cluster.replica import MalformedDelta, Replica
 from cluster.round import ConflictLost, QuorumNotMet, WriteRound
 from cluster.slot import Row, Slot
@@ -89,6 +89,10 @@ STORIES = [
     ("blind", N3, 3, LOSING),
     ("blind", N5, 5, LOSING),
     ("increments", N3, 1, LOSING),
+    ("increments", N3, 2, LOSING),
+    ("increments", N3, 3, LOSING),
+    ("locks", N3, 3, LOSING),
+    ("all", N3, 3, LOSING),
     ("all", N5, 1, LOSING),
     ("all", Quorums(3, 3, 2), 2, REORDERING),
     ("increments", Quorums(3, 2, 1), 2, REORDERING),
@@ -350,11 +354,10 @@ def test_a_planted_answer_that_counts_twice_is_found(monkeypatch: pytest.MonkeyP
         test_an_answer_that_comes_twice_counts_once()
 
 
-def without_the_winner(self: Coordinator, place: object, states: object, then: object) -> None:
-    MERGE(self, place, [], then)  # type: ignore[arg-type]
-
-
-MERGE = Coordinator._merge
+def without_the_winner(
+    past: Record, dots: set[Dot], states: Sequence[Record], held: Record
+) -> tuple[Version, ...]:
+    return past.versions
 
 
 def everything_of_two_writers() -> None:
@@ -366,9 +369,9 @@ def everything_of_two_writers() -> None:
 
 PLANTED = [
     ("no conflict is looked for", Replica, "_check", never_refusing),
-    ("undecided writes are told", Coordinator, "_undecided", telling),
-    ("the loser does not join the winner", Coordinator, "_merge", without_the_winner),
-    ("nothing is taken back", Coordinator, "_withdraw", lambda self, dots: True),
+    ("undecided writes are told", Coordinator, "undecided", telling),
+    ("the loser does not join the winner", coordinator, "restored", without_the_winner),
+    ("nothing is taken back", Replica, "put_back", lambda self, slot, row, versions: None),
 ]
 
 

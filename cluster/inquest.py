@@ -1,0 +1,308 @@
+"""The inquest: what became of a write that too few replicas answered for, before anybody is told of it.
+
+A command that depends on what it replaced (INCR, SET NX, APPEND) was executed here, and its write may or may
+not be on other replicas: they did not answer in time, or some refused it and others are gone. Its client
+heard that nobody knows. But the write is in the row here, with a timestamp, and might win over one that
+another coordinator made at the same time and that a majority confirmed. So it stays hidden (a *case*) until a
+majority of the replicas, this one among them, has said what it holds:
+
+    nobody has anything that the write had not seen       it is sent again as it is
+    somebody has                                          the row becomes what it was before the write, joined
+                                                          with what they have, under new dots: a write of this
+                                                          node that has seen the open one, and so removes it
+                                                          wherever it may be
+
+Either way the row is sent as a checked write, and the case is closed when a majority has taken it; if it is
+refused, the inquest begins again. As in Paxos, who goes on with an unfinished write first asks a majority
+what came after it. New dots, since a replica that did take the open write has seen what it replaced as gone.
+
+Commands on the row wait here meanwhile; other nodes are answered that it is undecided, but for an inquest of
+their own: that is told what the row was before. Two nodes with an open write each of the same row need the
+answers of all: while one is gone, nobody can know whose write it has taken. Once all have answered, a write
+that only its author has is dropped, unless the author comes first in the slot's preference list.
+
+Core: time is an argument; messages go out with the coordinator's.
+
+    READ id question i       as `cluster/coordinator.py`; `i`: for an inquest. Always answered by the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from cluster.clock import Dot, SlotClock
+from cluster.delta import clock_of
+from cluster.errors import ClusterError
+from cluster.record import Record, Version, decode, join_records
+from cluster.replica import decode_clock, delta_of, record_of
+from cluster.ring import NodeId
+from cluster.round import ConflictLost, Pending, Place, QuorumNotMet, WriteEntry, WriteRound
+from cluster.slot import Slot
+from engine.errors import EngineError
+from engine.store import PageFault
+
+if TYPE_CHECKING:
+    from cluster.coordinator import Coordinator
+
+INQUEST: Final = b"i"
+ASK_S: Final = 0.1  # Then the replicas are asked again; twice as long after each time, up to:
+ASK_MOST_S: Final = 2.0
+UNLIKE: Final = b"?"  # No row has these dots, so that a replica answers its state.
+
+
+@dataclass(slots=True, eq=False)
+class Case:
+    """The open writes of one row. `pasts`: the row before each of them, with what that write had seen."""
+
+    place: Place
+    dots: set[Dot]
+    pasts: list[Record]
+    waiting: list[tuple[float, WriteEntry]]  # Commands that wait for the end, and until when.
+    next_s: float
+    wait_s: float = ASK_S
+    answers: dict[NodeId, Record] = field(default_factory=dict)
+    asked: dict[int, NodeId] = field(default_factory=dict)  # Messages under way.
+    closing: Closing | None = None
+    is_refused: bool = False  # By others that have open writes of their own.
+
+    @property
+    def past(self) -> Record:
+        """The row before the first open write, as far as that is known."""
+        for past in self.pasts:
+            if past.dots.isdisjoint(self.dots):
+                return past
+        return Record(())
+
+
+class Closing(Pending):
+    """The write that closes a case. `is_undone`: it takes the open ones back."""
+
+    __slots__ = ("case", "inquest", "is_undone")
+
+    def __init__(self, inquest: Inquest, case: Case, *, is_undone: bool) -> None:
+        super().__init__()
+        self.inquest = inquest
+        self.case = case
+        self.is_undone = is_undone
+        self.is_blind = True  # Refused, it is not taken back: the inquest begins again.
+
+    def settled(self) -> None:
+        self.inquest.close(self.case, is_undone=self.is_undone)
+
+    def stale(self) -> None:
+        self.inquest.begin_again(self.case)
+
+    def failed(self, error: ClusterError) -> None:
+        self.inquest.begin_again(self.case)
+
+
+class Inquest:
+    """One per coordinator."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self.cases: dict[Place, Case] = {}
+        self._asked: dict[int, Case] = {}
+        self.closed_total = 0
+
+    def open(self, round_: WriteRound, entry: WriteEntry) -> None:
+        """Find out about a row that this entry of a round wrote: nobody knows how that ended."""
+        _, _, slot, row, raw = entry
+        place = (slot, row)
+        case = self.cases.get(place)
+        if case is None:
+            case = self.cases[place] = Case(place, set(), [], [], self._coordinator.now_s)
+        case.dots |= decode(raw).dots
+        case.pasts.append(past_of(round_, entry))
+        self._forget_answers(case)
+
+    def attach(self, entry: WriteEntry, deadline_s: float) -> bool:
+        """Have a command wait for the end of a case, if there is one of this row."""
+        case = self.cases.get((entry[2], entry[3]))
+        if case is not None:
+            case.waiting.append((deadline_s, entry))
+        return case is not None
+
+    def past(self, place: Place) -> Record | None:
+        """What others are told of a row in an inquest of theirs: how it was before its open writes."""
+        case = self.cases.get(place)
+        return None if case is None else case.past
+
+    def has_slot(self, slot: Slot) -> bool:
+        return any(place[0] == slot for place in self.cases)
+
+    def tick(self, now_s: float) -> None:
+        """Ask again where answers are late, and give up what has waited for too long."""
+        for case in list(self.cases.values()):
+            if case.waiting:
+                late = [entry for deadline_s, entry in case.waiting if deadline_s <= now_s]
+                case.waiting = [each for each in case.waiting if each[0] > now_s]
+                for op, attempt, slot, row, raw in late:
+                    quorums = self._coordinator.quorums
+                    error = QuorumNotMet(quorums.majority, 1, bool(raw))
+                    op.fail(attempt, error, (slot, row))
+            if case.next_s <= now_s and case.closing is None:
+                self._ask(case)
+
+    def _ask(self, case: Case) -> None:
+        coordinator = self._coordinator
+        if coordinator.undecided(case.place) is not None:
+            return  # An earlier write, on which an open one was built, or a later one.
+        if not self._is_live(case):
+            return
+        case.next_s = coordinator.now_s + case.wait_s
+        case.wait_s = min(2 * case.wait_s, ASK_MOST_S)
+        for number in case.asked:
+            self._asked.pop(number, None)
+        case.asked.clear()
+        for peer in coordinator.batches[case.place[0]].peers:
+            if peer not in case.answers and coordinator.can_confirm(peer):
+                number = coordinator.ask_state(peer, case.place, UNLIKE, INQUEST)
+                case.asked[number] = peer
+                self._asked[number] = case
+        self._judge(case)
+
+    def receive(self, peer: NodeId, number: int, state: bytes | None) -> bool:
+        """Take a replica's state of a row, or None if it cannot tell. False if it was not asked."""
+        case = self._asked.pop(number, None)
+        if case is None:
+            return False
+        if case.asked.pop(number) == peer and state is not None and case.closing is None:
+            case.answers[peer] = record_of(state) if state else Record(())
+            self._judge(case)
+        return True
+
+    def _judge(self, case: Case) -> None:
+        coordinator = self._coordinator
+        if case.closing is not None or len(case.answers) < coordinator.quorums.majority - 1:
+            return
+        slot, row = case.place
+        now_ms = coordinator.now_ms
+        replica = coordinator.replica
+        states = list(case.answers.values())
+        try:
+            raw = replica.store.get(slot, row)
+            held = Record(()) if raw is None else decode(raw)
+            if held.dots.isdisjoint(case.dots):
+                self._supersede(case)
+                return
+            seen = clock_of(case.past)
+            for dot in case.dots:
+                seen.add(dot)
+            others = [v for state in (*states, held) for v in state.versions]
+            is_undone = any(v.dot not in case.dots and not seen.covers(v.dot) for v in others)
+            for state in states:
+                if state.versions:
+                    replica.merge(slot, row, state, now_ms)
+            if is_undone:
+                raw = replica.store.get(slot, row)
+                held = Record(()) if raw is None else decode(raw)
+                versions = restored(case.past, case.dots, states, held)
+                case.dots |= replica.rewrite(slot, row, versions, now_ms)
+            elif case.is_refused and not coordinator.is_first(slot):
+                if not self._is_nowhere(case):
+                    return  # All have to answer.
+                replica.put_back(slot, row, restored(case.past, case.dots, states, held))
+                self.close(case, is_undone=True)
+                return
+            raw = replica.state_of(slot, row)
+        except PageFault as fault:
+            coordinator.fetch(fault, lambda: self._judge(case))
+            return
+        except EngineError:
+            return  # It is asked again.
+        case.closing = Closing(self, case, is_undone=is_undone)
+        coordinator.send_row(case.closing, case.place, raw)
+
+    def _is_nowhere(self, case: Case) -> bool:
+        """Whether all other replicas have said that they have seen none of the open writes."""
+        peers = self._coordinator.batches[case.place[0]].peers
+        return all(peer in case.answers for peer in peers) and not any(
+            answer.has_seen(dot) for answer in case.answers.values() for dot in case.dots
+        )
+
+    def _is_live(self, case: Case) -> bool:
+        """Whether an open write is still what the row shows; if not, what replaced it had seen it."""
+        slot, row = case.place
+        coordinator = self._coordinator
+        try:
+            raw = coordinator.replica.store.get(slot, row)
+        except PageFault as fault:
+            coordinator.fetch(fault, lambda: None)
+            return True
+        except EngineError:
+            return True
+        if raw is not None and not decode(raw).dots.isdisjoint(case.dots):
+            return True
+        self._supersede(case)
+        return False
+
+    def _supersede(self, case: Case) -> None:
+        self._forget_answers(case)
+        self.cases.pop(case.place, None)
+        self._tell(case, is_undone=False, is_known=False)
+
+    def begin_again(self, case: Case) -> None:
+        """The write that was to close a case was not taken."""
+        case.is_refused |= case.closing is not None
+        case.closing = None
+        self._forget_answers(case)
+        case.next_s = self._coordinator.now_s + case.wait_s
+
+    def _forget_answers(self, case: Case) -> None:
+        case.answers.clear()
+        for number in case.asked:
+            self._asked.pop(number, None)
+        case.asked.clear()
+
+    def close(self, case: Case, *, is_undone: bool) -> None:
+        """A majority has the row as it is to be."""
+        self.closed_total += 1
+        self._forget_answers(case)
+        self.cases.pop(case.place, None)
+        self._tell(case, is_undone=is_undone, is_known=True)
+
+    def _tell(self, case: Case, *, is_undone: bool, is_known: bool) -> None:
+        for _, (op, attempt, slot, row, raw) in case.waiting:
+            if not raw or is_undone:
+                op.again(attempt, (slot, row))
+            elif is_known:
+                op.confirm(attempt)
+            else:
+                op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
+
+
+def past_of(round_: WriteRound, entry: WriteEntry) -> Record:
+    """A row as it was before a write, with all that the write had seen; nothing if that was not kept."""
+    op, _, slot, row, raw = entry
+    if (slot, row) not in op.before:
+        return Record(())
+    before = op.before[slot, row]
+    context = round_.contexts.get(slot)
+    delta = delta_of(raw, None if context is None else decode_clock(context))
+    seen = SlotClock()
+    for actor, counter in delta.context:
+        upto = counter - ((actor, counter) in delta.dots)
+        if upto:
+            seen.join(SlotClock({actor: upto}))
+    seen.join(SlotClock({}, set(delta.beyond) - delta.dots))
+    return Record(() if before is None else decode(before).versions, *seen.freeze())
+
+
+def restored(
+    past: Record, dots: set[Dot], states: Sequence[Record], held: Record
+) -> tuple[Version, ...]:
+    """The versions of a row without some writes: what was before them, and what others have.
+
+    Who has taken one of them has dropped what it replaced, and that tells nothing.
+    """
+    result = past
+    for state in (*states, held):
+        if dots.isdisjoint(state.dots):
+            result = join_records(result, state)
+        else:
+            others = tuple(version for version in state.versions if version.dot not in dots)
+            result = join_records(result, Record(others))
+    return tuple(version for version in result.versions if version.dot not in dots)
