@@ -27,8 +27,14 @@ the log was written. The messages, each a list of byte strings:
     STATES id (number state)*          but for these, counted from 0
     NOT id reason                      cannot be answered here: incomplete, or the data is damaged
 
-A lost write is taken back before its command runs again, if no other replica can have taken it; a blind
-one (SET) simply runs again. Otherwise nobody can know, and the error says so.
+A lost write is taken back before its command runs again, if no other replica can have taken it, and if what
+it had replaced was replaced by the winners too; a blind one (SET) simply runs again. Otherwise nobody can
+know, and the error says so.
+
+An *unchecked* write is never refused: what its author had not seen stays beside it. A blind one is sent so where
+W is below a majority. KV.PUT and KV.DEL are always sent so: their entry is a record of several versions (those that
+stay, and the new one), and its context says what is superseded, so that any replica joins it rightly. They
+wait where a version that they would send may yet be taken back.
 
 Core: time is an argument; what it sends goes through the transport seam. Sources: Dynamo's quorums;
 optimistic concurrency control by validation (Kung and Robinson); Riak's read repair.
@@ -73,6 +79,7 @@ STATES: Final = b"STATES"
 NOT: Final = b"NOT"
 QUESTION_HEAD: Final = Struct("<HIH")
 QUESTION: Final = QUESTION_HEAD.pack
+_DOT: Final = Struct("<QQ")
 CHECKED: Final = b"c"
 UNCHECKED: Final = b"u"
 UNIT: Final = b"a"
@@ -266,6 +273,21 @@ class Coordinator:
             return False
         return self._pending_write(place) is not None
 
+    def may_be_taken_back(self, place: Place) -> bool:
+        """Whether a write of a row may yet lose and be taken back: then nobody else may be sent its version."""
+        if place in self._doomed:
+            return True
+        batch = self.batches[place[0]]
+        if batch.is_open and batch.writes:
+            self.seal()
+        return any(
+            entry[4] and not entry[0].is_blind and (entry[2], entry[3]) == place
+            for round_ in self.writes.values()
+            if round_.needed and round_.is_checked and not round_.is_decided
+            for number, entry in enumerate(round_.entries)
+            if number not in round_.decided
+        )
+
     def open(self, batch: Batch) -> None:
         batch.is_open = True
         self._open.append(batch)
@@ -340,6 +362,7 @@ class Coordinator:
         round_ = WriteRound(
             number, peers, needed, entries, self.now_s + self.timeout_s, flags == UNIT, len(blob)
         )
+        round_.is_checked = flags != UNCHECKED
         self.writes[number] = round_
         self.in_flight_bytes += len(blob)
         message = (WRITE, b"%d" % number, flags, contexts, blob)
@@ -514,7 +537,8 @@ class Coordinator:
         first = min(round_.id for round_ in rounds)
         later: list[tuple[WriteRound, int]] = []
         for round_ in self.writes.values():
-            if round_.id > first and not round_.is_decided and round_ not in rounds:
+            is_open = round_.is_checked and not round_.is_decided
+            if round_.id > first and is_open and round_ not in rounds:
                 found = [
                     number
                     for number, entry in enumerate(round_.entries)
@@ -538,12 +562,14 @@ class Coordinator:
             if refused.get(place)
         ]
         dots: dict[Place, set[Dot]] = {(slot, row): set() for _, _, slot, row, _ in entries}
-        for _, _, slot, row, raw in entries:
-            if raw:
+        for op, _, slot, row, raw in entries:
+            if raw and not op.is_blind:  # A blind one stays until it has run again.
                 dots[slot, row].update(version.dot for version in decode(raw).versions)
 
         def merged(_: bytes | None) -> None:
-            is_undone = is_clean and (is_blind or self._withdraw(dots))
+            is_undone = is_clean and (
+                is_blind or (_is_replaced(entries, dots, states) and self._withdraw(dots))
+            )
             for op, attempt, slot, row, raw in entries:
                 if op.is_blind or is_undone or not raw:
                     self.retries_total += 1
@@ -757,6 +783,25 @@ class Coordinator:
                 self._close(round_)
                 if self._doomed:
                     self._judge_doomed()
+
+
+def _is_replaced(
+    entries: list[WriteEntry], own: dict[Place, set[Dot]], states: list[bytes]
+) -> bool:
+    """Whether all that these writes replaced has been replaced elsewhere too; `states` are the rows there.
+
+    If not, they must stay: nobody would hold what they replaced, and this node's clock covers it.
+    """
+    winners = [decode(state) for state in states]
+    for op, attempt, slot, row, raw in entries:
+        if not raw or op.is_blind:
+            continue
+        for dot in _DOT.iter_unpack(op.replaced.get((attempt, (slot, row)), b"")):
+            if dot in own[slot, row]:
+                continue
+            if not any(each.has_seen(dot) and dot not in each.dots for each in winners):
+                return False
+    return True
 
 
 def _refused(message: list[bytes]) -> dict[Place, bytes]:

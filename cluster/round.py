@@ -13,12 +13,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from cluster.errors import ClusterError
 from cluster.ring import NodeId
 from cluster.slot import Row, Slot
 
 Place = tuple[Slot, Row]
+NOTHING_REPLACED: Final[dict[tuple[int, Place], bytes]] = {}  # Never changed.
 
 
 @dataclass(eq=False)
@@ -49,7 +51,7 @@ class ConflictLost(ClusterError):
 class Pending(ABC):
     """What waits for `waits` confirmations of its present attempt."""
 
-    __slots__ = ("attempt", "is_blind", "is_over", "waits", "written")
+    __slots__ = ("attempt", "is_blind", "is_over", "replaced", "waits", "written")
 
     def __init__(self) -> None:
         self.waits = 0
@@ -57,6 +59,8 @@ class Pending(ABC):
         self.written = -1  # The last attempt that wrote anything.
         self.is_over = False
         self.is_blind = False  # It may run again whatever became of its earlier attempts.
+        # Of one that is not blind: by attempt and row, the dots of what its write replaced here.
+        self.replaced: dict[tuple[int, Place], bytes] = NOTHING_REPLACED
 
     @abstractmethod
     def settled(self) -> None:
@@ -111,7 +115,7 @@ ReadEntry = tuple[Pending, int, Slot, Row, bytes]
 class WriteRound:
     """Deltas on their way to `peers`, of which `needed` have to take each row.
 
-    `is_unit`: each peer takes all of it or nothing.
+    `is_unit`: each peer takes all of it or nothing. Without `is_checked` none refuses any.
     """
 
     id: int
@@ -125,6 +129,7 @@ class WriteRound:
     unreachable: dict[NodeId, None] = field(default_factory=dict)
     is_decided: bool = False
     decided: dict[int, None] = field(default_factory=dict)  # Entries, once some row was refused.
+    is_checked: bool = True
 
     def add_answer(self, peer: NodeId, refused: dict[Place, bytes]) -> bool:
         """Take an answer; False if it is none that was waited for."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cluster.coordinator import dots_of
 from cluster.record import decode
 from cluster.round import ConflictLost
 from cluster.slot import Row, Slot, row_of, slot_of
@@ -68,7 +69,7 @@ class Execution:
                 return
         is_blind = operation.is_blind
         coordinator = self.coordinator
-        is_checked = coordinator.quorums.checks_all or not is_blind
+        is_checked = not command.is_unchecked and (coordinator.quorums.checks_all or not is_blind)
         for slot in operation.slots:
             lack = coordinator.lack(slot, is_write=is_write, is_checked=is_checked)
             if lack is not None:
@@ -89,7 +90,11 @@ class Execution:
             if not is_blind and is_write:
                 store = context.store
                 for slot, row in places:
-                    if coordinator.must_wait(slot, row, store.get(slot, row)):
+                    if (
+                        coordinator.may_be_taken_back((slot, row))
+                        if command.is_unchecked
+                        else coordinator.must_wait(slot, row, store.get(slot, row))
+                    ):
                         self._park(operation)
                         return
             is_overtaken = self._is_overtaken(operation, places) if operation.hlc else False
@@ -137,6 +142,11 @@ class Execution:
                     context.drop()
                     self._dispatch.end(operation, TOO_LARGE)
                     return
+                if is_checked and not is_blind:
+                    operation.replaced = {
+                        (operation.attempt, (effect[0], row)): dots_of(store.get(effect[0], row))
+                        for row, effect in context.effects.items()
+                    }
                 if node.tracking.is_active:
                     node.tracking.invalidate(context.effects, context.flushed, session)
                 context.commit(written)
