@@ -31,6 +31,11 @@ A lost write is taken back before its command runs again, if no other replica ca
 one (SET) simply runs again. Otherwise nobody can know, the error says so, and the row stays hidden until
 an inquest has found out (`cluster/inquest.py`).
 
+An *unchecked* write is never refused: what its author had not seen stays beside it. A blind one is sent so where
+W is below a majority. KV.PUT and KV.DEL are always sent so: their entry is a record of several versions (those that
+stay, and the new one), and its context says what is superseded, so that any replica joins it rightly. They
+wait where a version that they would send may yet be taken back.
+
 Core: time is an argument; what it sends goes through the transport seam. Sources: Dynamo's quorums;
 optimistic concurrency control by validation (Kung and Robinson); Riak's read repair.
 """
@@ -272,6 +277,21 @@ class Coordinator:
             return False
         return self._pending_write(place) is not None
 
+    def may_be_taken_back(self, place: Place) -> bool:
+        """Whether a write of a row may yet lose and be taken back: then nobody else may be sent its version."""
+        if place in self._doomed or place in self.inquest.cases:
+            return True
+        batch = self.batches[place[0]]
+        if batch.is_open and batch.writes:
+            self.seal()
+        return any(
+            entry[4] and not entry[0].is_blind and (entry[2], entry[3]) == place
+            for round_ in self.writes.values()
+            if round_.needed and round_.is_checked and not round_.is_decided
+            for number, entry in enumerate(round_.entries)
+            if number not in round_.decided
+        )
+
     def open(self, batch: Batch) -> None:
         batch.is_open = True
         self._open.append(batch)
@@ -353,6 +373,7 @@ class Coordinator:
             len(blob),
             batch.contexts or _NO_CONTEXTS,
         )
+        round_.is_checked = flags != UNCHECKED
         self.writes[number] = round_
         self.in_flight_bytes += len(blob)
         message = (WRITE, b"%d" % number, flags, contexts, blob)
@@ -553,7 +574,7 @@ class Coordinator:
     def _give_up(self, round_: WriteRound, entry: WriteEntry) -> None:
         """Nobody knows whether enough replicas have this row: answer that, and find out."""
         op, attempt, slot, row, raw = entry
-        if raw and not op.is_blind:
+        if raw and round_.is_checked and not op.is_blind:
             self.inquest.open(round_, entry)
         error = QuorumNotMet(round_.needed + 1, len(round_.answers) + 1, True)
         op.fail(attempt, error, (slot, row))
@@ -589,7 +610,8 @@ class Coordinator:
         first = min(round_.id for round_ in rounds)
         later: list[tuple[WriteRound, int]] = []
         for round_ in self.writes.values():
-            if round_.id > first and not round_.is_decided and round_ not in rounds:
+            is_open = round_.is_checked and not round_.is_decided
+            if round_.id > first and is_open and round_ not in rounds:
                 found = [
                     number
                     for number, entry in enumerate(round_.entries)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from operator import add
 from struct import Struct
 from struct import error as StructError
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -59,6 +59,16 @@ from engine.store import Store, StoreSettings
 
 # A write on its way: slot, kind byte, expiry (0: never), payload. A deletion is kind DELETION.
 Effect = tuple[Slot, int, int, bytes]
+
+
+class Beside(NamedTuple):
+    """How a write leaves some versions of its row as they are: they are written once more, beside the new one."""
+
+    stored: bytes  # The row, as it is stored; empty if there is none.
+    kept: tuple[Version, ...]
+    # What the author had seen beyond this slot's clock: it is superseded, here when it comes.
+    seen: SlotClock | None
+
 
 CLOCK_ROW: Final = (
     b"clock"  # And the slot as two bytes: rows of the system's slot, see `join_clock`.
@@ -103,6 +113,7 @@ class ReplicaState(msgspec.Struct, array_like=True):
     is_copy: bool = False
     beyond: dict[Slot, list[Dot]] = {}
     unsettled: dict[Slot, tuple[list[Dot], list[Dot]]] = {}
+    origin: Actor = 0  # The first actor of this data, of which copies are made too.
 
 
 def state_of_copy(state: bytes) -> bytes:
@@ -139,6 +150,7 @@ class Replica:
         self.has_siblings: Callable[[Slot, Row], None] = lambda slot, row: None
         # What others are told in their inquests of a row that is undecided; None: that it is.
         self.past: Callable[[Slot, Row], Record | None] = lambda slot, row: None
+        self.origin = actor
         self._new_actor = actor
         self._before: Life | None = None
 
@@ -241,12 +253,14 @@ class Replica:
                 False,
                 clocks.beyond,
                 unsettled,
+                self.origin,
             )
         )
 
     def restore(self, state: bytes) -> None:
         """Take back what `capture` gave."""
         kept = msgspec.msgpack.decode(state, type=ReplicaState)
+        self.origin = kept.origin or kept.actor
         self.clock.observe(kept.last_hlc)
         self.clocks = SlotClocks.restore(
             ClocksState(kept.actor, kept.counters, kept.past, kept.beyond)
@@ -273,11 +287,13 @@ class Replica:
         effects: dict[Row, Effect],
         now_ms: int,
         written: list[tuple[Slot, Row, bytes]] | None = None,
+        beside: dict[Row, Beside] | None = None,
     ) -> None:
         """Give each write a dot and a timestamp, encode it, stage it for the log and put it into the memtable.
 
-        What others have to be sent is appended to `written`. Raises PageFault, with nothing changed,
-        if a slot is unsettled and the row is not in memory.
+        What others have to be sent is appended to `written`. `beside` says of rows what stays there; others
+        are replaced. Raises PageFault, with nothing changed, if a slot is unsettled and the row is not in
+        memory.
 
         Hot: every SET ends here, so what `Store.apply` and `Memtable.put` do for a complete entry
         is written out once more; `Store.apply` is the form to read (bench/serving.py measures,
@@ -289,6 +305,8 @@ class Replica:
             for row, effect in effects.items():
                 if effect[0] in self.unsettled:
                     stored[row] = store.get(effect[0], row) or b""
+        if beside:
+            stored.update((row, each.stored) for row, each in beside.items())
         memtable = store.memtable
         slots = memtable.slots
         pieces = store.log.pieces
@@ -308,7 +326,9 @@ class Replica:
             hlc += 1
             raw = head + payload
             if row in stored:
-                raw = self._with_context(slot, raw, stored[row])
+                raw = self._with_context(
+                    slot, raw, stored[row], beside.get(row) if beside else None
+                )
             if written is not None:
                 written.append((slot, row, raw))
             pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
@@ -322,12 +342,24 @@ class Replica:
                 store.forget_below(slot, row)
         clock.last = hlc - 1
 
-    def _with_context(self, slot: Slot, raw: bytes, stored: bytes) -> bytes:
-        """A write in an unsettled slot: with all that the slot and the row that it replaces have seen."""
+    def _with_context(self, slot: Slot, raw: bytes, stored: bytes, beside: Beside | None) -> bytes:
+        """A write in an unsettled slot, or beside others: with all that the slot and its row have seen.
+
+        What only its author has seen goes into the row's context, and not into the slot's clock: that would
+        claim rows which have not come. All of it stands in one entry of the log, so that a crash leaves
+        the versions before, or those after.
+        """
         context = self.clocks.clock(slot)
         if stored:
             context.join(clock_of(decode(stored)))
-        return encode(Record((decode_version(raw),), *context.freeze()))
+        version = decode_version(raw)
+        if beside is None:
+            return encode(Record((version,), *context.freeze()))
+        versions = sorted((version, *beside.kept), key=lambda each: each.rank, reverse=True)
+        if beside.seen is not None:
+            context.join(beside.seen)
+            self._expect(slot, context)
+        return encode(Record(tuple(versions), *context.freeze()))
 
     # What others wrote
 

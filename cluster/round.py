@@ -118,7 +118,7 @@ ReadEntry = tuple[Pending, int, Slot, Row, bytes]
 class WriteRound:
     """Deltas on their way to `peers`, of which `needed` have to take each row.
 
-    `is_unit`: each peer takes all of it or nothing.
+    `is_unit`: each peer takes all of it or nothing. Without `is_checked` none refuses any.
     """
 
     id: int
@@ -135,6 +135,7 @@ class WriteRound:
     unreachable: dict[NodeId, None] = field(default_factory=dict)
     is_decided: bool = False
     decided: dict[int, None] = field(default_factory=dict)  # Entries, once some row was refused.
+    is_checked: bool = True
 
     def add_answer(self, peer: NodeId, refused: dict[Place, bytes]) -> bool:
         """Take an answer; False if it is none that was waited for."""

@@ -67,6 +67,9 @@ class Flag(enum.Flag):
     CONTROL = (
         enum.auto()
     )  # Runs at once even inside MULTI (EXEC, DISCARD, MULTI, WATCH, QUIT, RESET).
+    UNCHECKED = (
+        enum.auto()
+    )  # Its write stays beside what it has not seen: no replica refuses it (KV.PUT, KV.DEL).
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,7 @@ class Command:
         True  # Runs through the short way: no subcommands, not sliced, not a control command.
     )
     is_write: bool = False
+    is_unchecked: bool = False
     lane: Lane | None = None  # Does a run of plain calls at once (`respkv/lane.py`).
     calls: int = 0
     elapsed_ns: int = 0
@@ -237,6 +241,7 @@ def command(
                 and (group not in SESSION_GROUPS or name in ("PING", "ECHO"))
                 and "|" not in name,
                 is_write=Flag.WRITE in flags,
+                is_unchecked=Flag.UNCHECKED in flags,
                 lane=lane,
             )
         )

@@ -38,7 +38,7 @@ from cluster.record import (
     decode,
     encode_version,
 )
-from cluster.replica import Effect, Replica
+from cluster.replica import Beside, Effect, Replica
 from cluster.slot import MIDDLES, SYSTEM_SLOT, TAG_OFFSET, Key, Row, Slot, row_of, slot_of
 from respkv.keyspace import PLAIN_KINDS, Counts, encode_effect
 from respkv.reply import WRONG_TYPE
@@ -57,8 +57,8 @@ class Context:
     """One per runner; bound to a session and a time before each batch of commands."""
 
     __slots__ = (
-        "args", "below", "counts", "db", "effects", "flushed", "hits", "is_atomic", "misses", "node", "now_ms",
-        "replica", "rng", "session", "store",
+        "args", "below", "beside", "counts", "db", "effects", "flushed", "hits", "is_atomic", "misses", "node",
+        "now_ms", "replica", "rng", "session", "store",
     )  # fmt: skip
 
     def __init__(self, node: Node, replica: Replica, rng: Random) -> None:
@@ -73,6 +73,9 @@ class Context:
         self.now_ms = 0
         self.effects: dict[Row, Effect] = {}
         self.below: dict[Row, Effect] = NO_EFFECTS  # Effects of earlier commands of the same EXEC.
+        self.beside: dict[
+            Row, Beside
+        ] = {}  # Of buffered writes that leave some versions as they are.
         self.flushed: set[int] = set()  # Physical databases that this command emptied.
         self.is_atomic = False  # Inside EXEC: sliced work runs to its end.
         self.hits = 0
@@ -231,6 +234,13 @@ class Context:
         row = row_of(self.db if db is None else db, key)
         self.effects[row] = (slot_of(key), DELETION, 0, b"")
 
+    def put_beside(self, key: Key, effect: Effect, beside: Beside) -> None:
+        """Write to a key and leave the versions of `beside` as they are. Not inside EXEC."""
+        row = row_of(self.db, key)
+        self.effects[row] = effect
+        if beside.kept or beside.seen is not None:
+            self.beside[row] = beside
+
     def flush(self, dbs: list[int]) -> None:
         """Empty physical databases."""
         for db in dbs:
@@ -262,7 +272,11 @@ class Context:
             self.replica.flush(sorted(self.flushed))
             self.counts.forget(self.flushed)
             self.flushed.clear()
-        self.replica.write(self.effects, self.now_ms, written)
+        if self.beside:
+            beside, self.beside = self.beside, {}
+            self.replica.write(self.effects, self.now_ms, written, beside)
+        else:
+            self.replica.write(self.effects, self.now_ms, written)
         if DATABASES_ROW in self.effects:
             self.node.databases[:] = self.effects[DATABASES_ROW][3]
         self.effects.clear()
@@ -271,6 +285,8 @@ class Context:
         """Forget the buffered writes of a handler that raised."""
         if self.effects:
             self.effects = {}
+        if self.beside:
+            self.beside = {}
         if self.flushed:
             self.flushed.clear()
 

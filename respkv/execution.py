@@ -68,7 +68,7 @@ class Execution:
                 return
         is_blind = operation.is_blind
         coordinator = self.coordinator
-        is_checked = coordinator.quorums.checks_all or not is_blind
+        is_checked = not command.is_unchecked and (coordinator.quorums.checks_all or not is_blind)
         for slot in operation.slots:
             lack = coordinator.lack(slot, is_write=is_write, is_checked=is_checked)
             if lack is not None:
@@ -89,7 +89,11 @@ class Execution:
             if not is_blind and is_write:
                 store = context.store
                 for slot, row in places:
-                    if coordinator.must_wait(slot, row, store.get(slot, row)):
+                    if (
+                        coordinator.may_be_taken_back((slot, row))
+                        if command.is_unchecked
+                        else coordinator.must_wait(slot, row, store.get(slot, row))
+                    ):
                         self._park(operation)
                         return
             is_overtaken = self._is_overtaken(operation, places) if operation.hlc else False

@@ -64,6 +64,7 @@ from respkv.reply import Reply, ReplyError
 from respkv.runner import Runner
 from respkv.saves import Kind, Saves
 from respkv.session import CLOSING, UNAUTHENTICATED, Session
+from respkv.siblings import make_siblings
 from respkv.slowlog import Slowlog
 from respkv.stats import Stats
 from respkv.throttle import Throttle
@@ -125,6 +126,7 @@ class Node:
         worker: JobRunner | None = None,
         make_transport: Callable[[Peers], Transport] | None = None,
         offload: Offload | None = None,
+        secret: bytes | None = None,
     ) -> None:
         self.config = config
         self.replica = replica
@@ -150,6 +152,7 @@ class Node:
             self.latency,
         )
         self.tracking = Tracking(self)
+        self.siblings = make_siblings(config, secret, replica.origin)
         self.monitors: dict[Session, None] = {}
         self.errors: dict[bytes, int] = {}
         self._refusal: ReplyError | None = None
@@ -879,6 +882,7 @@ def run(config: Config, data_dir: str, node_name: str) -> int:
             data_dir=data_dir,
             rng=rng,
             make_transport=partial(_make_bus, secret=secret) if config.nodes else None,
+            secret=secret,
         )
     except (ConfigError, TlsError, GossipError) as error:
         print(f"respkv: {error}", file=sys.stderr)

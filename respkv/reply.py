@@ -10,6 +10,7 @@ them into the bytes of the protocol version that the session speaks:
     SetReply        set (RESP2: array)       Verbatim  verbatim string (RESP2: bulk string)
     NULL_ARRAY      null array (RESP3: null) ReplyError  error
     Push            push message             NO_REPLY  nothing at all
+    Fields          map (RESP2: array of the values alone)
     Encoded         bytes that are encoded already
 
 Errors are `ReplyError`s: raised by a handler or nested in an array (EXEC). The texts that several
@@ -56,6 +57,10 @@ class Encoded(bytes):
 
 class SetReply(list["Reply"]):
     """Members without order: a set in RESP3, an array in RESP2."""
+
+
+class Fields(dict[bytes, "Reply"]):
+    """What has a fixed set of fields in a fixed order: a map in RESP3, the values alone in RESP2."""
 
 
 class Push(list["Reply"]):
@@ -149,6 +154,8 @@ def _encode_rare(reply: Reply, *, resp3: bool) -> bytes:
             return _sequence(b">" if resp3 else b"*", reply, resp3=resp3)
         case list():
             return _sequence(b"*", reply, resp3=resp3)
+        case Fields() if not resp3:
+            return _sequence(b"*", list(reply.values()), resp3=False)
         case dict():
             head = b"%%%d\r\n" % len(reply) if resp3 else b"*%d\r\n" % (2 * len(reply))
             parts = [head]

@@ -318,6 +318,25 @@ class Expiry:
 
 
 @dataclass(slots=True)
+class Siblings:
+    """Versions of one key that did not see each other. Repair between nodes knows no limit, so that
+    it always comes to an end."""
+
+    soft_max: int = setting(
+        Integer(1, 1000),
+        10,
+        "Siblings of a key; a KV.PUT that makes more is counted in INFO as a warning.",
+        is_live=True,
+    )
+    hard_max: int = setting(
+        Integer(1, 1000),
+        100,
+        "Siblings of a key; a KV.PUT that would make more is refused. At least soft_max.",
+        is_live=True,
+    )
+
+
+@dataclass(slots=True)
 class Cluster:
     """Replication among the nodes of the [[node]] tables at the end of this file. Without such
     tables a node is alone: each of n, r and w is 1, and the others here are not used."""
@@ -421,6 +440,7 @@ class Config:
     slowlog: Slowlog = field(default_factory=Slowlog)
     latency: Latency = field(default_factory=Latency)
     expiry: Expiry = field(default_factory=Expiry)
+    siblings: Siblings = field(default_factory=Siblings)
     cluster: Cluster = field(default_factory=Cluster)
 
     path: str | None = None
@@ -489,6 +509,7 @@ SECTIONS: dict[str, type] = {
     "slowlog": Slowlog,
     "latency": Latency,
     "expiry": Expiry,
+    "siblings": Siblings,
     "cluster": Cluster,
 }
 
@@ -514,6 +535,13 @@ def conflict_of(config: Config) -> tuple[set[str], str] | None:
             {"expiry.budget_ms", "expiry.interval_ms"},
             f"expiry.budget_ms = {expiry.budget_ms}: must be at most expiry.interval_ms "
             f"({expiry.interval_ms})",
+        )
+    siblings = config.siblings
+    if siblings.soft_max > siblings.hard_max:
+        return (
+            {"siblings.soft_max", "siblings.hard_max"},
+            f"siblings.soft_max = {siblings.soft_max}: must be at most siblings.hard_max "
+            f"({siblings.hard_max})",
         )
     return _cluster_conflict_of(config)
 

@@ -320,6 +320,18 @@ KV.SNAPSHOT CREATE <name> | LIST | DROP <name>
     Snapshots of the data, taken while it is served.
 KV.DAMAGE LIST | ACCEPT
     What the disk has lost.
+KV.GET <key>
+    All versions of a key, the winner first: value, time (milliseconds since 1970), dot, expiry, type. Then a context
+    that says which versions these are, for KV.PUT and KV.DEL. Of a key that is absent: no versions, and a context.
+KV.SIBLINGS <key>
+    The same without the values: length, time, dot, expiry, type.
+KV.PUT <key> <value> [CONTEXT <context>] [EX | PX | EXAT | PXAT <time>]
+    Write a version that replaces those that the context covers. Others stay beside it; without a context, all do.
+    Answers how many versions there are now, and the context for the next KV.PUT of who has read no others.
+KV.DEL <key> [CONTEXT <context>]
+    Delete the versions that the context covers, or all that are here; answers how many were here.
+KV.RESOLVE <key> [VALUE <value>]
+    Keep the winner alone, or the value given instead; answers how many versions that has removed.
 KV.LOCAL <key>
     The value of a key as this node holds it, or nil: no other node is asked, so it may be older than what GET answers.
 KV.NODES

@@ -19,9 +19,10 @@ from cluster.coordinator import Coordinator, Quorums
 from cluster.errors import ClusterError
 from cluster.participant import Participant
 from cluster.record import CODEC, STRING, decode
-from cluster.replica import Effect, Replica
+from cluster.replica import Beside, Effect, Replica
 from cluster.ring import NodeId
 from cluster.round import ConflictLost, Pending, QuorumNotMet
+from cluster.sibling import Seen, beside
 from cluster.slot import Row, Slot, row_of, slot_of
 from cluster.topology import Topology
 from engine.job import run_job
@@ -41,7 +42,7 @@ SETTINGS = StoreSettings(
     block_cache_bytes=1 << 20,
     log_bytes_max=1 << 30,
 )
-WRITES = (b"SET", b"INCR", b"INCRBY", b"SETNX", b"DEL", b"MOVE", b"APPEND")
+WRITES = (b"SET", b"INCR", b"INCRBY", b"SETNX", b"DEL", b"MOVE", b"APPEND", b"PUT")
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Weather:
 
 
 class Op(Pending):
-    """One command on a key, or MOVE: read one key and increment another."""
+    """One command on a key; MOVE reads one and increments another, PUT leaves what is there beside itself."""
 
     __slots__ = ("args", "deadline_s", "entry", "node", "outcome", "reply", "then")
 
@@ -177,7 +178,8 @@ class Node:
         """Run a command on the local replica, and wait for its quorums."""
         quorums = self.coordinator.quorums
         is_write = op.args[0] in WRITES
-        is_checked = quorums.checks_all or not op.is_blind
+        is_put = op.args[0] == b"PUT"
+        is_checked = not is_put and (quorums.checks_all or not op.is_blind)
         places = [place_of(key) for key in op.args[1:3]] if op.args[0] == b"MOVE" else []
         places = places or [place_of(op.args[1])]
         for slot, _ in places:
@@ -190,18 +192,22 @@ class Node:
         written: list[tuple[Slot, Row, bytes]] = []
         try:
             stored = [(slot, row, store.get(slot, row)) for slot, row in places]
-            if is_write and not op.is_blind and any(map(self._must_wait, stored)):
+            if is_write and not op.is_blind and any(self._must_wait(op, each) for each in stored):
                 self.world.met["parked"] += 1
                 self.parked.append(op)
                 return
             effects = self._run(op, stored)
             reads = [each for each in stored if each[1] not in effects]
             if effects:
-                if not op.is_blind:
-                    op.before = {
-                        (slot, row): store.get(slot, row) for row, (slot, *_) in effects.items()
-                    }
-                self.replica.write(effects, self.coordinator.now_ms, written)
+                slot, row, raw = stored[-1]
+                now_ms = self.coordinator.now_ms
+                besides: dict[Row, Beside] = {}
+                if is_put:
+                    clock = self.replica.clocks.view(slot)
+                    besides[row] = beside(raw or b"", clock, Seen(), now_ms)
+                elif not op.is_blind:
+                    op.before = {(slot, row): raw}
+                self.replica.write(effects, now_ms, written, besides)
         except PageFault as fault:
             self.fetch(fault, partial(self._resume, op, op.attempt))
             return
@@ -210,7 +216,9 @@ class Node:
             op.is_over = True
             op.settled()
 
-    def _must_wait(self, stored: tuple[Slot, Row, bytes | None]) -> bool:
+    def _must_wait(self, op: Op, stored: tuple[Slot, Row, bytes | None]) -> bool:
+        if op.args[0] == b"PUT":
+            return self.coordinator.may_be_taken_back(stored[:2])
         return self.coordinator.must_wait(*stored)
 
     def _resume(self, op: Op, attempt: int) -> None:

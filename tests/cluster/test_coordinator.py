@@ -15,7 +15,7 @@ import pytest
 from cluster import coordinator
 from cluster.clock import Dot
 from cluster.coordinator import Coordinator, Quorums
-from cluster.record import Record, Version
+from cluster.record import Record, Version, decode
 from cluster.replica import MalformedDelta, Replica
 from cluster.round import ConflictLost, QuorumNotMet, WriteRound
 from cluster.slot import Row, Slot
@@ -188,6 +188,100 @@ def test_what_may_be_taken_back_is_told_to_nobody() -> None:
         assert node.replica.actor.to_bytes(8, "little") not in raw
     world.run(2.0)
     assert isinstance(outcome(lost), QuorumNotMet)
+
+
+def values(world: World, name: str) -> set[bytes]:
+    """All versions of k at a node."""
+    raw = world.nodes[name].replica.store.get(*place_of(b"k"))
+    return set() if raw is None else {version.payload for version in decode(raw).versions}
+
+
+def test_unchecked_writes_stand_beside_each_other_everywhere() -> None:
+    for seed in range(15):
+        world = World(seed, 3, N3, Weather(delay_s=0.05))
+        ops = [world.do(name, b"PUT", b"k", b"of " + name.encode()) for name in world.names]
+        world.run(1.0)
+        assert [outcome(op) for op in ops] == [b"OK"] * 3
+        for name in world.names:
+            assert len(values(world, name)) == 3
+        world.do(world.names[seed % 3], b"SET", b"k", b"one")
+        world.run(0.5)
+        assert [values(world, name) for name in world.names] == [{b"one"}] * 3
+
+
+def siblings_meet_an_increment() -> tuple[World, Op]:
+    """An increment at `a` replaces one of two siblings; it has not seen the other, which the others have."""
+    world = quiet()
+    a, b, _ = world.names
+    world.do(a, b"PUT", b"k", b"5")
+    world.run(0.2)
+    world.cut = {frozenset((a, b))}
+    put = world.do(b, b"PUT", b"k", b"1")
+    world.run(0.2)
+    assert outcome(put) == b"OK"
+    world.cut.clear()
+    assert values(world, a) == {b"5"}
+    op = world.do(a, b"INCR", b"k")
+    world.run(0.2)
+    return world, op
+
+
+def test_a_sibling_that_a_lost_write_had_replaced_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else had replaced it, and this node's clock covers it: so it would be gone everywhere."""
+    put_back = Replica.put_back
+    shown = []
+
+    def noting(self: Replica, slot: Slot, row: Row, versions: tuple[Version, ...]) -> None:
+        shown.append({version.payload for version in versions})
+        put_back(self, slot, row, versions)
+
+    monkeypatch.setattr(Replica, "put_back", noting)
+    world, op = siblings_meet_an_increment()
+    assert shown == [{b"5", b"1"}]
+    assert outcome(op) == 2  # It ran again, upon both: the later one is what it incremented.
+    for name in world.names:
+        assert values(world, name) == {b"2"}
+
+
+def test_a_sibling_waits_for_a_write_that_may_be_taken_back() -> None:
+    """Its row would be sent with the version of that write, which then could not be taken back."""
+    world = quiet()
+    a, b, c = world.names
+    world.do(b, b"SET", b"k", b"0")
+    world.run(0.2)
+    world.cut = {frozenset((a, b)), frozenset((a, c))}
+    lost = world.do(a, b"INCRBY", b"k", b"100")
+    put = world.do(a, b"PUT", b"k", b"mine")
+    assert world.met["parked"]
+    won = world.do(b, b"INCR", b"k")
+    world.run(0.1)
+    assert outcome(won) == 1
+    assert outcome(put) == "waits"
+    assert not any(b"mine" in part for *_, message in world.log for part in message)
+    world.cut.clear()
+    world.run(3.0)
+    assert isinstance(outcome(lost), QuorumNotMet)
+    assert not world.nodes[a].parked
+
+
+def test_a_lost_write_does_not_wait_for_a_sibling() -> None:
+    """An unchecked write after it cannot lose: it is not repeated with it, and its fate is its own."""
+    world = quiet()
+    a, b, c = world.names
+    world.cut = {frozenset((a, b)), frozenset((a, c))}
+    world.do(b, b"SET", b"k", b"of b")
+    world.run(0.1)
+    world.cut.clear()
+    lost = world.do(a, b"SET", b"k", b"of a")
+    world.cut = {frozenset((a, b)), frozenset((a, c))}
+    put = world.do(a, b"PUT", b"k", b"mine")
+    world.cut.clear()
+    world.run(0.5)
+    assert outcome(lost) == b"OK"
+    assert world.nodes[a].coordinator.retries_total == 1
+    assert outcome(put) == "waits"
+    world.run(1.0)
+    assert isinstance(outcome(put), QuorumNotMet)
 
 
 def test_a_write_without_answers_ends_at_its_deadline() -> None:

@@ -57,12 +57,15 @@ class FakeProcess:
 class Alone:
     """See the module's docstring. `session` is the first of its clients."""
 
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: Config | None = None, *, actor: int = 1) -> None:
         self.ns = 0
         self.process = FakeProcess()
         self.config = config or Config()
         self.disk = SimDisk(random.Random(1))
-        replica = Replica.open(self.disk, _store_settings(self.config), 1)
+        self.open(Replica.open(self.disk, _store_settings(self.config), actor))
+
+    def open(self, replica: Replica) -> None:
+        """Compose a node; another one of the same data, if there was one."""
         self.node = Node(
             self.config,
             replica,
