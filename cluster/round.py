@@ -180,4 +180,5 @@ class ReadRound:
     deadline_s: float
     retry_s: float  # When another peer is asked too.
     used: dict[NodeId, None]
+    needed: int  # R, of the reads in it.
     late: tuple[NodeId, ...] = ()  # Asked before `peer`, and not waited for any more.
