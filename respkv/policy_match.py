@@ -6,9 +6,9 @@ The *length* of a prefix is the number of its bytes; that of a pattern the numbe
 in a key as they are: `session:*:tmp` has 12, `user:?[ab]*` has 5. The longest match counts. Of equally long
 ones a prefix counts before a pattern, and of patterns the one that stands first in the file.
 
-Every command asks, so what cannot match is not looked at: the first byte of the key leads to the *steps*
-that are possible, longest first. A step is a prefix, a dict of prefixes of one length, or a pattern; what
-all that it matches begins with is compared first.
+Every command asks, so what cannot match is not looked at: the first byte of the key leads to a *group* of
+steps, which begins with what they have in common. A *step* is a prefix, a dict of prefixes of one length, or
+a pattern; the longest come first.
 
 Core. Hot: see bench/policy.py.
 """
@@ -40,8 +40,12 @@ class Rule:
         return cls(policy, r, w, policy.ttl_s * 1000)
 
 
-# What a key has to begin with, and the rule, or whom to ask for it.
-_Step = tuple[bytes, Rule | None, Callable[[Key], Rule | None] | None]
+TABLE_MIN = 4  # So many prefixes of one length are faster looked up than compared.
+# What a key has to begin with; the rule; what it has to end with, if anything, and its least length; or, if there
+# is no rule, whom to ask.
+_Step = tuple[bytes, Rule | None, bytes | None, int, Callable[[Key], Rule | None] | None]
+# What all steps of a first byte want at the beginning, the steps, and the rule of a key that has no more than that.
+_Group = tuple[bytes, tuple[_Step, ...], Rule | None]
 
 
 class Policies:
@@ -50,25 +54,32 @@ class Policies:
     def __init__(self, policies: Sequence[Policy], scope: Scope) -> None:
         self.rules = tuple(Rule.of(policy, scope) for policy in policies)
         self.touches_writes = any(rule.ttl_ms or rule.policy.value_bytes_max for rule in self.rules)
-        self._steps: list[tuple[_Step, ...]] = [
-            _steps([rule for rule in self.rules if _may_begin(rule, byte)]) for byte in range(256)
+        self._groups: list[_Group | None] = [
+            _group([rule for rule in self.rules if _may_begin(rule, byte)]) for byte in range(256)
         ]
         self._of_nothing = next((rule for rule in self.rules if rule.policy.pattern == "*"), None)
 
     def find(self, key: Key) -> Rule | None:
         """The rule of a key; None if there is none for it."""
         try:
-            steps = self._steps[key[0]]
+            group = self._groups[key[0]]
         except IndexError:
             return self._of_nothing
-        for head, rule, ask in steps:
+        if group is None:
+            return None
+        start, steps, last = group
+        if not key.startswith(start):
+            return None
+        for head, rule, tail, length, ask in steps:
             if key.startswith(head):
-                if ask is None:
+                if rule is None:
+                    assert ask is not None
+                    rule = ask(key)
+                    if rule is not None:
+                        return rule
+                elif tail is None or (key.endswith(tail) and len(key) >= length):
                     return rule
-                rule = ask(key)
-                if rule is not None:
-                    return rule
-        return None
+        return last
 
     def plain_count(self, commands: Sequence[list[bytes]], start: int = 0) -> int:
         """How many commands from `start` on have a first key without a rule, one after the other."""
@@ -113,18 +124,28 @@ def _may_begin(rule: Rule, byte: int) -> bool:
     return not head or head[0] == byte
 
 
+def _group(rules: Sequence[Rule]) -> _Group | None:
+    if not rules:
+        return None
+    steps = _steps(rules)
+    start = _common_start([step[0] for step in steps])
+    head, rule, tail, _, ask = steps[-1]
+    if head == start and tail is None and ask is None:
+        return start, steps[:-1], rule
+    return start, steps, None
+
+
 def _steps(rules: Sequence[Rule]) -> tuple[_Step, ...]:
     steps: list[_Step] = []
     for length in sorted({length_of(rule.policy) for rule in rules}, reverse=True):
         same = [rule for rule in rules if length_of(rule.policy) == length]
         prefixes = {rule.policy.prefix.encode(): rule for rule in same if rule.policy.prefix}
-        if len(prefixes) == 1:
-            steps += [(prefix, rule, None) for prefix, rule in prefixes.items()]
-        elif prefixes:
-            steps.append((_common_start(list(prefixes)), None, _ask_table(prefixes, length)))
-        for rule in same:
-            if not rule.policy.prefix:
-                steps.append((literal_prefix(rule.policy.pattern.encode()), None, _ask_of(rule)))
+        if len(prefixes) < TABLE_MIN:
+            steps += [(prefix, rule, None, 0, None) for prefix, rule in prefixes.items()]
+        else:
+            start = _common_start(list(prefixes))
+            steps.append((start, None, None, 0, _ask_table(prefixes, length)))
+        steps += [_step_of(rule) for rule in same if not rule.policy.prefix]
     return tuple(steps)
 
 
@@ -132,10 +153,14 @@ def _ask_table(prefixes: dict[bytes, Rule], length: int) -> Callable[[Key], Rule
     return lambda key: prefixes.get(key[:length])
 
 
-def _ask_of(rule: Rule) -> Callable[[Key], Rule | None]:
+def _step_of(rule: Rule) -> _Step:
     pattern = rule.policy.pattern.encode()
-    tail, matches = _literal_end(pattern), matcher(pattern)
-    return lambda key: rule if key.endswith(tail) and matches(key) else None
+    head, tail = literal_prefix(pattern), _literal_end(pattern)
+    tokens = parse(pattern)
+    if tokens.count(None) == 1 and len(tokens) == len(head) + 1 + len(tail) and head:
+        return head, rule, tail, len(head) + len(tail), None  # Only a star between them.
+    matches = matcher(pattern)
+    return head, None, None, 0, lambda key: rule if key.endswith(tail) and matches(key) else None
 
 
 def _common_start(texts: Sequence[bytes]) -> bytes:

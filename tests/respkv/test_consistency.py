@@ -74,7 +74,7 @@ def test_who_has_the_last_word(
 
 @pytest.mark.parametrize("word", [b"0", b"-1", b"x", b"", b"\xff", b"4", b"1.0"])
 def test_a_level_of_a_client_is_checked(word: bytes) -> None:
-    with pytest.raises(ReplyError, match="^ERR R"):
+    with pytest.raises(ReplyError, match=r"^ERR R"):
         level_of("R", word, THREE)
 
 

@@ -114,7 +114,9 @@ def test_a_node_alone_holds_each_key_once(file: Path) -> None:
     (policy,) = policies(file, '[[policy]]\nprefix = "a"\nread = 1\nwrite = "QUORUM"')
     assert (policy.read, policy.write) == (1, "QUORUM")
     line = error_of(file, '[[policy]]\nprefix = "a"\nwrite = 2')
-    assert line == 'p.toml: policy "a": write = 2: must be at most 1: a node alone holds each key once'
+    assert (
+        line == 'p.toml: policy "a": write = 2: must be at most 1: a node alone holds each key once'
+    )
 
 
 def test_replicas_are_not_counted_by_data_centre_yet(file: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import trio
 
-from cluster.slot import slot_of
+from cluster.record import decode
+from cluster.slot import row_of, slot_of
 from respkv.policy import Policy
 from tests.respkv.gather_harness import Cluster, clustered
 
@@ -30,7 +31,7 @@ class Wire:
             self.sent.append((peer, message))
             send(peer, message)
 
-        transport.send = peers.coordinator.transport.send = note
+        transport.send = note
 
     def take(self, verb: bytes) -> list[tuple[str, Sequence[bytes]]]:
         found = [each for each in self.sent if each[1][0] == verb]
@@ -182,3 +183,92 @@ def test_time_of_a_request() -> None:
         took_s = trio.current_time() - begun_s
         assert reply.startswith("-TIMEOUT no answer in time"), reply
         assert 0.2 <= took_s < 0.3
+
+
+# Beside the quorums
+
+
+SESSIONS = Policy(prefix="session:", read=1, write=1, last_writer_wins=True, ttl_s=60)
+SHOWN = Policy(prefix="shown:", read=1, write=1, siblings="error")
+LIMITED = Policy(prefix="limited:", value_bytes_max=3, ttl_s=60)
+
+
+def test_expiry_and_length_hold_at_every_node() -> None:
+    @clustered(nodes=5, n=3, policies=(LIMITED,))
+    async def _(cluster: Cluster) -> None:
+        for number in range(10):
+            key = f"limited:{number}"
+            reply = await cluster.ask("a", "SET", key, "long")
+            assert reply.startswith("-ERR the value has 4 bytes"), reply
+            assert await cluster.ask("a", "GET", key) is None
+            assert await cluster.ask("a", "SET", key, "abc") == b"OK"
+            assert 0 < await cluster.ask("b", "PTTL", key) <= 60_000
+        pairs = [word for number in range(5) for word in (f"limited:{number}", "xyz")]
+        assert await cluster.ask("c", "MSET", *pairs) == b"OK"
+        assert 0 < await cluster.ask("b", "PTTL", "limited:3") <= 60_000
+
+
+async def split(cluster: Cluster, key: str) -> None:
+    """Two sides write a key, one after the other; then they hear of each other."""
+    network = cluster.world.network
+    network.isolate(["a"], ["b", "c"])
+    for name, others in (("a", "bc"), ("b", "a")):
+        peers = cluster.node(name).peers
+        assert peers is not None
+        with trio.fail_after(60):
+            while any(peers.topology.is_reachable(other) for other in others):  # noqa: ASYNC110
+                await trio.sleep(0.05)
+    assert await cluster.ask("a", "SET", key, "early") == b"OK"
+    await trio.sleep(1)
+    assert await cluster.ask("b", "SET", key, "late") == b"OK"
+    network.heal()
+    for name in cluster.names:
+        await cluster.know(name, is_up=True)
+    await trio.sleep(15)
+
+
+def stored(cluster: Cluster, name: str, key: str) -> list[bytes]:
+    row = (slot_of(key.encode()), row_of(0, key.encode()))
+    raw = cluster.node(name).store.get(*row)
+    return [version.payload for version in decode(raw).versions] if raw else []
+
+
+def test_what_get_shows_of_siblings_and_what_is_kept() -> None:
+    @clustered(**THREE, policies=(SESSIONS, SHOWN, LOOSE))
+    async def _(cluster: Cluster) -> None:
+        for key in ("session:1", "shown:1", "loose:1"):
+            await split(cluster, key)
+        for name in cluster.names:
+            assert stored(cluster, name, "session:1") == [b"late"]
+            assert sorted(stored(cluster, name, "shown:1")) == [b"early", b"late"]
+            assert await cluster.ask(name, "GET", "session:1") == b"late"
+            assert await cluster.ask(name, "GET", "loose:1") == b"late"
+            for command in (
+                ("GET", "shown:1"),
+                ("MGET", "loose:1", "shown:1"),
+                ("STRLEN", "shown:1"),
+            ):
+                reply = await cluster.ask(name, *command)
+                assert reply.startswith("-SIBLINGS 2 versions of this key"), (command, reply)
+        assert await cluster.ask("c", "SET", "shown:1", "one") == b"OK"
+        assert await cluster.ask("c", "GET", "shown:1") == b"one"
+
+
+def test_a_whole_keyspace_command_misses_nothing_that_a_policy_promises() -> None:
+    loose = Policy(prefix="w1:", read="ALL", write="ONE")
+
+    @clustered(**THREE, policies=(loose,))
+    async def _(cluster: Cluster) -> None:
+        network = cluster.world.network
+        coordinator = key_at(cluster, "a", "w1:")
+        for peer in "bc":
+            network.cut("a", peer)
+        assert await cluster.ask("a", "SET", coordinator, "v") == b"OK"
+        network.heal()
+        for name in cluster.names:
+            await cluster.know(name, is_up=True)
+        assert await cluster.scan("b", "MATCH", "w1:*") == [coordinator.encode()]
+        peers = cluster.node("b").peers
+        assert peers is not None
+        assert (peers.coordinator.survey_quorums.r, peers.coordinator.survey_quorums.w) == (3, 2)
+        assert peers._least_w == 1

@@ -97,9 +97,13 @@ def test_as_the_obvious_way_finds_it() -> None:
     letters = "ab:"
     met: Counter[str] = Counter()
     for _ in range(300):
-        texts = {"".join(rng.choices("ab:*?", k=rng.randint(1, 5))) for _ in range(rng.randint(1, 8))}
+        texts = {
+            "".join(rng.choices("ab:*?", k=rng.randint(1, 5))) for _ in range(rng.randint(1, 8))
+        }
         policies = [
-            Policy(pattern=text) if set(text) & set("*?") or rng.random() < 0.2 else Policy(prefix=text)
+            Policy(pattern=text)
+            if set(text) & set("*?") or rng.random() < 0.2
+            else Policy(prefix=text)
             for text in sorted(texts, key=lambda _: rng.random())
         ]
         found = Policies(policies, SCOPE)
@@ -128,5 +132,9 @@ def test_the_least_and_the_greatest() -> None:
 def test_keys_of_the_example() -> None:
     tables = tomllib.loads(Path("conf/policies.toml").read_text())["policy"]
     found = Policies(read("conf", tables), SCOPE)
-    numbers = {key: (rule.r, rule.w) for key in (b"cart:1", b"session:1", b"session:1:tmp") if (rule := found.find(key))}
+    numbers = {
+        key: (rule.r, rule.w)
+        for key in (b"cart:1", b"session:1", b"session:1:tmp")
+        if (rule := found.find(key))
+    }
     assert numbers == {b"cart:1": (2, 3), b"session:1": (1, 1), b"session:1:tmp": (1, 1)}
