@@ -294,9 +294,12 @@ class Coordinator:
         all or nothing at each replica, so far as they share their replicas.
         """
         attempt = op.attempt
+        is_usual = quorums is self.quorums
         if quorums.r > 1:
             for slot, row, raw in reads:
-                batch = self.batch_of(slot, quorums)
+                batch = self.batches[slot]
+                if not (batch.is_open and is_usual):
+                    batch = self.batch_of(slot, quorums)
                 dots = dots_of(raw)
                 batch.reads.append((op, attempt, slot, row, dots))
                 batch.questions += (QUESTION(slot, len(row), len(dots)), row, dots)
@@ -307,11 +310,13 @@ class Coordinator:
         if len(writes) > 1 and is_checked:
             self._begin_unit(op, writes, quorums)
             return
-        if self._others or quorums is not self.quorums:
+        if self._others or not is_usual:
             self._keep_order(writes, quorums)
         is_waited_for = self.needed(quorums, is_checked=is_checked) > 0
         for slot, row, raw in writes:
-            batch = self.batch_of(slot, quorums)
+            batch = self.batches[slot]
+            if not (batch.is_open and is_usual):
+                batch = self.batch_of(slot, quorums)
             self.note_context(batch, slot)
             entry = (op, attempt, slot, row, raw)
             if is_checked:

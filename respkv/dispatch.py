@@ -239,7 +239,9 @@ class Dispatch:
             slots = tuple(dict.fromkeys(slot_of(args[at]) for at in positions))
         is_plain = is_plain_command(command, args)
         wanted = None if request is None else request.consistency
-        quorums = self.quorums_for(session, [args[at] for at in positions], wanted)
+        quorums = self.coordinator.quorums
+        if self.policies is not None or session.consistency is not None or wanted is not None:
+            quorums = self.quorums_for(session, [args[at] for at in positions], wanted)
         anywhere = self.reads_here(quorums, session)
         target = self.place(command, slots, args, positions, (), anywhere=anywhere)
         is_local = target == self.topology.me
