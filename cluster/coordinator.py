@@ -45,6 +45,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from struct import Struct
 from typing import Final
 
@@ -96,7 +97,10 @@ Fetch = Callable[[PageFault, Callable[[], None]], None]  # Have a page read, the
 
 @dataclass(frozen=True, slots=True)
 class Quorums:
-    """How many replicas count: n in all, r for a read, w for a write."""
+    """How many replicas count: n in all, r for a read, w for a write.
+
+    Each operation has its own; nearly all have those of the configuration.
+    """
 
     n: int
     r: int
@@ -111,12 +115,18 @@ class Quorums:
         """Whether every write finds out about conflicts: if not, blind ones become siblings."""
         return self.w >= self.majority
 
+    @property
+    def reads_anywhere(self) -> bool:
+        """Whether a read at any replica meets each acknowledged write: if not, the coordinator answers it."""
+        return self.r + self.w > self.n
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Batch:
-    """What goes to the other replicas of one preference list, until it is sealed."""
+    """What goes to the other replicas of one preference list with one pair of quorums, until it is sealed."""
 
     peers: tuple[NodeId, ...]  # All others, in order of preference.
+    quorums: Quorums
     pieces: list[bytes] = field(default_factory=list)
     writes: list[WriteEntry] = field(default_factory=list)
     contexts: dict[Slot, bytes] = field(default_factory=dict)
@@ -133,6 +143,21 @@ class Batch:
     ] = ()  # Those of `peers` that can be reached, as of `Coordinator.look`.
     can_read: bool = False  # Enough replicas can be reached, as of `Coordinator.look`.
     can_write: bool = False
+    rows: set[Row] = field(default_factory=set)  # Of the first writes, as many as these say.
+    _noted: int = 0
+    _blind_noted: int = 0
+
+    def writes_to(self, row: Row) -> bool:
+        """Whether a write of this row was gathered. Asked only where quorums are mixed."""
+        self.rows.update(entry[3] for entry in islice(self.writes, self._noted, None))
+        self.rows.update(entry[3] for entry in islice(self.blind_writes, self._blind_noted, None))
+        self._noted, self._blind_noted = len(self.writes), len(self.blind_writes)
+        return row in self.rows
+
+    def forget_rows(self) -> None:
+        """The writes have left."""
+        self.rows = set()
+        self._noted = self._blind_noted = 0
 
 
 class Coordinator:
@@ -167,7 +192,12 @@ class Coordinator:
         self.outbox: list[tuple[NodeId, Sequence[bytes]]] = []
         self.in_flight_bytes = 0
         self.conflicts_total = self.repairs_total = self.retries_total = 0
+        self._interned: dict[tuple[int, int], Quorums] = {(quorums.r, quorums.w): quorums}
+        # What commands on the whole keyspace need, so that they miss nothing that any policy promises.
+        self.survey_quorums = quorums
         self._open: list[Batch] = []
+        # Open batches with other quorums than the usual ones, by the usual batch of the same replicas.
+        self._others: dict[Batch, dict[Quorums, Batch]] = {}
         # Lost; what was built upon them is not decided yet.
         self._doomed: dict[Place, list[WriteRound]] = {}
         batches: dict[tuple[NodeId, ...], Batch] = {}
@@ -176,13 +206,13 @@ class Coordinator:
             batch = batches.get(replicas)
             if batch is None:
                 peers = tuple(name for name in replicas if name != topology.me)
-                batch = batches[replicas] = Batch(peers)
+                batch = batches[replicas] = Batch(peers, quorums)
             self.batches.append(batch)
         self._all_batches = list(batches.values())
         self._looked = -1
         replica.before_hearing = self.seal
         replica.is_undecided = lambda slot, row: self._is_undecided((slot, row))
-        replica.has_siblings = lambda slot, row: self._contest((slot, row))
+        replica.has_siblings = lambda slot, row: self._doubt((slot, row))
         replica.past = lambda slot, row: self.inquest.past((slot, row))
 
     def look(self) -> None:
@@ -191,21 +221,69 @@ class Coordinator:
         if self._looked == topology.changes:
             return
         self._looked = topology.changes
-        needed = self.needed(is_checked=self.quorums.checks_all)
         for batch in self._all_batches:
-            batch.alive = tuple(peer for peer in batch.peers if topology.is_reachable(peer))
-            confirming = sum(1 for peer in batch.peers if self.can_confirm(peer))
-            batch.can_write = len(batch.alive) >= needed
-            batch.can_read = confirming >= self.quorums.r - 1
+            self._see(batch)
+        for others in self._others.values():
+            for batch in others.values():
+                self._see(batch)
+
+    def _see(self, batch: Batch) -> None:
+        quorums = batch.quorums
+        needed = self.needed(quorums, is_checked=quorums.checks_all)
+        batch.alive = tuple(peer for peer in batch.peers if self.topology.is_reachable(peer))
+        confirming = sum(1 for peer in batch.peers if self.can_confirm(peer))
+        batch.can_write = len(batch.alive) >= needed
+        batch.can_read = confirming >= quorums.r - 1
+
+    # Quorums
+
+    def quorums_of(self, r: int, w: int) -> Quorums:
+        """Quorums of an operation: the same object for the same numbers, so that the usual ones are known by it."""
+        quorums = self._interned.get((r, w))
+        if quorums is None:
+            quorums = self._interned[r, w] = Quorums(self.quorums.n, r, w)
+        return quorums
+
+    @property
+    def has_others(self) -> bool:
+        """Whether anything with other quorums than the usual ones is gathered."""
+        return bool(self._others)
+
+    def batch_of(self, slot: Slot, quorums: Quorums) -> Batch:
+        """Where to gather; it is open."""
+        batch = self.batches[slot]
+        if quorums is not self.quorums:
+            others = self._others.setdefault(batch, {})
+            usual, found = batch, others.get(quorums)
+            if found is None:
+                found = others[quorums] = Batch(usual.peers, quorums)
+                self._see(found)
+            batch = found
+        if not batch.is_open:
+            self.open(batch)
+        return batch
+
+    def _keep_order(self, writes: Iterable[tuple[Slot, Row, bytes]], quorums: Quorums) -> None:
+        """Seal what was gathered if one of these rows was written with other quorums just before.
+
+        Rounds are in the order of the writes: what is built upon a lost one is found behind it.
+        """
+        for slot, row, _ in writes:
+            usual = self.batches[slot]
+            for batch in (usual, *self._others.get(usual, {}).values()):
+                if batch.is_open and batch.quorums is not quorums and batch.writes_to(row):
+                    self.seal()
+                    return
 
     # What was executed
 
-    def lack(self, slot: Slot, *, is_write: bool, is_checked: bool) -> QuorumNotMet | None:
+    def lack(
+        self, slot: Slot, quorums: Quorums, *, is_write: bool, is_checked: bool
+    ) -> QuorumNotMet | None:
         """Why a command on this slot has no chance now, or None."""
-        quorums = self.quorums
         needed = quorums.r
         if is_write:
-            needed = max(quorums.w, quorums.majority) if is_checked else quorums.w
+            needed = self.needed(quorums, is_checked=is_checked) + 1
         peers = self.batches[slot].peers
         reachable = 1 + sum(1 for peer in peers if self.topology.is_reachable(peer))
         if reachable >= needed:
@@ -218,6 +296,7 @@ class Coordinator:
         reads: Iterable[tuple[Slot, Row, bytes | None]],
         writes: Sequence[tuple[Slot, Row, bytes]],
         *,
+        quorums: Quorums,
         is_checked: bool,
     ) -> None:
         """An attempt of a command has run, and waits if `op.waits` is not 0 afterwards.
@@ -226,12 +305,12 @@ class Coordinator:
         all or nothing at each replica, so far as they share their replicas.
         """
         attempt = op.attempt
-        quorums = self.quorums
+        is_usual = quorums is self.quorums
         if quorums.r > 1:
             for slot, row, raw in reads:
                 batch = self.batches[slot]
-                if not batch.is_open:
-                    self.open(batch)
+                if not (batch.is_open and is_usual):
+                    batch = self.batch_of(slot, quorums)
                 dots = dots_of(raw)
                 batch.reads.append((op, attempt, slot, row, dots))
                 batch.questions += (QUESTION(slot, len(row), len(dots)), row, dots)
@@ -240,13 +319,15 @@ class Coordinator:
             return
         op.written = attempt
         if len(writes) > 1 and is_checked:
-            self._begin_unit(op, writes)
+            self._begin_unit(op, writes, quorums)
             return
-        is_waited_for = self.needed(is_checked=is_checked) > 0
+        if self._others or not is_usual:
+            self._keep_order(writes, quorums)
+        is_waited_for = self.needed(quorums, is_checked=is_checked) > 0
         for slot, row, raw in writes:
             batch = self.batches[slot]
-            if not batch.is_open:
-                self.open(batch)
+            if not (batch.is_open and is_usual):
+                batch = self.batch_of(slot, quorums)
             self.note_context(batch, slot)
             entry = (op, attempt, slot, row, raw)
             if is_checked:
@@ -260,9 +341,9 @@ class Coordinator:
             if batch.weight_bytes > ROUND_BYTES_MAX:
                 self.seal()
 
-    def needed(self, *, is_checked: bool) -> int:
-        """How many other replicas have to take a write."""
-        quorums = self.quorums
+    @staticmethod
+    def needed(quorums: Quorums, *, is_checked: bool) -> int:
+        """How many other replicas have to take a write. What depends on the old value needs a majority."""
         return (max(quorums.w, quorums.majority) if is_checked else quorums.w) - 1
 
     def must_wait(self, slot: Slot, row: Row, raw: bytes | None) -> bool:
@@ -281,9 +362,7 @@ class Coordinator:
         """Whether a write of a row may yet lose and be taken back: then nobody else may be sent its version."""
         if place in self._doomed or place in self.inquest.cases:
             return True
-        batch = self.batches[place[0]]
-        if batch.is_open and batch.writes:
-            self.seal()
+        self.seal()
         return any(
             entry[4] and not entry[0].is_blind and (entry[2], entry[3]) == place
             for round_ in self.writes.values()
@@ -301,17 +380,19 @@ class Coordinator:
         if clocks.sole[slot] != NOBODY and slot not in batch.contexts:
             batch.contexts[slot] = encode_clock(clocks.others(slot))
 
-    def _begin_unit(self, op: Pending, writes: Sequence[tuple[Slot, Row, bytes]]) -> None:
+    def _begin_unit(
+        self, op: Pending, writes: Sequence[tuple[Slot, Row, bytes]], quorums: Quorums
+    ) -> None:
         """Several rows: a round of their own for each set of replicas, in order with the others."""
         self.seal()
         self.look()
-        needed = self.needed(is_checked=True)
+        needed = self.needed(quorums, is_checked=True)
         by_peers: dict[tuple[NodeId, ...], list[tuple[Slot, Row, bytes]]] = {}
         for write in writes:
             by_peers.setdefault(tuple(sorted(self.batches[write[0]].peers)), []).append(write)
         for unit in by_peers.values():
             mine = self.batches[unit[0][0]]
-            batch = Batch(mine.peers, alive=mine.alive)
+            batch = Batch(mine.peers, quorums, alive=mine.alive)
             for slot, row, raw in unit:
                 self.note_context(batch, slot)
                 batch.writes.append((op, op.attempt, slot, row, raw))
@@ -327,23 +408,28 @@ class Coordinator:
             return
         opened, self._open = self._open, []
         self.look()
+        if self._others:
+            self._others = {}
         for batch in opened:
             batch.is_open = False
+            if batch.rows:
+                batch.forget_rows()
             batch.weight_bytes = 0
             if batch.writes:
-                needed = self.needed(is_checked=True)
+                needed = self.needed(batch.quorums, is_checked=True)
                 self._send_writes(batch, batch.writes, batch.pieces, needed, CHECKED)
                 batch.writes, batch.pieces = [], []
             if batch.blind_writes:
-                needed = self.needed(is_checked=False)
+                needed = self.needed(batch.quorums, is_checked=False)
                 self._send_writes(batch, batch.blind_writes, batch.blind_pieces, needed, UNCHECKED)
                 batch.blind_writes, batch.blind_pieces = [], []
             if batch.contexts:
                 batch.contexts = {}
             if batch.reads:
                 used: dict[NodeId, None] = {}
-                for _ in range(self.quorums.r - 1):
-                    self._ask(batch.peers, used, batch.reads, batch.questions)
+                r = batch.quorums.r
+                for _ in range(r - 1):
+                    self._ask(batch.peers, used, batch.reads, batch.questions, r)
                 batch.reads, batch.questions = [], []
 
     def _send_writes(
@@ -387,6 +473,7 @@ class Coordinator:
         used: dict[NodeId, None],
         entries: list[ReadEntry],
         questions: list[bytes],
+        needed: int,
     ) -> bool:
         """Ask the next replica that can answer; False if there is none."""
         for peer in peers:
@@ -401,13 +488,20 @@ class Coordinator:
                 self.now_s + self.timeout_s,
                 self.now_s + self.retry_s,
                 used,
+                needed,
             )
             self.outbox.append((peer, (READ, b"%d" % number, b"".join(questions))))
             return True
         # Nobody is left: the round waits for its deadline, or for a peer that comes back.
         number = self._new_id()
         self.reads[number] = ReadRound(
-            number, "", entries, self.now_s + self.timeout_s, self.now_s + self.retry_s, used
+            number,
+            "",
+            entries,
+            self.now_s + self.timeout_s,
+            self.now_s + self.retry_s,
+            used,
+            needed,
         )
         return False
 
@@ -421,7 +515,7 @@ class Coordinator:
         self.look()
         slot, row = place
         mine = self.batches[slot]
-        batch = Batch(mine.peers, alive=mine.alive)
+        batch = Batch(mine.peers, self.quorums, alive=mine.alive)
         op.waits = 1
         entry = (op, op.attempt, slot, row, raw)
         pieces: list[bytes] = [ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw]
@@ -514,7 +608,7 @@ class Coordinator:
         decided = round_.decided
         for number, entry in enumerate(round_.entries):
             if not decided or number not in decided:
-                if round_.contested:
+                if round_.doubtful:
                     self._confirm(round_, number)
                 else:
                     entry[0].confirm(entry[1])
@@ -522,14 +616,14 @@ class Coordinator:
     def _confirm(self, round_: WriteRound, number: int) -> None:
         """Enough replicas have taken a row. But what one of them has seen as gone already need not have won."""
         op, attempt, slot, row, raw = round_.entries[number]
-        if raw and number in round_.contested:
+        if raw and number in round_.doubtful:
             held = self.replica.store.active[slot].get(row)
             if held is None or decode(held).dots.isdisjoint(decode(raw).dots):
                 op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
                 return
         op.confirm(attempt)
 
-    def _contest(self, place: Place) -> None:
+    def _doubt(self, place: Place) -> None:
         """A row in which there is an undecided write of this node has become one of several versions.
 
         A SET may replace them all now, and then nobody finds a conflict any more.
@@ -538,7 +632,7 @@ class Coordinator:
             if round_.needed and not round_.is_decided:
                 for number, (_, _, slot, row, raw) in enumerate(round_.entries):
                     if raw and (slot, row) == place:
-                        round_.contested[number] = None
+                        round_.doubtful[number] = None
 
     def _close(self, round_: WriteRound) -> None:
         if self.writes.pop(round_.id, None) is not None:
@@ -635,6 +729,9 @@ class Coordinator:
             if refused.get(place)
         ]
 
+        contested = self.replica.contested
+        contested.update((slot, row) for _, _, slot, row, _ in entries)
+
         def merged(_: bytes | None) -> None:
             if is_clean and not is_blind and place not in self.inquest.cases:
                 self._take_back(rounds, entries, place, states, decide)
@@ -642,16 +739,19 @@ class Coordinator:
                 decide(is_blind)
 
         def decide(is_undone: bool) -> None:
+            contested.difference_update((slot, row) for _, _, slot, row, _ in entries)
             for op, attempt, slot, row, raw in entries:
                 if op.is_blind or is_undone:
                     self.retries_total += 1
                     op.again(attempt, (slot, row))
                     continue
                 entry = (op, attempt, slot, row, raw)
+                is_more = False  # Than a majority: that is not found out.
                 if raw:
                     round_ = next(each for each in rounds if entry in each.entries)
                     self.inquest.open(round_, entry)
-                if not self.inquest.attach(entry, rounds[0].deadline_s):
+                    is_more = round_.needed >= self.quorums.majority
+                if is_more or not self.inquest.attach(entry, rounds[0].deadline_s):
                     op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
 
         self._merge(place, states, merged)
@@ -860,7 +960,7 @@ class Coordinator:
             if read.deadline_s <= now_s:
                 self.reads.pop(read.id, None)
                 for op, attempt, slot, row, _dots in read.entries:
-                    op.fail(attempt, QuorumNotMet(self.quorums.r, 1, False), (slot, row))
+                    op.fail(attempt, QuorumNotMet(read.needed, 1, False), (slot, row))
             elif read.retry_s <= now_s:
                 self._ask_another(read)
 
@@ -884,7 +984,7 @@ class Coordinator:
         questions: list[bytes] = []
         for _, _, slot, row, dots in read.entries:
             questions += (QUESTION(slot, len(row), len(dots)), row, dots)
-        self._ask(peers, read.used, read.entries, questions)
+        self._ask(peers, read.used, read.entries, questions, read.needed)
         asked = next(reversed(self.reads.values()))
         asked.deadline_s, asked.late = read.deadline_s, late
 

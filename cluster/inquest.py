@@ -6,13 +6,14 @@ heard that nobody knows. But the write is in the row here, with a timestamp, and
 another coordinator made at the same time and that a majority confirmed. So it stays hidden (a *case*) until a
 majority of the replicas, this one among them, has said what it holds:
 
+    a majority has it                                     it stands
     nobody has anything that the write had not seen       it is sent again as it is
     somebody has                                          the row becomes what it was before the write, joined
                                                           with what they have, under new dots: a write of this
                                                           node that has seen the open one, and so removes it
                                                           wherever it may be
 
-Either way the row is sent as a checked write, and the case is closed when a majority has taken it; if it is
+In the last two cases the row is sent as a checked write, and the case is closed when a majority has taken it; if it is
 refused, the inquest begins again. As in Paxos, who goes on with an unfinished write first asks a majority
 what came after it. New dots, since a replica that did take the open write has seen what it replaced as gone.
 
@@ -66,6 +67,8 @@ class Case:
     asked: dict[int, NodeId] = field(default_factory=dict)  # Messages under way.
     closing: Closing | None = None
     is_refused: bool = False  # By others that have open writes of their own.
+    is_undone: bool = False  # The row was written again without the open writes.
+    chosen: set[Dot] = field(default_factory=set)  # Writes that a majority has seen.
 
     @property
     def past(self) -> Record:
@@ -188,6 +191,11 @@ class Inquest:
             if held.dots.isdisjoint(case.dots):
                 self._supersede(case)
                 return
+            case.chosen |= self._chosen(case)
+            case.dots -= case.chosen
+            if held.dots.isdisjoint(case.dots):
+                self.close(case, is_undone=case.is_undone)
+                return
             seen = clock_of(case.past)
             for dot in case.dots:
                 seen.add(dot)
@@ -201,6 +209,7 @@ class Inquest:
                 held = Record(()) if raw is None else decode(raw)
                 versions = restored(case.past, case.dots, states, held)
                 case.dots |= replica.rewrite(slot, row, versions, now_ms)
+                case.is_undone = True
             elif case.is_refused and not coordinator.is_first(slot):
                 if not self._is_nowhere(case):
                     return  # All have to answer.
@@ -213,8 +222,17 @@ class Inquest:
             return
         except EngineError:
             return  # It is asked again.
-        case.closing = Closing(self, case, is_undone=is_undone)
+        case.closing = Closing(self, case, is_undone=case.is_undone)
         coordinator.send_row(case.closing, case.place, raw)
+
+    def _chosen(self, case: Case) -> set[Dot]:
+        """The open writes that a majority has seen: whatever came after them has seen them, too."""
+        needed = self._coordinator.quorums.majority - 1
+        return {
+            dot
+            for dot in case.dots
+            if sum(answer.has_seen(dot) for answer in case.answers.values()) >= needed
+        }
 
     def _is_nowhere(self, case: Case) -> bool:
         """Whether all other replicas have said that they have seen none of the open writes."""
@@ -266,9 +284,10 @@ class Inquest:
 
     def _tell(self, case: Case, *, is_undone: bool, is_known: bool) -> None:
         for _, (op, attempt, slot, row, raw) in case.waiting:
-            if not raw or is_undone:
+            is_chosen = bool(raw) and decode(raw).dots <= case.chosen
+            if not raw or (is_undone and not is_chosen):
                 op.again(attempt, (slot, row))
-            elif is_known:
+            elif is_known or is_chosen:
                 op.confirm(attempt)
             else:
                 op.fail(attempt, ConflictLost(is_partial=True), (slot, row))

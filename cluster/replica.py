@@ -37,6 +37,7 @@ from cluster.expiry import ExpiryIndex
 from cluster.life import Life
 from cluster.record import (
     CODEC,
+    DELETION,
     EXPIRY_HEADER,
     EXPIRY_HEADER_BYTES,
     HAS_EXPIRY,
@@ -151,6 +152,10 @@ class Replica:
         # What others are told in their inquests of a row that is undecided; None: that it is.
         self.past: Callable[[Slot, Row], Record | None] = lambda slot, row: None
         self.origin = actor
+        # Whether only the winner of a row's siblings is kept: see `_winner_alone`.
+        self.keeps_one: Callable[[Row], bool] | None = None
+        # Rows of which a write of this node was lost, and is about to be taken back.
+        self.contested: set[tuple[Slot, Row]] = set()
         self._new_actor = actor
         self._before: Life | None = None
 
@@ -531,12 +536,18 @@ class Replica:
         hlc_max: int,
     ) -> bool:
         outcome, result = settle(delta, clock, at_hand)
-        if outcome is Outcome.READ:
+        is_one_kept = (
+            outcome is Outcome.DELTA and self.keeps_one is not None and self.keeps_one(row)
+        )
+        if outcome is Outcome.READ or is_one_kept:
             raw = self.store.get(slot, row)
-            outcome, result = settle(delta, clock, Record(()) if raw is None else decode(raw))
+            at_hand = Record(()) if raw is None else decode(raw)
+            outcome, result = settle(delta, clock, at_hand)
         if outcome is Outcome.IGNORE:
             return False
         assert result is not None
+        if len(result.versions) > 1 and self.keeps_one is not None and self.keeps_one(row):
+            result = self._winner_alone(slot, row, result, delta, clock)
         self.heard[slot] += 1
         raw = encode(result)
         if outcome is Outcome.DELTA or len(result.versions) > 1:
@@ -551,6 +562,27 @@ class Replica:
         if at_ms := CODEC.expires_at_ms(raw):
             self.expiry.add(slot, row, at_ms)
         return True
+
+    def _winner_alone(
+        self, slot: Slot, row: Row, result: Record, delta: Record, clock: SlotClock
+    ) -> Record:
+        """The winner of a row of which no siblings are kept, as if it had seen the others.
+
+        This is no other join: the others are dropped, and their dots stay seen, as those of what was
+        superseded do. Wherever one of them still is, the join drops it as soon as it meets this state, and
+        the winner of more versions is the winner of the winners: so all replicas end alike, in whatever
+        order they hear. It needs no dot of its own, and makes no event.
+
+        Not while a version is a write of this node that may be taken back: what it beat would be gone.
+        """
+        if (slot, row) in self.contested or self.is_undecided(slot, row):
+            return result
+        live = [version for version in result.versions if version.type != DELETION]
+        kept = (live or result.versions)[:1]
+        seen = SlotClock(dict(result.context), set(result.beyond))
+        for version in (*result.versions, *delta.versions):
+            seen.add(version.dot)
+        return stripped(tuple(kept), joined(seen, clock_of(delta)), clock, delta.dots)
 
     def _note_record(self, slot: Slot, row: Row, delta: Record, hlc_max: int) -> None:
         """Its dots are seen, its timestamps are past, its context is to be reached."""

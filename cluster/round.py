@@ -130,7 +130,7 @@ class WriteRound:
     weight_bytes: int
     # Of slots with several writers, what their entries had seen.
     contexts: Mapping[Slot, bytes] = field(default_factory=dict)
-    contested: dict[int, None] = field(default_factory=dict)  # Entries: see `Coordinator._contest`.
+    doubtful: dict[int, None] = field(default_factory=dict)  # Entries: see `Coordinator._doubt`.
     answers: dict[NodeId, dict[Place, bytes]] = field(default_factory=dict)  # Rows refused.
     unreachable: dict[NodeId, None] = field(default_factory=dict)
     is_decided: bool = False
@@ -191,4 +191,5 @@ class ReadRound:
     deadline_s: float
     retry_s: float  # When another peer is asked too.
     used: dict[NodeId, None]
+    needed: int  # R, of the reads in it.
     late: tuple[NodeId, ...] = ()  # Asked before `peer`, and not waited for any more.

@@ -13,6 +13,7 @@ serving a command.
 
 The file has one table per section and one key per setting; what it leaves out has its default. A
 file with [[node]] tables (`members.py`) is for a whole cluster: `load` puts one node's table in.
+[[policy]] tables (`policy.py`) are for some keys, and the same for all nodes.
 The first thing wrong ends the reading with a `ConfigError`, whose line names the file, the
 setting, its value and what is allowed.
 """
@@ -32,6 +33,7 @@ from respkv.setting import ConfigError, Rejected, Setting, did_you_mean, near, p
 if TYPE_CHECKING:
     from cluster.topology import NodeInfo
     from respkv.members import NodeTable
+    from respkv.policy import Policy
 
 __all__ = [
     "Config",
@@ -87,17 +89,18 @@ def _load(
     """Return what holds for all nodes, and the configuration of each."""
     tables = dict(_read_toml(path)) if path is not None else {}
     listed = tables.pop("node", None)
+    policies = _read_policies(path, tables)
     if path is None or listed is None:
-        return _loaded(path, tables, overrides), {}
+        return _loaded(path, tables, overrides, policies), {}
     from respkv import members
 
     listed_nodes = members.read(path, listed)
     nodes = tuple(each.info for each in listed_nodes)
-    shared = _loaded(path, tables, overrides, nodes)
+    shared = _loaded(path, tables, overrides, policies, nodes)
     configs = {}
     for each in listed_nodes:
         ours = overrides if node in (None, each.name) else ()
-        configs[each.name] = _loaded(path, tables, ours, nodes, each)
+        configs[each.name] = _loaded(path, tables, ours, policies, nodes, each)
     _refuse_sharing(path, nodes, configs)
     shared.admin_ports = {each.name: each.admin_port for each in listed_nodes}
     for config in configs.values():
@@ -109,11 +112,12 @@ def _loaded(
     path: str | None,
     tables: Mapping[str, object],
     overrides: Sequence[str],
+    policies: tuple[Policy, ...] = (),
     nodes: tuple[NodeInfo, ...] = (),
     node: NodeTable | None = None,
 ) -> Config:
     source = path or "command line"
-    config = Config(path=path, nodes=nodes)
+    config = Config(path=path, nodes=nodes, policies=policies)
     _put_tables(config, source, tables)
     if node is not None:
         client = tables.get("client")
@@ -130,7 +134,21 @@ def _loaded(
     if conflict := conflict_of(config):
         label = f": node {toml_text(node.name)}" if node is not None else ""
         raise ConfigError(f"{source}{label}: {conflict[1]}")
+    if policies:
+        from respkv.consistency import Scope
+        from respkv.policy import refuse_impossible
+
+        refuse_impossible(source, policies, Scope.of(config))
     return config
+
+
+def _read_policies(path: str | None, tables: dict[str, Any]) -> tuple[Policy, ...]:
+    """Take the [[policy]] tables out of a file's."""
+    if path is None or "policy" not in tables:
+        return ()
+    from respkv import policy
+
+    return policy.read(path, tables.pop("policy"))
 
 
 _OWN_KEYS = {"client.port": "port", "storage.data_dir": "data_dir"}
@@ -343,7 +361,9 @@ def reference() -> str:
         doc = _comment(" ".join((declared.__doc__ or "").split()))
         parts.append(f"[{section}]\n{doc}")
         parts += [_entry(s) for s in SETTINGS.values() if s.section == section]
-    return "\n".join(parts) + "\n" + _node_example()
+    from respkv import policy
+
+    return "\n".join(parts) + "\n" + _node_example() + policy.example(_comment)
 
 
 _REFERENCE_HEAD = """\

@@ -41,10 +41,11 @@ from cluster.record import (
 from cluster.replica import Beside, Effect, Replica
 from cluster.slot import MIDDLES, SYSTEM_SLOT, TAG_OFFSET, Key, Row, Slot, row_of, slot_of
 from respkv.keyspace import PLAIN_KINDS, Counts, encode_effect
-from respkv.reply import WRONG_TYPE
+from respkv.reply import WRONG_TYPE, ReplyError
 
 if TYPE_CHECKING:
     from respkv.node import Node
+    from respkv.policy_match import Policies
     from respkv.session import Session
 
 NO_EFFECTS: Final[dict[Row, Effect]] = {}
@@ -58,7 +59,7 @@ class Context:
 
     __slots__ = (
         "args", "below", "beside", "counts", "db", "effects", "flushed", "hits", "is_atomic", "misses", "node",
-        "now_ms", "replica", "rng", "session", "store",
+        "now_ms", "policies", "replica", "rng", "session", "store",
     )  # fmt: skip
 
     def __init__(self, node: Node, replica: Replica, rng: Random) -> None:
@@ -66,6 +67,7 @@ class Context:
         self.replica = replica
         self.store = replica.store
         self.rng = rng
+        self.policies = node.policies
         self.counts = Counts(replica)
         self.args: list[bytes] = []  # Of a command that takes the long way, as they were typed.
         self.session: Session = None  # type: ignore[assignment]  # Bound before any handler runs.
@@ -107,6 +109,8 @@ class Context:
         return self._string_slow(key)
 
     def _string_slow(self, key: Key) -> bytes | None:
+        if self.policies is not None:
+            self._refuse_siblings(self.policies, key)
         raw = self.locate(key)[2]
         if raw is None:
             self.misses += 1
@@ -116,6 +120,23 @@ class Context:
         if kind & TYPE_MASK != STRING:
             raise WRONG_TYPE
         return raw[EXPIRY_HEADER_BYTES if kind & HAS_EXPIRY else HEADER_BYTES :]
+
+    def _refuse_siblings(self, policies: Policies, key: Key) -> None:
+        """Raises ReplyError if a key has siblings, and its policy does not want the winner shown alone."""
+        rule = policies.find(key)
+        if rule is None or rule.policy.siblings != "error":
+            return
+        row = row_of(self.db, key)
+        if row in self.effects or row in self.below or self.db in self.flushed:
+            return
+        raw = self.store.get(slot_of(key), row)
+        if raw is None or not raw[0] & MANY:
+            return
+        count = sum(1 for version in decode(raw).versions if version.is_live(self.now_ms))
+        if count > 1:
+            raise ReplyError(
+                f"SIBLINGS {count} versions of this key did not see each other: KV.GET shows all of them"
+            )
 
     def find(self, key: Key, *, db: int | None = None) -> Version | None:
         """The winning live version of a key, or None. `db` is physical. Counts a hit or a miss. Raises PageFault."""

@@ -18,10 +18,10 @@ Core: time is an argument; messages go through the transport seam.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from cluster.coordinator import Coordinator
+from cluster.coordinator import Coordinator, Quorums
 from cluster.errors import ClusterError
 from cluster.ring import NodeId
 from cluster.slot import Slot, slot_of
@@ -29,15 +29,26 @@ from cluster.topology import Topology
 from cluster.transport import Transport
 from respkv.cluster_view import redirect, slots_of
 from respkv.command import TABLE, Command, Flag
+from respkv.consistency import Consistency, Request, Scope, decide, unwrapped
 from respkv.execution import Execution
 from respkv.forwarding import Forwarding
 from respkv.grouping import RUN_MIN, Grouping
 from respkv.operation import ExecOperation, Operation, Phase, Pipeline, is_plain_command
-from respkv.refusal import IN_TRANSACTION, NO_REPLICA, SPREAD, TOO_BUSY, TOO_LARGE, doubted, text_of
+from respkv.refusal import (
+    IN_TRANSACTION,
+    NO_REPLICA,
+    SPREAD,
+    TIMED_OUT,
+    TOO_BUSY,
+    TOO_LARGE,
+    doubted,
+    text_of,
+)
 from respkv.reply import ReplyError
 from respkv.runner import FIND
 from respkv.session import (
     CLOSING,
+    CONSISTENT,
     IN_MULTI,
     REPLY_OFF,
     REPLY_SKIP,
@@ -52,7 +63,9 @@ if TYPE_CHECKING:
 
 SPLITTABLE: Final = frozenset(("MGET", "MSET", "DEL", "EXISTS", "UNLINK", "TOUCH"))
 RESULT_MODES: Final = REPLY_OFF | REPLY_SKIP
-HARMLESS_MODES: Final = TRACKING | RESULT_MODES  # Commands are executed as without them.
+HARMLESS_MODES: Final = (
+    TRACKING | RESULT_MODES | CONSISTENT
+)  # Commands are executed as without them.
 
 
 class SplitOperation(Operation):
@@ -98,7 +111,12 @@ class Dispatch:
         self.message_bytes_max = message_bytes_max
         self.in_flight = 0
         quorums = coordinator.quorums
-        self.reads_anywhere = quorums.r + quorums.w > quorums.n
+        self.reads_anywhere = quorums.reads_anywhere
+        self.policies = node.policies
+        self.scope = Scope.of(node.config)
+        self._usual = Consistency(quorums.r, quorums.w)
+        self._with = TABLE.commands["KV.WITH"]
+        self._timed: dict[Operation, None] = {}  # Those of KV.WITH TIMEOUT.
         self.execution = Execution(self, retries_max)
         self.forwarding = Forwarding(self, first_id)
         self.grouping = Grouping(self)
@@ -137,6 +155,8 @@ class Dispatch:
         command = FIND(args[0]) or TABLE.find(args[0])
         if command is not None and command.subcommands:
             command = TABLE.lookup(args)
+        if command is self._with and not session.mode & ~HARMLESS_MODES:
+            return self._take_with(session, command, args, now_ms)
         is_exec = command is not None and command.name == "EXEC"
         if self.node.runner.is_paused is not None and self._must_pause(session, command):
             return False
@@ -162,6 +182,39 @@ class Dispatch:
             return True
         return self._take_keyed(session, command, args, now_ms)
 
+    def _take_with(
+        self, session: Session, command: Command, args: list[bytes], now_ms: int
+    ) -> bool:
+        """KV.WITH: the command in it, with what is asked for it."""
+        try:
+            request = self.request_of(args)
+        except ReplyError as error:
+            if session.pipeline is not None and session.pipeline.operations:
+                return False
+            self.node.runner._refuse(session, command, error)
+            return True
+        if self._must_pause(session, request.command):
+            return False
+        return self._take_keyed(session, request.command, request.args, now_ms, request)
+
+    def request_of(self, args: list[bytes]) -> Request:
+        """What a KV.WITH asks. Raises ReplyError."""
+        return unwrapped(args, self.scope, self.node.config.cluster.timeout_ms)
+
+    def quorums_for(
+        self, session: Session, keys: Iterable[bytes], request: Consistency | None = None
+    ) -> Quorums:
+        """How many replicas a command on these keys needs."""
+        if self.policies is None and session.consistency is None and request is None:
+            return self.coordinator.quorums
+        found = decide(self._usual, self.policies, keys, session.consistency, request)
+        return self.coordinator.quorums_of(found.r, found.w)
+
+    @staticmethod
+    def reads_here(quorums: Quorums, session: Session) -> bool:
+        """Whether any replica may answer a read. With R + W <= N it would miss what was acknowledged."""
+        return quorums.reads_anywhere or session.is_readonly
+
     def _must_pause(self, session: Session, command: Command | None) -> bool:
         """CLIENT PAUSE: whether a command has to wait for its end."""
         runner = self.node.runner
@@ -172,7 +225,12 @@ class Dispatch:
         return True
 
     def _take_keyed(
-        self, session: Session, command: Command, args: list[bytes], now_ms: int
+        self,
+        session: Session,
+        command: Command,
+        args: list[bytes],
+        now_ms: int,
+        request: Request | None = None,
     ) -> bool:
         positions = command.key_positions(args)
         if len(positions) == 1:
@@ -180,7 +238,12 @@ class Dispatch:
         else:
             slots = tuple(dict.fromkeys(slot_of(args[at]) for at in positions))
         is_plain = is_plain_command(command, args)
-        target = self.place(command, slots, args, positions, ())
+        wanted = None if request is None else request.consistency
+        quorums = self.coordinator.quorums
+        if self.policies is not None or session.consistency is not None or wanted is not None:
+            quorums = self.quorums_for(session, [args[at] for at in positions], wanted)
+        anywhere = self.reads_here(quorums, session)
+        target = self.place(command, slots, args, positions, (), anywhere=anywhere)
         is_local = target == self.topology.me
         pipeline = session.pipeline
         if pipeline is None:
@@ -199,7 +262,12 @@ class Dispatch:
         operation.is_plain = is_plain
         operation.is_local = is_local
         operation.is_blind = is_plain and command.is_write
+        operation.quorums = quorums
         self.admit(session, pipeline, operation)
+        if request is not None and request.timeout_ms:
+            operation.deadline_s = self.node.now_s + request.timeout_ms / 1000
+            operation.is_timed = True
+            self._timed[operation] = None
         if session.is_cluster and (
             len(slots) != 1 or self.topology.coordinators[slots[0]] != self.topology.me
         ):
@@ -212,7 +280,7 @@ class Dispatch:
         elif not is_local and sum(map(len, args)) > self.message_bytes_max:
             self.end(operation, TOO_LARGE)
         elif isinstance(operation, SplitOperation):
-            self._split(operation, positions)
+            self._split(operation, positions, wanted)
         else:
             self.start(operation, target)
         return True
@@ -248,6 +316,10 @@ class Dispatch:
             return True
         operation = ExecOperation(self, session, now_ms, self.node.now_s + self.timeout_s)
         operation.slots = tuple(slots)
+        keys = [
+            args[at] for command, args in transaction.commands for at in command.key_positions(args)
+        ]
+        operation.quorums = self.quorums_for(session, [*keys, *(key for _, key in session.watches)])
         operation.is_local = False
         self.admit(session, pipeline, operation)
         refusal = (
@@ -274,11 +346,16 @@ class Dispatch:
         args: list[bytes],
         positions: list[int],
         tried: tuple[NodeId, ...],
+        *,
+        anywhere: bool,
     ) -> NodeId | None:
-        """The node that executes a command; None if it has to be split, or no node can."""
+        """The node that executes a command; None if it has to be split, or no node can.
+
+        `anywhere`: a read may be answered by any replica.
+        """
         topology = self.topology
         me = topology.me
-        is_read_here = self.reads_anywhere and not command.is_write and me not in tried
+        is_read_here = anywhere and not command.is_write and me not in tried
         if is_read_here and me not in topology.incomplete and all(map(topology.owns, slots)):
             return me
         if len(slots) == 1:
@@ -327,7 +404,9 @@ class Dispatch:
 
     # Splitting
 
-    def _split(self, operation: SplitOperation, positions: list[int]) -> None:
+    def _split(
+        self, operation: SplitOperation, positions: list[int], wanted: Consistency | None
+    ) -> None:
         command, args = operation.command, operation.args
         groups: list[list[bytes]] = []
         if command.name == "MGET":
@@ -348,16 +427,29 @@ class Dispatch:
                 self, operation.session, command, group, operation.now_ms, operation.deadline_s
             )
             part.slots = (slot_of(group[1]),)
+            part.is_timed = operation.is_timed
+            keys = [group[at] for at in command.key_positions(group)]
+            part.quorums = self.quorums_for(operation.session, keys, wanted)
             part.is_blind = operation.is_blind
             part.is_plain = operation.is_plain
             part.parent = operation
             operation.parts.append(part)
             self.in_flight += 1
         for part in list(operation.parts):
-            target = self.place(command, part.slots, part.args, [1], ())
+            anywhere = self.reads_here(part.quorums, part.session)
+            target = self.place(command, part.slots, part.args, [1], (), anywhere=anywhere)
             self.start(part, target)
 
     # The end of an operation
+
+    def tick(self, now_s: float) -> None:
+        """End what KV.WITH TIMEOUT gave no more time."""
+        for operation in list(self._timed):
+            if operation.is_done:
+                del self._timed[operation]
+            elif operation.deadline_s <= now_s:
+                del self._timed[operation]
+                self.end(operation, TIMED_OUT)
 
     def finish(self, operation: Operation) -> None:
         """All that its reply shows is on enough replicas."""
@@ -392,6 +484,8 @@ class Dispatch:
 
     def end(self, operation: Operation, error: ReplyError) -> None:
         """Answer an error."""
+        if operation.is_done:
+            return
         if operation.may_have_run:
             error = doubted(error)
         operation.is_over = True

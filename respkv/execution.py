@@ -68,9 +68,10 @@ class Execution:
                 return
         is_blind = operation.is_blind
         coordinator = self.coordinator
-        is_checked = not command.is_unchecked and (coordinator.quorums.checks_all or not is_blind)
+        quorums = operation.quorums
+        is_checked = not command.is_unchecked and (quorums.checks_all or not is_blind)
         for slot in operation.slots:
-            lack = coordinator.lack(slot, is_write=is_write, is_checked=is_checked)
+            lack = coordinator.lack(slot, quorums, is_write=is_write, is_checked=is_checked)
             if lack is not None:
                 self._dispatch.end(operation, text_of(lack, is_early=True))
                 return
@@ -127,12 +128,12 @@ class Execution:
             ]
             if operation.phase is Phase.REFRESHED:
                 reads = []
-            elif reads and context.effects and not is_blind and coordinator.quorums.r > 1:
+            elif reads and context.effects and not is_blind and quorums.r > 1:
                 # What it read may be overtaken, and then it must not have written.
                 context.drop()
                 operation.phase = Phase.REFRESHING
                 reads = [(slot, row, store.get(slot, row)) for slot, row in places]
-                coordinator.begin(operation, reads, [], is_checked=is_checked)
+                coordinator.begin(operation, reads, [], quorums=quorums, is_checked=is_checked)
                 return
             if context.effects:
                 if max(len(effect[3]) for effect in context.effects.values()) > (
@@ -162,7 +163,7 @@ class Execution:
             node.tracking.end_command(session, command)
         if command.name == "WATCH" and operation.origin is not None:
             self._give_watched(operation, session)
-        coordinator.begin(operation, reads, written, is_checked=is_checked)
+        coordinator.begin(operation, reads, written, quorums=quorums, is_checked=is_checked)
         if not operation.waits and not operation.is_over:
             operation.is_over = True
             self._dispatch.finish(operation)
@@ -224,8 +225,7 @@ class Execution:
         times = [max((v.hlc for v in record.versions), default=0) for record in records]
         if len(times) < len(places) or min(times, default=0) < operation.hlc:
             return False
-        quorums = self.coordinator.quorums
-        if quorums.r < quorums.w:
+        if operation.quorums.r < operation.quorums.w:
             return None
         apart_ms = 2 * self.node.config.cluster.clock_skew_max_ms
         if min(times) >= operation.hlc + (apart_ms << 16):
@@ -270,6 +270,8 @@ class Execution:
         """Run what waited for a stall to end, or for another command's fate."""
         parked, self._parked = self._parked, []
         for operation in parked:
+            if operation.is_done:
+                continue
             if operation.deadline_s <= self.node.now_s:
                 self._dispatch.end(operation, TIMED_OUT)
             elif not operation.is_done:

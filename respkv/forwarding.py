@@ -1,11 +1,14 @@
 """Forwarding: commands that another node executes, and those that others send here.
 
-    FORWARD number ms begin db resp3 time name argument*     ms: what is left of its time; begin: when it
-                                                             must have begun, by the sender's calendar
-    FORWARD.EXEC number ms begin db resp3 time packed        packed: commands and watches, MessagePack
+    FORWARD number ms begin db resp3 time quorums name argument*
+                                                       ms: what is left of its time; begin: when it must have
+                                                       begun, by the sender's calendar; quorums: "R W", as the
+                                                       sender has decided
+    FORWARD.EXEC number ms begin db resp3 time quorums packed
+                                                       packed: commands and watches, MessagePack
     REPLY number bytes                                 RESP, ready for the client
     REFUSED number reason                              it was not executed
-    FORWARD.SETS number ms begin db (key value)*       plain SETs
+    FORWARD.SETS number ms begin db (key value)*       plain SETs with the usual quorums
     REPLY.SETS number (index error)*                   all were done, but for these
 
 A request is forwarded once at most: who gets it executes it or refuses it, and then it may go to another.
@@ -34,6 +37,7 @@ from respkv.reply import ReplyError
 from respkv.session import TRACKING, Session, Transaction
 
 if TYPE_CHECKING:
+    from cluster.coordinator import Quorums
     from respkv.dispatch import Dispatch
 
 FORWARD: Final = b"FORWARD"
@@ -85,7 +89,7 @@ class Forwarding:
         self.forwards[operation.number] = operation
         self.forwarded_total += 1
         ms = max(1, int((operation.deadline_s - self.node.now_s) * 1000))
-        begin_ms = self._begin_ms if is_idempotent(operation) else ms
+        begin_ms = min(self._begin_ms, ms) if is_idempotent(operation) else ms
         head = (
             b"%d" % operation.number,
             b"%d" % ms,
@@ -93,6 +97,7 @@ class Forwarding:
             b"%d" % operation.db,
             b"1" if operation.is_resp3 else b"0",
             b"%d" % operation.hlc,
+            b"%d %d" % (operation.quorums.r, operation.quorums.w),
         )
         if operation.transaction is not None:
             assert isinstance(operation, ExecOperation)
@@ -164,6 +169,7 @@ class Forwarding:
             return
         operation.origin = (peer, number)
         operation.hlc = int(message[6])
+        operation.quorums = self._quorums_of(message[7])
         self._dispatch.in_flight += 1
         self._dispatch.execution.execute(operation)
 
@@ -204,7 +210,7 @@ class Forwarding:
         self, agent: Session, message: list[bytes], now_ms: int, deadline_s: float
     ) -> Operation | None:
         if message[0] == FORWARD_EXEC:
-            packed = msgspec.msgpack.decode(message[7], type=Packed)
+            packed = msgspec.msgpack.decode(message[8], type=Packed)
             agent.transaction = Transaction(
                 [(TABLE.resolve(args), args) for args in packed.commands]
             )
@@ -217,7 +223,7 @@ class Forwarding:
             slots.update((slot_of(key), None) for _, key in transaction.watches)
             transaction.slots = tuple(slots)
             return transaction
-        args = message[7:]
+        args = message[8:]
         try:
             command = TABLE.resolve(args)
         except ReplyError:  # A newer node's command.
@@ -229,6 +235,13 @@ class Forwarding:
         operation.is_plain = is_plain_command(command, args)
         operation.is_blind = operation.is_plain and command.is_write
         return operation
+
+    def _quorums_of(self, text: bytes) -> Quorums:
+        """What the node that the client asked has decided. Raises ValueError."""
+        r, w = map(int, text.split())
+        if not (0 < r <= len(self.topology.nodes) and 0 < w <= len(self.topology.nodes)):
+            raise ValueError("impossible quorums")
+        return self._dispatch.coordinator.quorums_of(r, w)
 
     def _can_execute(self, operation: Operation) -> bool:
         topology = self.topology
@@ -256,7 +269,12 @@ class Forwarding:
         else:
             positions = operation.command.key_positions(operation.args)
             target = self._dispatch.place(
-                operation.command, operation.slots, operation.args, positions, operation.tried
+                operation.command,
+                operation.slots,
+                operation.args,
+                positions,
+                operation.tried,
+                anywhere=self._dispatch.reads_here(operation.quorums, operation.session),
             )
         self._dispatch.start(operation, target)
 
@@ -282,7 +300,12 @@ class Forwarding:
             if all(len(self.topology.candidates(slot)) > 1 for slot in slots):
                 del self.forwards[forward.number]
                 self._lose_sets(forward, is_executed=True)
-        elif not forward.tried and is_idempotent(forward) and self._has_another(forward):
+        elif (
+            not forward.tried
+            and not forward.is_timed
+            and is_idempotent(forward)
+            and self._has_another(forward)
+        ):
             del self.forwards[forward.number]
             self._try_another(forward, is_executed=True)
 

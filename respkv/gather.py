@@ -68,14 +68,14 @@ from respkv.keyspace import TYPE_NAMES
 from respkv.operation import Operation, Pipeline
 from respkv.refusal import IN_TRANSACTION, text_of
 from respkv.reply import OK, Reply, ReplyError, encode
-from respkv.session import IN_MULTI, REPLY_OFF, REPLY_SKIP, TRACKING, Session
+from respkv.session import CONSISTENT, IN_MULTI, REPLY_OFF, REPLY_SKIP, TRACKING, Session
 
 if TYPE_CHECKING:
     from respkv.peers import Peers
 
 NAMES: Final = frozenset(("SCAN", "KEYS", "DBSIZE", "RANDOMKEY", "FLUSHDB", "FLUSHALL"))
 NOT_IN_MULTI: Final = NAMES | {"SWAPDB"}
-USUAL_MODES: Final = TRACKING | REPLY_OFF | REPLY_SKIP
+USUAL_MODES: Final = TRACKING | REPLY_OFF | REPLY_SKIP | CONSISTENT
 
 SWAPDB_REFUSED: Final = ReplyError("ERR SWAPDB is not supported in a cluster")
 NO_REPLICA: Final = ReplyError("NOREPLICAS no replica of some of the slots can be reached now")

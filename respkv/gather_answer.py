@@ -264,8 +264,9 @@ class Answers:
                 task.until_s = node.now_s + BUSY_S
                 yield LATER
                 continue
+            quorums = self._coordinator.survey_quorums
             for slot in dict.fromkeys(slot for slot, _ in ready):
-                lack = self._coordinator.lack(slot, is_write=True, is_checked=True)
+                lack = self._coordinator.lack(slot, quorums, is_write=True, is_checked=True)
                 if lack is not None:
                     raise unreached(lack)
             removals = Removals(lambda: self._wake(task))
@@ -302,10 +303,11 @@ class Answers:
         if node.tracking.is_active:
             node.tracking.invalidate(context.effects, context.flushed, agent)
         written: list[tuple[Slot, Row, bytes]] = []
+        quorums = self._coordinator.survey_quorums
         context.commit(written)
         for write in written:  # Each by itself: one that is refused holds up no other.
             removal = Removal(removals)
-            self._coordinator.begin(removal, (), (write,), is_checked=True)
+            self._coordinator.begin(removal, (), (write,), quorums=quorums, is_checked=True)
             removals.count += removal.waits > 0
 
 

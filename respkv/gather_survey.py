@@ -96,7 +96,7 @@ class Surveys:
     def made_sure(self, task: Task, spans: Iterable[Window]) -> Steps:
         """Wait until all that was acknowledged of ranges of slots is here. Raises ReplyError."""
         for some in self._parts(spans):
-            survey = Survey(task, some, self._others(some), self._coordinator.quorums.r - 1)
+            survey = Survey(task, some, self._others(some), self._coordinator.survey_quorums.r - 1)
             try:
                 yield from self._answered(survey)
                 yield from self._caught_up(survey)
@@ -107,7 +107,7 @@ class Surveys:
         """Wait until all that is here of ranges of slots is at W-1 other replicas. Raises ReplyError."""
         for some in self._parts(spans):
             mine = [seen_of(self._clocks, window) for window in some]
-            needed = self._coordinator.quorums.w - 1
+            needed = self._coordinator.survey_quorums.w - 1
             while True:
                 survey = Survey(task, some, self._others(some), needed)
                 survey.mine = mine

@@ -238,8 +238,10 @@ class GroupLane:
         unsettled = replica.unsettled
         clock = replica.clock
         middles = MIDDLES[db]
+        if coordinator.has_others:
+            coordinator.seal()  # Rounds are in the order of the writes of a row.
         is_checked = coordinator.quorums.checks_all
-        needed = coordinator.needed(is_checked=is_checked)
+        needed = coordinator.needed(coordinator.quorums, is_checked=is_checked)
         group = Group(dispatch, command, dispatch.node.clock_ns())
         places = group.places
         taken = group.members

@@ -23,6 +23,7 @@ from respkv.session import WAITING, Session
 
 if TYPE_CHECKING:
     from respkv.dispatch import Dispatch
+    from respkv.policy_match import Policies
 
 GETS: Final = (b"GET", b"get")
 SETS: Final = (b"SET", b"set")
@@ -40,6 +41,7 @@ class Grouping:
         self.coordinator = dispatch.coordinator
         self.timeout_s = dispatch.timeout_s
         self.lane = GroupLane(dispatch, dispatch.coordinator)
+        self._policies = dispatch.node.policies
         self._get = TABLE.commands["GET"]
         self._set = TABLE.commands["SET"]
         self._owns_all = all(map(dispatch.topology.owns, range(SLOT_COUNT)))
@@ -50,6 +52,8 @@ class Grouping:
             for session, args in zip(sessions, commands, strict=True):
                 self._dispatch.serve(session, [args], now_ms)
             return
+        if self._policies is not None:
+            sessions, commands = self._serve_ruled(self._policies, sessions, commands, now_ms)
         gets: list[Member] = []
         sets: list[Member] = []
         for session, args in zip(sessions, commands, strict=True):
@@ -71,6 +75,24 @@ class Grouping:
         if gets or sets:
             self._group(gets, sets, self.node.databases[sessions[0].db], sessions[0].db, now_ms)
 
+    def _serve_ruled(
+        self,
+        policies: Policies,
+        sessions: list[Session],
+        commands: list[list[bytes]],
+        now_ms: int,
+    ) -> tuple[list[Session], list[list[bytes]]]:
+        """Serve the commands on keys that have a policy, one by one. Returns the others."""
+        others: list[Session] = []
+        plain: list[list[bytes]] = []
+        for session, args in zip(sessions, commands, strict=True):
+            if len(args) > 1 and policies.find(args[1]) is not None:
+                self._dispatch.serve(session, [args], now_ms)
+            else:
+                others.append(session)
+                plain.append(args)
+        return others, plain
+
     def take_run(self, session: Session, first: list[bytes], now_ms: int) -> int:
         """Begin a run of plain GETs or SETs that starts with `first`, the rest being in the queue; 0 if it is none."""
         name = first[0]
@@ -89,6 +111,8 @@ class Grouping:
             if args[0] != name or len(args) != length or len(commands) >= RUN_MAX:
                 break
             commands.append(args)
+        if self._policies is not None:
+            del commands[self._policies.plain_count(commands) :]
         keys = [args[1] for args in commands]
         is_local = self._owns_all
         count = (
@@ -215,8 +239,10 @@ class Grouping:
         if isinstance(part_of, Answers):
             self._dispatch.execution.execute(operation)  # It was forwarded once.
             return
+        anywhere = self._dispatch.reads_here(operation.quorums, session)
         self._dispatch.start(
-            operation, self._dispatch.place(command, operation.slots, args, [1], tried)
+            operation,
+            self._dispatch.place(command, operation.slots, args, [1], tried, anywhere=anywhere),
         )
 
     def fail_alone(self, member: Member, command: Command, error: ClusterError) -> None:

@@ -121,6 +121,8 @@ def set_lane(context: Context, commands: list[list[bytes]], start: int, out: lis
         hlc = clock.last + 1
     done = weight_bytes = 0
     name = commands[start][0]
+    if context.policies is not None:
+        commands = commands[: start + context.policies.plain_count(commands, start)]
     for args in commands[start:] if start else commands:
         try:
             called, key, value = args

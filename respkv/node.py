@@ -52,12 +52,14 @@ from respkv.cluster_view import BusStats, Link
 from respkv.command import TABLE, Command
 from respkv.commands import load as load_commands
 from respkv.config import Config, ConfigError, read_secret
+from respkv.consistency import Scope
 from respkv.context import DATABASES_ROW, Context
 from respkv.front import Front
 from respkv.histogram import Histogram
 from respkv.latency import LatencyMonitor
 from respkv.parser import Limits
 from respkv.peers import Peers
+from respkv.policy_match import Policies
 from respkv.poller import EpollPoller, Poller
 from respkv.process import Process, RealProcess, allow_files, boot_id
 from respkv.reply import Reply, ReplyError
@@ -157,6 +159,9 @@ class Node:
         self.errors: dict[bytes, int] = {}
         self._refusal: ReplyError | None = None
         self.slice_ns = 1_000_000  # A sliced command's share of a tick.
+        self.policies: Policies | None = None
+        if config.policies:
+            self.policies = Policies(config.policies, Scope.of(config))
         self.context = Context(self, replica, rng)
         self.runner = Runner(self, self.context, clock_ns)
         self.front = Front(self)

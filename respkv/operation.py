@@ -62,6 +62,7 @@ class Operation(Pending):
         "is_plain",
         "is_resp3",
         "is_silent",
+        "is_timed",
         "keys",
         "now_ms",
         "number",
@@ -70,6 +71,7 @@ class Operation(Pending):
         "part",
         "phase",
         "pins",
+        "quorums",
         "session",
         "slots",
         "started_ns",
@@ -100,6 +102,8 @@ class Operation(Pending):
         self.is_local = True
         self.is_plain = False
         self.is_silent = False  # CLIENT REPLY: its reply is not sent.
+        self.is_timed = False  # KV.WITH TIMEOUT: it ends at its deadline, whatever it waits for.
+        self.quorums = dispatch.coordinator.quorums
         self.slots: tuple[Slot, ...] = ()
         self.keys: tuple[Key, ...] = ()  # Of a plain command. SELECT waits for all of them.
         self.pins: Pins = {}

@@ -118,6 +118,13 @@ class Peers:
             first_id=node.rng.getrandbits(52),
             fetch=self._fetch,
         )
+        self._least_w = self.quorums.w
+        if node.policies is not None:
+            self._least_w = node.policies.least_w(self.quorums.w)
+            greatest = node.policies.greatest(self.quorums.r, self.quorums.w)
+            self.coordinator.survey_quorums = self.coordinator.quorums_of(*greatest)
+            if node.policies.keeps_one_somewhere:
+                self.replica.keeps_one = node.policies.keeps_one
         self.participant = Participant(self.replica, promise=self.promise, fetch=self._fetch)
         self.exchange = Exchange(
             self.topology,
@@ -315,6 +322,7 @@ class Peers:
             self._leads = {peer: clocks.lead_ms(peer) for peer in self.topology.peers}
         self.coordinator.tick(now_s)
         self.dispatch.forwarding.tick(now_s)
+        self.dispatch.tick(now_s)
         self.gather.tick(now_s)
         self.exchange.tick(now_s)
         self._has_exchange_work = True
@@ -323,7 +331,7 @@ class Peers:
 
     def _check_complete(self) -> None:
         """Complete again, once every slot was compared with a quorum of others."""
-        needed = max(1, self.quorums.n - self.quorums.w + 1)
+        needed = max(1, self.quorums.n - self._least_w + 1)
         counts = self.exchange.match_counts
         preferences, me = self.topology.preferences, self.topology.me
         for slot in range(SLOT_COUNT):

@@ -25,9 +25,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine.store import NO_PINS, PageFault
 from respkv.command import TABLE, Command, Flag
+from respkv.consistency import Request, Scope, unwrapped
 from respkv.context import NO_EFFECTS, Context
 from respkv.histogram import FINE_SHIFT
 from respkv.lane import BULK_HEADS, CRLF, LENGTHS, OK_BYTES
+from respkv.policy_effect import enforce
 from respkv.reply import NO_REPLY, NULL_ARRAY, OK, QUEUED, Reply, ReplyError, Simple, encode
 from respkv.session import (
     CLOSING,
@@ -87,6 +89,9 @@ class Runner:
         self._skips: set[Session] = set()  # Whose CLIENT REPLY SKIP is being answered.
         self.commands_total = 0
         self.dispatch: Dispatch | None = None  # Of a member of a cluster.
+        policies = node.policies
+        self._ruling = policies if policies is not None and policies.touches_writes else None
+        self._with = TABLE.commands["KV.WITH"]
 
     # The short way
 
@@ -110,6 +115,7 @@ class Runner:
         out = session.out
         slow_ns = self.slowlog.threshold_ns
         large_bytes = REPLY_BYTES_PER_TICK
+        is_ruled = self._ruling is not None
         done = 0
         started = clock_ns()
         count_all = len(commands)
@@ -126,6 +132,8 @@ class Runner:
                     command.count(count, now - started)
                     started = now
                     continue
+            if is_ruled and command.is_write:
+                break
             count = len(args)
             arity = command.arity
             if count != arity and (arity >= 0 or count < -arity):
@@ -299,6 +307,13 @@ class Runner:
         if session.mode & UNAUTHENTICATED and Flag.NO_AUTH not in command.flags:
             self._refuse(session, command, NOAUTH)
             return True
+        if command is self._with and not session.mode & IN_MULTI:
+            try:
+                request = self._request_of(args)
+            except ReplyError as error:
+                self._refuse(session, command, error)
+                return True
+            command, args = request.command, request.args
         if session.mode & MONITORING and command.flags & _OF_THE_KEYSPACE:
             self._refuse(session, command, MONITOR_READS)
             return True
@@ -371,6 +386,8 @@ class Runner:
             if command.is_sliced:
                 self._start_slices(session, wait, reply)
                 return
+            if self._ruling is not None and command.name != "EXEC":
+                enforce(context, self._ruling, command, args)
             self._commit(session)
         except ReplyError as error:
             error.__traceback__ = None
@@ -411,7 +428,14 @@ class Runner:
         reply = self._call(command, args)
         if command.is_sliced:
             return self._run_slices(command, reply)
+        if self._ruling is not None and command.name != "EXEC":
+            enforce(self.context, self._ruling, command, args)
         return reply  # type: ignore[no-any-return]
+
+    def _request_of(self, args: list[bytes]) -> Request:
+        """What a KV.WITH asks of a node alone: each key is here and nowhere else. Raises ReplyError."""
+        config = self.node.config
+        return unwrapped(args, Scope.of(config), config.cluster.timeout_ms)
 
     def _call(self, command: Command, args: list[bytes]) -> Any:
         """Run a handler. What it did not mean to raise becomes an error reply, and nothing else changes."""

@@ -37,6 +37,7 @@ from respkv.setting import (
 
 if TYPE_CHECKING:
     from cluster.topology import NodeInfo
+    from respkv.policy import Policy
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -451,6 +452,8 @@ class Config:
     """Names that the command line gave. CONFIG REWRITE leaves them out of the file."""
     nodes: tuple[NodeInfo, ...] = ()
     """The members of the cluster, from the [[node]] tables. Without any the node is alone."""
+    policies: tuple[Policy, ...] = ()
+    """What holds for some keys only, from the [[policy]] tables."""
     node: str = ""
     """Which of `nodes` this configuration is for; empty if it holds for all of them."""
     admin_ports: dict[str, int] = field(default_factory=dict)

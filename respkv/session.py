@@ -20,6 +20,7 @@ from respkv.reply import Reply, encode
 
 if TYPE_CHECKING:
     from respkv.command import Command
+    from respkv.consistency import Consistency
     from respkv.operation import Pipeline
 
 # Bits of Session.mode.
@@ -31,6 +32,7 @@ TRACKING: Final = 16
 WAITING: Final = 32  # For a row, a slice, a time: what follows queues up in `queue`.
 CLOSING: Final = 64  # Replies go out, nothing more is executed.
 MONITORING: Final = 128
+CONSISTENT: Final = 256  # KV.CONSISTENCY: its commands have quorums of their own.
 
 LARGE_REPLY_BYTES: Final = 1 << 16
 ARGUMENT_OVERHEAD_BYTES: Final = 48  # An object's header, and its place in a list.
@@ -88,6 +90,7 @@ class Session:
         "bytes_in",
         "bytes_out",
         "close_reason",
+        "consistency",
         "created_s",
         "db",
         "fd",
@@ -161,6 +164,7 @@ class Session:
         # (database as SELECT names it, key) -> dots seen at WATCH: a SWAPDB changes what is there.
         self.watches: dict[tuple[int, bytes], bytes | None] = {}
         self.tracking: Any = None  # respkv.tracking.Tracking while CLIENT TRACKING is on.
+        self.consistency: Consistency | None = None  # KV.CONSISTENCY.
         self.no_evict = False
         self.no_touch = False
         self.created_s = now_s

@@ -16,6 +16,7 @@ from typing import Final
 
 from respkv.command import TABLE, Command, Flag, Keys, command
 from respkv.commands.client import help_reply
+from respkv.consistency import behind_with
 from respkv.context import Context
 from respkv.glob import matcher
 from respkv.reply import SYNTAX_ERROR, Reply, ReplyError, SetReply, Simple
@@ -305,6 +306,10 @@ def command_getkeysandflags(ctx: Context, *words: bytes) -> Reply:
 
 def _keys_of(words: list[bytes]) -> list[tuple[bytes, tuple[str, ...]]]:
     """The keys of a command line and their access. Raises ReplyError."""
+    if words[0].upper() == b"KV.WITH":
+        words = words[behind_with(words) :]  # Those of the command in it.
+        if not words:
+            raise INVALID_ARITY
     entry = TABLE.find(words[0])
     if entry is not None and entry.subcommands and len(words) > 1:
         entry = entry.subcommands.get(words[1].upper())

@@ -20,6 +20,7 @@ from respkv.reply import (
     wrong_arity,
 )
 from respkv.session import (
+    CONSISTENT,
     IN_MULTI,
     MONITORING,
     REPLY_OFF,
@@ -103,7 +104,8 @@ def reset(ctx: Context) -> Reply:
     node.runner.end_transaction(session)
     node.tracking.stop(session)
     node.monitors.pop(session, None)
-    session.mode &= ~(IN_MULTI | MONITORING | TRACKING | REPLY_OFF | REPLY_SKIP)
+    session.mode &= ~(IN_MULTI | MONITORING | TRACKING | REPLY_OFF | REPLY_SKIP | CONSISTENT)
+    session.consistency = None
     session.db = 0
     ctx.db = ctx.databases[0]
     session.name = b""

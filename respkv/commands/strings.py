@@ -165,6 +165,8 @@ def mget(ctx: Context, *keys: Key) -> Reply:
         try:
             values.append(ctx.string(key))
         except ReplyError as error:
+            if error is not WRONG_TYPE:
+                raise
             error.__traceback__ = (
                 None  # It is a shared object, which would keep the frames of every raise.
             )

@@ -177,13 +177,17 @@ class Node:
     def execute(self, op: Op) -> None:
         """Run a command on the local replica, and wait for its quorums."""
         quorums = self.coordinator.quorums
+        if self.world.mixed and op.entry is not None:
+            number = op.entry.session + op.entry.number
+            chosen = self.world.mixed[number % len(self.world.mixed)]
+            quorums = self.coordinator.quorums_of(chosen.r, chosen.w)
         is_write = op.args[0] in WRITES
         is_put = op.args[0] == b"PUT"
         is_checked = not is_put and (quorums.checks_all or not op.is_blind)
         places = [place_of(key) for key in op.args[1:3]] if op.args[0] == b"MOVE" else []
         places = places or [place_of(op.args[1])]
         for slot, _ in places:
-            lack = self.coordinator.lack(slot, is_write=is_write, is_checked=is_checked)
+            lack = self.coordinator.lack(slot, quorums, is_write=is_write, is_checked=is_checked)
             if lack is not None:
                 op.is_over = True
                 op.end(lack, is_refused=op.attempt == 0)
@@ -211,7 +215,7 @@ class Node:
         except PageFault as fault:
             self.fetch(fault, partial(self._resume, op, op.attempt))
             return
-        self.coordinator.begin(op, reads, written, is_checked=is_checked)
+        self.coordinator.begin(op, reads, written, quorums=quorums, is_checked=is_checked)
         if not op.waits and not op.is_over:
             op.is_over = True
             op.settled()
@@ -295,6 +299,7 @@ class World:
     node_count: int = 3
     quorums: Quorums = field(default_factory=lambda: Quorums(3, 2, 2))
     weather: Weather = field(default_factory=Weather)
+    mixed: tuple[Quorums, ...] = ()  # Each operation has one of these, if there are any.
     now_s: float = 0.0
     history: History = field(default_factory=History)
     met: Tally[str] = field(default_factory=Tally)

@@ -44,9 +44,20 @@ def commands(kind: str, rng: random.Random) -> Callable[[], tuple[bytes, ...]]:
     return next_command
 
 
-def story(seed: int, quorums: Quorums, kind: str, writers: int, weather: Weather) -> World:
+def story(
+    seed: int,
+    quorums: Quorums,
+    kind: str,
+    writers: int,
+    weather: Weather,
+    *,
+    mixed: tuple[Quorums, ...] = (),
+    keeps_one: bool = False,
+) -> World:
     """Four clients, tables that are flushed, connections that break if the weather is bad; then calm."""
-    world = World(seed, quorums.n, quorums, weather)
+    world = World(seed, quorums.n, quorums, weather, mixed=mixed)
+    for node in world.nodes.values():
+        node.replica.keeps_one = (lambda row: True) if keeps_one else None
     rng = random.Random(f"story-{seed}")
     world.writers = world.names[:writers]
     for _ in range(4):

@@ -28,7 +28,7 @@ class Bench:
 
     def __init__(self) -> None:
         replica = Replica.open(SimDisk(random.Random(0)), SETTINGS, 1)
-        node = SimpleNamespace(databases=list(range(DATABASE_COUNT)))
+        node = SimpleNamespace(databases=list(range(DATABASE_COUNT)), policies=None)
         self.context = Context(node, replica, random.Random(0))  # type: ignore[arg-type]
         self.session: Any = SimpleNamespace(db=0)
         self.bind()

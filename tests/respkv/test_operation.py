@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
+from cluster.coordinator import Quorums
 from respkv.command import Command
 from respkv.dispatch import Dispatch
 from respkv.operation import OPERATIONS_MAX, Operation, Pipeline
@@ -14,7 +16,9 @@ from respkv.parser import Limits
 from respkv.session import Session
 
 SESSION = Session(1, "peer:1", "here:1", Limits(), 0.0, authenticated=True)
-NOBODY, GET = cast(Dispatch, None), cast(Command, None)  # A pipeline asks nothing of them.
+# A pipeline asks nothing of them; an operation has the usual quorums.
+NOBODY = cast(Dispatch, SimpleNamespace(coordinator=SimpleNamespace(quorums=Quorums(3, 2, 2))))
+GET = cast(Command, None)
 
 
 def keys(*numbers: int) -> tuple[bytes, ...]:

@@ -185,6 +185,11 @@ class Client:
             self._reader = hiredis.Reader(replyError=_error)  # type: ignore[arg-type]
             if self._connection is None:
                 await trio.sleep(self.rng.uniform(0, PAUSE_S))
+            elif self.world.plan.consistency:
+                words = [word.encode() for word in self.world.plan.consistency]
+                self._connection.send(encode(b"KV.CONSISTENCY", *words))
+                if await self._reply(self._connection) != b"OK":
+                    self.leave()
         return self._connection
 
     def leave(self) -> None:

@@ -21,6 +21,8 @@ from __future__ import annotations
 import random
 from dataclasses import asdict, dataclass, replace
 
+from respkv.policy import Policy
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -43,6 +45,10 @@ class Plan:
     pipeline: float = 0.2  # Chance of several commands at once.
     moves: float = 0.0  # Chance that a client goes to another node before its next command.
     cluster_clients: float = 0.0  # The share of the clients that use the cluster ports.
+    policies: tuple[Policy, ...] = ()
+    consistency: tuple[
+        str, ...
+    ] = ()  # What clients say to KV.CONSISTENCY first, such as ("READ", "1").
     keys: int = 6  # Of each workload: few keys make conflicts.
     has_faults: bool = True
     disk_fault: str = (

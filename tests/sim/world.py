@@ -197,6 +197,7 @@ class World:
             config.nodes, config.node = self.infos, machine.name
             for key, value in (("n", self.plan.n), ("r", self.plan.r), ("w", self.plan.w)):
                 config.put(f"cluster.{key}", value)
+        config.policies = self.plan.policies
         config.put("client.port", 0)
         config.put("log.fsync", self.plan.fsync)
         config.put("memory.bytes_max", 16 << 20)

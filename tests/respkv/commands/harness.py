@@ -49,6 +49,7 @@ class Server:
         self.disk = SimDisk(random.Random(seed))
         self.replica = Replica.open(self.disk, SETTINGS, 1)
         self.node = SimpleNamespace(
+            policies=None,
             databases=list(range(16)),
             limits=Limits(),
             front=SimpleNamespace(by_session={}),
