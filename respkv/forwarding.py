@@ -32,6 +32,7 @@ from respkv.operation import ExecOperation, Operation, by_database, is_idempoten
 from respkv.refusal import TIMED_OUT, UNKNOWN
 from respkv.reply import ReplyError
 from respkv.session import TRACKING, Session, Transaction
+from respkv.spread_part import PARTS
 
 if TYPE_CHECKING:
     from respkv.dispatch import Dispatch
@@ -114,10 +115,10 @@ class Forwarding:
                 operation.data = message[2]
                 if operation.command.name == "WATCH":
                     self._dispatch.execution.take_watched(operation)
-                elif operation.transaction is not None and operation.data.startswith(b"*"):
+                elif operation.transaction is not None and operation.data[1:2].isdigit():
                     operation.session.db = list(by_database(operation))[-1][0]
                 if operation.session.mode & TRACKING:
-                    self._disown(operation)
+                    self.disown(operation)
                 self._dispatch.show(operation, self.node.clock_ns() - operation.started_ns)
                 self._dispatch.release(operation)
         elif verb == REPLY_SETS:
@@ -219,7 +220,7 @@ class Forwarding:
             return transaction
         args = message[7:]
         try:
-            command = TABLE.resolve(args)
+            command = PARTS.get(args[0]) or TABLE.resolve(args)
         except ReplyError:  # A newer node's command.
             return None
         operation = Operation(self._dispatch, agent, command, args, now_ms, deadline_s)
@@ -376,7 +377,7 @@ class Forwarding:
                 return operation.session
         return None
 
-    def _disown(self, operation: Operation) -> None:
+    def disown(self, operation: Operation) -> None:
         """A client that tracks what it reads has read it elsewhere."""
         session, tracking = operation.session, self.node.tracking
         transaction = operation.transaction
