@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -58,9 +58,8 @@ class Post:
     """Messages between nodes that a test holds back, drops or repeats."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self._network: Any = cluster.world.network
-        self._send = self._network.send
-        self._network.send = self._take
+        self._send = cluster.world.network.send
+        cast(Any, cluster.world.network).send = self._take
         self._waiting: list[Callable[[], None]] = []
         self.catch: Callable[[Sequence[bytes]], bool] = lambda message: False
         self.repeat: Callable[[Sequence[bytes]], bool] = lambda message: False
@@ -240,7 +239,11 @@ def test_what_changes_before_the_first_commit_makes_the_command_run_again() -> N
     @clustered(nodes=7)
     async def _(cluster: Cluster) -> None:
         one, two = apart(cluster, away_from="a")
-        for changed, held in ((two, {one: None, two: b"1"}), (one, {one: b"9", two: b"1"})):
+        cases: list[tuple[Key, dict[Key, bytes | None]]] = [
+            (two, {one: None, two: b"1"}),
+            (one, {one: b"9", two: b"1"}),
+        ]
+        for changed, held in cases:
             await cluster.ask("b", "MSET", one, 1, two, 2)
             post, session = Post(cluster), cluster.session("a")
             post.catch = is_part(COMMIT, two)
