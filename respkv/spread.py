@@ -41,7 +41,15 @@ from respkv.operation import Operation
 from respkv.refusal import OVERTAKEN, TIMED_OUT, TOO_BUSY, TOO_LARGE, parted, text_of
 from respkv.reply import Reply, ReplyError, encode
 from respkv.session import TRACKING, Session
-from respkv.spread_part import COMMIT, FETCH, commit_args, fetch_args, fetched, places_of_part
+from respkv.spread_part import (
+    COMMIT,
+    FETCH,
+    MalformedPart,
+    commit_args,
+    fetch_args,
+    fetched,
+    places_of_part,
+)
 
 if TYPE_CHECKING:
     from respkv.command import Command
@@ -148,7 +156,13 @@ class Spread:
         has_changed = False
         for part in self._parts:
             places = places_of_part(FETCH, part.args)
-            for place, row in zip(places, fetched(part.data), strict=True):
+            try:
+                rows = fetched(part.data)
+            except MalformedPart as malformed:
+                self._node.log.error("a part was not answered", reason=str(malformed))
+                self._fail(TIMED_OUT)
+                return None
+            for place, row in zip(places, rows, strict=True):
                 if not isinstance(row, bool):
                     has_changed = True
                     self._rows[place] = row
@@ -218,6 +232,12 @@ class Spread:
 
     def _plan(self, effects: dict[Row, Effect]) -> None:
         """Make the commits, and see first whether what they are built upon is still there."""
+        unseen = [
+            (slot, row) for row, (slot, *_) in effects.items() if (slot, row) not in self._rows
+        ]
+        if unseen:  # It wrote blindly what none of its keys names.
+            self._refresh(unseen, self._run)
+            return
         is_exec = self._operation.transaction is not None
         self._stages = stages(self._rows, effects, is_in_order=is_exec)
         written = {effect[0] for effect in effects.values()}

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from cluster.coordinator import dots_of
+from cluster.errors import ClusterError
 from cluster.replica import Effect
 from cluster.round import Place
 from cluster.slot import TAG_OFFSET, Key, Row, key_of, row_of, slot_of
@@ -33,6 +34,14 @@ from respkv.reply import OK, Reply
 
 if TYPE_CHECKING:
     from respkv.context import Context
+
+
+class MalformedPart(ClusterError):
+    """A node answers a part with what is no answer: a newer one, or a broken one. The caller counts it as lost."""
+
+    def __str__(self) -> str:
+        return "malformed answer to a part of a command"
+
 
 STALE: Final = b"stale"
 FETCH_STEP: Final = 3  # Arguments for each row.
@@ -115,9 +124,12 @@ def commit_args(rows: Iterable[tuple[Row, bytes, Effect | None]]) -> list[bytes]
 
 
 def fetched(data: bytes) -> Fetched:
-    """The rows of an encoded reply to FETCH. Raises ValueError."""
-    start = data.index(b"\r\n") + 2
-    return msgspec.msgpack.decode(data[start:-2], type=Fetched)
+    """The rows of an encoded reply to FETCH. Raises MalformedPart."""
+    start = data.find(b"\r\n") + 2
+    try:
+        return msgspec.msgpack.decode(data[start:-2], type=Fetched)
+    except msgspec.DecodeError as error:
+        raise MalformedPart from error
 
 
 def _name_of(row: Row) -> tuple[Key, bytes]:

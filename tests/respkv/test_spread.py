@@ -652,3 +652,85 @@ def test_keys_apart_have_no_node_in_common() -> None:
         for one, two in combinations(apart(cluster), 2):
             lists = [topology_of(cluster).preferences[slot_of(key)] for key in (one, two)]
             assert not set(lists[0]) & set(lists[1])
+
+
+# What it goes along with
+
+
+def test_a_row_that_is_named_by_no_key_is_fetched_when_it_is_touched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @clustered(nodes=7)
+    async def _(cluster: Cluster) -> None:
+        one, two = apart(cluster, away_from="a")
+        await cluster.ask("b", "MSET", one, 1, two, 2)
+        execution = dispatch_of(cluster).execution
+        places = execution.places
+        with monkeypatch.context() as patch:
+            patch.setattr(execution, "places", lambda operation: places(operation)[:1])
+            assert await cluster.ask("a", "COPY", one, two) == 0
+            assert await cluster.ask("a", "COPY", one, two, "REPLACE") == 1
+            reply = await exec_(cluster.session("a"), ("INCR", two), ("INCR", one), ("INCR", two))
+            assert reply == [2, 2, 3]
+        await holds(cluster, {one: b"2", two: b"3"})
+
+
+def test_a_transaction_runs_in_its_own_session() -> None:
+    @clustered(nodes=7)
+    async def _(cluster: Cluster) -> None:
+        one, two = apart(cluster, away_from="a")
+        session = cluster.session("a")
+        assert await session.ask("CLIENT", "SETNAME", "me") == b"OK"
+        commands = (("SET", one, "x"), ("CLIENT", "GETNAME"), ("INCR", one), ("SELECT", 3))
+        replies = await exec_(session, *commands, ("SET", two, "y"))
+        assert replies[0:2] == [b"OK", b"me"]
+        assert replies[2].startswith("-ERR value is not an integer")
+        assert replies[3:] == [b"OK", b"OK"]
+        assert await session.ask("MGET", one, two) == [None, b"y"]
+        await holds(cluster, {one: b"x", two: None})
+
+
+def test_a_transaction_that_is_not_executed_selects_no_database() -> None:
+    @clustered(nodes=7)
+    async def _(cluster: Cluster) -> None:
+        one, two = apart(cluster, away_from="a")
+        session = cluster.session("a")
+        for keys in ((one, two), (one,)):  # Led here, and forwarded.
+            assert await session.ask("WATCH", one) == b"OK"
+            assert await cluster.ask("b", "SET", one, "changed") == b"OK"
+            commands = (("SELECT", 3), *(("SET", key, "x") for key in keys))
+            assert await exec_(session, *commands) is None
+            assert await session.ask("GET", one) == b"changed"
+
+
+def test_a_client_that_tracks_keys_is_told_at_once_of_those_that_were_read_elsewhere() -> None:
+    @clustered(nodes=7)
+    async def _(cluster: Cluster) -> None:
+        one, two = apart(cluster, away_from="a")
+        session = cluster.session("a")
+        await session.ask("HELLO", 3)
+        assert await session.ask("CLIENT", "TRACKING", "ON") == b"OK"
+        assert await session.ask("LCS", one, two) == b""
+        told = [await session.reply() for _ in range(2)]
+        assert told == [[b"invalidate", [one]], [b"invalidate", [two]]]
+
+
+def test_what_is_under_way_is_counted() -> None:
+    @clustered(nodes=7)
+    async def _(cluster: Cluster) -> None:
+        one, two = apart(cluster, away_from="a")
+        await cluster.ask("a", "SET", one, b"x" * 500)
+        post, session = Post(cluster), cluster.session("a")
+        post.catch = is_part(COMMIT)
+        session.send("RENAME", one, two)
+        await post.caught()
+        info = (await cluster.ask("b", "INFO", "cluster")).decode()
+        assert "spread_commands:0\r\n" in info
+        other = cluster.session("a")
+        info = (await other.ask("INFO", "cluster")).decode()
+        assert "spread_commands:1\r\n" in info
+        size = int(info.partition("spread_bytes_in_flight:")[2].split()[0])
+        assert 500 < size < 600
+        post.release()
+        assert await session.reply() == b"OK"
+        assert "spread_bytes_in_flight:0\r\n" in (await other.ask("INFO", "cluster")).decode()
