@@ -63,6 +63,7 @@ class Post:
         self._waiting: list[Callable[[], None]] = []
         self.catch: Callable[[Sequence[bytes]], bool] = lambda message: False
         self.repeat: Callable[[Sequence[bytes]], bool] = lambda message: False
+        self.repeat_later: Callable[[Sequence[bytes]], bool] = lambda message: False
         self.sent: list[list[bytes]] = []
 
     def _take(self, source: Any, target: str, message: Sequence[bytes], *, is_bulk: bool) -> None:
@@ -77,6 +78,8 @@ class Post:
         send()
         if self.repeat(message):
             send()
+        if self.repeat_later(message):
+            self._waiting.append(send)
 
     async def caught(self, count: int = 1) -> None:
         """Wait until something is held back."""
@@ -501,6 +504,22 @@ def test_messages_that_come_twice_count_once() -> None:
             reply = await exec_(session, ("APPEND", one, "x"), ("APPEND", two, "y"))
             assert reply == [number, number]
         await holds(cluster, {one: b"x" * 5, two: b"y" * 5})
+
+
+def test_a_commit_that_comes_again_undoes_nothing() -> None:
+    @clustered(nodes=7)
+    async def _(cluster: Cluster) -> None:
+        one, two = apart(cluster, away_from="a")
+        await cluster.ask("b", "MSET", one, 1, two, 2)
+        post, session = Post(cluster), cluster.session("a")
+        post.repeat_later = is_part(COMMIT)
+        assert await session.ask("RENAME", one, two) == b"OK"
+        await cluster.ask("b", "MSET", one, 3, two, 4)
+        post.repeat_later = lambda message: False
+        await post.caught(2)
+        post.release()
+        await trio.sleep(0.1)
+        await holds(cluster, {one: b"3", two: b"4"})
 
 
 def test_a_commit_that_comes_too_late_is_not_executed() -> None:
