@@ -7,6 +7,7 @@ A single node has none; there the runner does everything. Here a command that to
     forwarding   at the slot's coordinator: wait for its reply        respkv/forwarding.py
     splitting    MGET, MSET, DEL, EXISTS, UNLINK and TOUCH on several slots: an operation for each part
     grouping     plain GETs and SETs, many at once                    respkv/grouping.py
+    spreading    all others on keys that no single node holds        respkv/spread.py
     gathering    the whole keyspace: SCAN, KEYS, FLUSHALL ...         respkv/gather.py
 
 Reads are executed by the node that the client is connected to, if it is a replica of the slot; writes by
@@ -37,7 +38,6 @@ from respkv.operation import ExecOperation, Operation, Phase, Pipeline, is_plain
 from respkv.refusal import (
     IN_TRANSACTION,
     NO_REPLICA,
-    SPREAD,
     TIMED_OUT,
     TOO_BUSY,
     TOO_LARGE,
@@ -56,6 +56,7 @@ from respkv.session import (
     WAITING,
     Session,
 )
+from respkv.spread import Spreads
 
 if TYPE_CHECKING:
     from respkv.gather import Gather
@@ -120,6 +121,7 @@ class Dispatch:
         self.execution = Execution(self, retries_max)
         self.forwarding = Forwarding(self, first_id)
         self.grouping = Grouping(self)
+        self.spreads = Spreads(self)
         self.serve_lone = self.grouping.serve_lone  # Hot.
 
     # Sessions
@@ -331,7 +333,7 @@ class Dispatch:
         target = self.place_exec(operation)
         if refusal is not None:
             self.end(operation, refusal)
-        elif target != self.topology.me and operation.is_of_session:
+        elif target not in (None, self.topology.me) and operation.is_of_session:
             self.end(operation, IN_TRANSACTION)
         else:
             self.start(operation, target)
@@ -363,12 +365,17 @@ class Dispatch:
         if command.name in SPLITTABLE:
             chosen = {self._coordinator(slot, tried) for slot in slots}
             return chosen.pop() if len(chosen) == 1 else None
+        if command.is_write and not self._is_together(slots):
+            return None
         # The first written key's coordinator, or one that holds all.
         first = slot_of(args[positions[_first_written(command)]])
         return self._common([first, *slots], tried)
 
     def place_exec(self, operation: ExecOperation) -> NodeId | None:
         topology = self.topology
+        writes = any(command.is_write for command, _ in operation.transaction.commands)
+        if writes and not self._is_together(operation.slots):
+            return None
         is_fit = topology.me not in topology.incomplete
         if operation.is_of_session and is_fit and all(map(topology.owns, operation.slots)):
             return topology.me
@@ -379,6 +386,17 @@ class Dispatch:
             for at in command.key_positions(args)[:1]
         ]
         return self._common([*first, *operation.slots], operation.tried)
+
+    def _is_together(self, slots: Sequence[Slot]) -> bool:
+        """Whether the same nodes hold all slots: only then what is written there is all or nothing.
+
+        Otherwise one of two rows may be taken and the other one lose a race: RENAME would lose its value.
+        """
+        preferences = self.topology.preferences
+        first = preferences[slots[0]]
+        return all(
+            preferences[slot] == first or set(preferences[slot]) == set(first) for slot in slots
+        )
 
     def _common(self, slots: Sequence[Slot], tried: tuple[NodeId, ...]) -> NodeId | None:
         """A node that holds all these slots: the first one's coordinator if possible."""
@@ -395,8 +413,10 @@ class Dispatch:
 
     def start(self, operation: Operation, target: NodeId | None) -> None:
         if target is None:
-            is_spread = len(operation.slots) > 1 and not operation.tried
-            self.end(operation, SPREAD if is_spread else NO_REPLICA)
+            if len(operation.slots) > 1 and not operation.hlc:
+                self.spreads.begin(operation)
+            else:
+                self.end(operation, NO_REPLICA)
         elif target == self.topology.me:
             self.execution.execute(operation)
         else:

@@ -77,7 +77,7 @@ class Execution:
                 return
         operation.started_ns = node.clock_ns()
         context = node.context
-        session = self._session_of(operation)
+        session = self.session_of(operation)
         context.bind(session, operation.now_ms)
         context.db = node.databases[session.db]
         context.args = operation.args
@@ -86,7 +86,7 @@ class Execution:
         reads: list[tuple[Slot, Row, bytes | None]] = []
         reply: Reply
         try:
-            places = self._places(operation, session)
+            places = self.places(operation)
             if not is_blind and is_write:
                 store = context.store
                 for slot, row in places:
@@ -168,7 +168,7 @@ class Execution:
             operation.is_over = True
             self._dispatch.finish(operation)
 
-    def _session_of(self, operation: Operation) -> Session:
+    def session_of(self, operation: Operation) -> Session:
         """The session that a command sees: the client's, or one that stands for it. EXEC finds it as it was."""
         session = operation.session
         if operation.origin is not None and operation.transaction is not None:
@@ -197,7 +197,7 @@ class Execution:
             operation.session.watches.setdefault((db, key), dots)
         operation.data = OK_BYTES
 
-    def _places(self, operation: Operation, session: Session) -> list[tuple[Slot, Row]]:
+    def places(self, operation: Operation) -> list[tuple[Slot, Row]]:
         """The rows of the keys that a command names."""
         databases = self.node.databases
         db = databases[operation.db]
@@ -209,7 +209,8 @@ class Execution:
         for number, queued, queued_args in by_database(operation):
             for place in places_of(queued, queued_args, databases[number], databases):
                 places[place] = None
-        for watched_db, key in session.watches:
+        assert isinstance(operation, ExecOperation)
+        for watched_db, key in operation.watches:
             places[slot_of(key), row_of(databases[watched_db], key)] = None
         return list(places)
 

@@ -35,6 +35,7 @@ from respkv.operation import ExecOperation, Operation, by_database, is_idempoten
 from respkv.refusal import TIMED_OUT, UNKNOWN
 from respkv.reply import ReplyError
 from respkv.session import TRACKING, Session, Transaction
+from respkv.spread_part import PARTS
 
 if TYPE_CHECKING:
     from cluster.coordinator import Quorums
@@ -119,10 +120,10 @@ class Forwarding:
                 operation.data = message[2]
                 if operation.command.name == "WATCH":
                     self._dispatch.execution.take_watched(operation)
-                elif operation.transaction is not None and operation.data.startswith(b"*"):
+                elif operation.transaction is not None and operation.data[1:2].isdigit():
                     operation.session.db = list(by_database(operation))[-1][0]
                 if operation.session.mode & TRACKING:
-                    self._disown(operation)
+                    self.disown(operation)
                 self._dispatch.show(operation, self.node.clock_ns() - operation.started_ns)
                 self._dispatch.release(operation)
         elif verb == REPLY_SETS:
@@ -225,7 +226,7 @@ class Forwarding:
             return transaction
         args = message[8:]
         try:
-            command = TABLE.resolve(args)
+            command = PARTS.get(args[0]) or TABLE.resolve(args)
         except ReplyError:  # A newer node's command.
             return None
         operation = Operation(self._dispatch, agent, command, args, now_ms, deadline_s)
@@ -399,7 +400,7 @@ class Forwarding:
                 return operation.session
         return None
 
-    def _disown(self, operation: Operation) -> None:
+    def disown(self, operation: Operation) -> None:
         """A client that tracks what it reads has read it elsewhere."""
         session, tracking = operation.session, self.node.tracking
         transaction = operation.transaction

@@ -14,12 +14,15 @@ from cluster.round import Place
 from cluster.slot import DATABASE_COUNT, row_of, slot_of
 from respkv.command import Command
 from respkv.number import integer_or_none
+from respkv.spread_part import PARTS, places_of_part
 
 
 def places_of(
     command: Command, args: list[bytes], db: int, databases: Sequence[int]
 ) -> list[Place]:
     """The rows of a command; `db` is the physical database that it runs in."""
+    if PARTS.get(args[0]) is command:
+        return places_of_part(command, args)
     places = [(slot_of(args[at]), row_of(db, args[at])) for at in command.key_positions(args)]
     if command.name in ("MOVE", "COPY"):
         other = _named_database(command.name, args, databases)

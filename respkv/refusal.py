@@ -27,15 +27,18 @@ TOO_BUSY: Final = ReplyError("BUSY too much is on its way to other nodes: try ag
 TOO_LARGE: Final = ReplyError(
     "ERR the value is too large for one message between nodes (cluster.bus_frame_bytes_max)"
 )
-SPREAD: Final = ReplyError(
-    "CROSSSLOT no single node holds all keys of this command: give them one hash tag, such as {name}"
-)
+OVERTAKEN: Final = ReplyError("another client wrote one of its keys at the same time")
 IN_TRANSACTION: Final = ReplyError("ERR this command cannot be used inside MULTI in a cluster")
 
 
 def doubted(error: ReplyError) -> ReplyError:
     """The same error for a command of which an earlier attempt may have taken effect."""
     return error if error.line.startswith((b"TIMEOUT", b"UNKNOWN")) else TRIED
+
+
+def parted(error: ReplyError) -> ReplyError:
+    """What stopped a command of which a part was written."""
+    return ReplyError(b"UNKNOWN a part of this command was applied, and then: %b" % error.line)
 
 
 def text_of(error: ClusterError, *, is_early: bool) -> ReplyError:

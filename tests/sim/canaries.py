@@ -24,7 +24,7 @@ from cluster.replica import Replica
 from cluster.round import Place, WriteRound
 from cluster.slot import Slot
 from engine.log import CommitLog
-from respkv import forwarding
+from respkv import forwarding, spread
 from respkv.node import Node
 from respkv.operation import Operation
 from respkv.peers import Peers
@@ -134,7 +134,15 @@ def _retried(original: Callable[[Operation], bool]) -> Callable[[Operation], boo
     return lambda operation: True
 
 
+def _removed_first(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """What is renamed is removed from its old name before it has its new one."""
+    return lambda *args, **named: original(*args, **named)[::-1]
+
+
 CANARIES = {
+    "removed first": Canary(
+        "RENAME removes before it writes", spread, "stages", _removed_first, 5, {"n": 3}
+    ),
     "reused dot": Canary(
         "a node goes on as the same actor after a power cut", Life, "lost_nothing", _same_actor, 3
     ),

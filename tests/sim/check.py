@@ -13,6 +13,7 @@ The workloads (`workload.py`) see to it that values are unique, so a value names
     check_locks       SET NX is held by one at a time
     check_private     what a session does to keys of its own is as if there were nobody else
     check_transfers   transactions on two keys are seen whole
+    check_tokens      what is renamed is always somewhere, and twice only where nobody knows what was done
     check_leases      what expires is there until then, and not after it
     check_order       replies come in the order of the commands
     check_linearity   one order explains each key (`linearizable.py`)
@@ -355,6 +356,40 @@ def check_transfers(history: History) -> list[Finding]:
         if total:
             text = f"the sum is {total}"
             findings.append(Finding("transfers", operation.key, text, (operation,)))
+    return findings
+
+
+def check_tokens(history: History, sessions: Sequence[int] | None = None) -> list[Finding]:
+    """A value that is only renamed is in one of its keys at each moment, and in one only unless a RENAME is under way.
+
+    One of which nobody knows whether it was done may leave one more. With `sessions` only their looks are judged.
+    """
+    groups: dict[bytes, list[Operation]] = {}
+    for operation in history.operations:
+        if operation.key.startswith(b"{token:") and not operation.is_refused:
+            name = operation.key if operation.name == b"EXEC" else operation.key.rpartition(b":")[0]
+            groups.setdefault(name, []).append(operation)
+    findings = []
+    for name, operations in groups.items():
+        made = next((op for op in operations if op.name == b"SET"), None)
+        moves = [
+            op
+            for op in operations
+            if op.name in (b"RENAME", b"RENAMENX") and not op.error.startswith(b"ERR no such key")
+        ]
+        for look in operations:
+            if look.name != b"EXEC" or not look.is_acknowledged:
+                continue
+            if sessions is not None and look.session not in sessions:
+                continue
+            assert isinstance(look.reply, list)
+            count = sum(each is not None for each in look.reply)
+            under_way = [op for op in moves if op.begin < look.end and not op.precedes(look)]
+            if not count and made is not None and made.is_acknowledged and made.precedes(look):
+                findings.append(Finding("tokens", name, "it is lost", (made, *moves[-3:], look)))
+            if count > 1 + len(under_way):
+                text = f"it is there {count} times"
+                findings.append(Finding("tokens", name, text, (*moves[-4:], look)))
     return findings
 
 

@@ -66,7 +66,7 @@ class Client:
         self.history = history
         self.rng: random.Random = world.rng(f"client-{session}")
         self._home = home
-        self._is_cluster = is_cluster
+        self.is_cluster = is_cluster
         self._next_node = ""  # Where MOVED has sent it.
         self._connection: Connection | None = None
         self._node = ""
@@ -180,7 +180,7 @@ class Client:
         while self._connection is None or self._connection.has_ended:
             name = self._home or self._next_node or self.rng.choice(self.world.names)
             self._next_node = ""
-            self._connection = self.world.connect(name, self.session, is_cluster=self._is_cluster)
+            self._connection = self.world.connect(name, self.session, is_cluster=self.is_cluster)
             self._node = name
             self._reader = hiredis.Reader(replyError=_error)  # type: ignore[arg-type]
             if self._connection is None:

@@ -262,3 +262,57 @@ def test_a_lock_by_setnx_is_held_by_one() -> None:
     assert check.check_locks(history) == []
     done(history, 2, b"SETNX", b"lock:0:1", b"2.2", reply=1)
     assert len(check.check_locks(history)) == 1
+
+
+# Tokens
+
+MADE = (1, 1, 2, "SET {token:1:0 t", OK)
+MOVED = (1, 3, 4, "RENAME {token:1:0 {token:1:1", OK)
+UNKNOWN_MOVE = (1, 3, 0, "RENAME {token:1:0 {token:1:1", None)
+LOOK = "EXEC {token:1 GET GET"
+
+GOOD_TOKENS: dict[str, Sequence[Row]] = {
+    "where it was put": (MADE, (2, 3, 4, LOOK, [b"t", None])),
+    "where it was moved": (MADE, MOVED, (2, 5, 6, LOOK, [None, b"t"])),
+    "twice while it is moved": (
+        MADE,
+        (1, 3, 6, "RENAME {token:1:0 {token:1:1", OK),
+        (2, 4, 5, LOOK, [b"t", b"t"]),
+    ),
+    "twice after an unknown move": (MADE, UNKNOWN_MOVE, (2, 5, 6, LOOK, [b"t", b"t"])),
+    "not yet": ((2, 1, 4, LOOK, [None, None]), (1, 2, 3, "SET {token:1:0 t", OK)),
+    "an unknown beginning": (
+        (1, 1, 0, "SET {token:1:0 t", None),
+        (2, 3, 4, LOOK, [None, None]),
+    ),
+}
+BAD_TOKENS: dict[str, Sequence[Row]] = {
+    "nowhere": (MADE, MOVED, (2, 5, 6, LOOK, [None, None])),
+    "nowhere after an unknown move": (MADE, UNKNOWN_MOVE, (2, 5, 6, LOOK, [None, None])),
+    "nowhere while it is moved": (
+        MADE,
+        (1, 3, 6, "RENAME {token:1:0 {token:1:1", OK),
+        (2, 4, 5, LOOK, [None, None]),
+    ),
+    "twice": (MADE, MOVED, (2, 5, 6, LOOK, [b"t", b"t"])),
+}
+
+
+@pytest.mark.parametrize("name", GOOD_TOKENS)
+def test_a_token_may_be(name: str) -> None:
+    assert not check.check_tokens(made(*GOOD_TOKENS[name]))
+
+
+@pytest.mark.parametrize("name", BAD_TOKENS)
+def test_a_token_must_not_be(name: str) -> None:
+    assert check.check_tokens(made(*BAD_TOKENS[name]))
+    assert check.check_tokens(made(*BAD_TOKENS[name]), (2,))
+    assert not check.check_tokens(made(*BAD_TOKENS[name]), (3,))
+
+
+def test_a_token_may_be_doubled_by_each_unknown_move_but_not_by_a_refused_one() -> None:
+    history = made(MADE, UNKNOWN_MOVE, (2, 5, 6, LOOK, [b"t", b"t"]))
+    history.operations[1].is_refused = True
+    assert check.check_tokens(history)
+    history.operations[1].is_refused, history.operations[1].error = False, b"ERR no such key"
+    assert check.check_tokens(history)

@@ -26,7 +26,7 @@ from tests.sim.fault import Faults
 from tests.sim.history import History
 from tests.sim.plan import Plan
 from tests.sim.timeline import deterministic
-from tests.sim.workload import Workload, audit
+from tests.sim.workload import Workload, audit, audit_tokens
 from tests.sim.world import World, claimed_once, quiet
 
 DEADLINE_S = 40.0
@@ -114,7 +114,9 @@ async def _live(world: World, workload: Workload, history: History, result: Resu
         result.findings[:] = map(str, findings[:3])
         await trio.sleep(0.5)
     result.findings.clear()
-    await audit(Client(world, AUDITOR, history), workload.keys)
+    auditor = Client(world, AUDITOR, history)
+    await audit(auditor, workload.keys)
+    await audit_tokens(auditor, workload.tokens)
 
 
 def _judge(world: World, history: History, result: Result) -> None:
@@ -130,6 +132,8 @@ def _judge(world: World, history: History, result: Result) -> None:
     ]
     if plan.is_w_majority:
         checkers += [check.check_registers, check.check_private]
+        only = None if plan.is_confirmed else (AUDITOR,)
+        findings += map(str, check.check_tokens(history, only))
     if plan.is_confirmed:
         checkers += [check.check_sessions, check.check_appends]
     for checker in checkers:

@@ -7,6 +7,7 @@
     changes     SET, SET NX, GETSET, GETDEL, INCRBY and APPEND on the same keys: for linearizability alone
     private     all kinds of commands on keys of one session and one slot, RENAME and MULTI among them
     transfers   MULTI, DECRBY here, INCRBY there, EXEC: the sum of the two keys is always 0
+    tokens      RENAME and RENAMENX between keys of different slots, and EXEC of GETs of all of them
     leases      SET with PX, or SET and PEXPIRE, and reads of others
     order       ECHO among others in a pipeline
 
@@ -29,6 +30,7 @@ KEY_OPERATIONS = 150
 PRIVATE_OPERATIONS = 60
 LOCKS = 3
 LEASES_KEPT = 8
+TOKEN_PLACES = 4
 Command = tuple[bytes, ...]
 
 
@@ -43,11 +45,12 @@ class Workload:
         self._values = 0
         self._leases: list[bytes] = []
         self._private: dict[int, _Private] = {}
+        self.tokens: dict[bytes, bytes] = {}  # Where each was seen last.
 
     @property
     def keys(self) -> list[bytes]:
         """All that were used."""
-        return sorted(key for key in self._used if not key.startswith(b"pair"))
+        return sorted(key for key in self._used if not key.startswith((b"pair", b"token")))
 
     async def run(self, client: Client, interval_s: float) -> None:
         """Do one thing after the other, with pauses, until cancelled."""
@@ -70,6 +73,8 @@ class Workload:
             await self._lease(client)
         elif choice < 0.45:
             await self._do_private(client)
+        elif choice < 0.53 and not client.is_cluster:
+            await self._move_token(client)
         elif rng.random() < self._pipeline:
             count = rng.randint(2, 5)
             commands = [self._command(client) for _ in range(count)]
@@ -169,6 +174,25 @@ class Workload:
         amount = b"%d" % client.rng.randint(1, 9)
         await client.ask_together(group, [(b"DECRBY", one, amount), (b"INCRBY", other, amount)])
 
+    async def _move_token(self, client: Client) -> None:
+        """A value that is SET once, and then only given other names."""
+        token = self._key(client, b"token")
+        places = places_of(token)
+        if token not in self.tokens:
+            self.tokens[token] = places[0]
+            await client.ask(b"SET", places[0], token)
+            return
+        if client.rng.random() < 0.4:
+            await look(client, self.tokens, token)
+            return
+        source = self.tokens[token]
+        if client.rng.random() < 0.2:
+            source = client.rng.choice(places)
+        target = client.rng.choice([place for place in places if place != source])
+        moved = await client.ask(client.rng.choice((b"RENAME", b"RENAMENX")), source, target)
+        if moved.is_acknowledged:
+            self.tokens[token] = target
+
     async def _lease(self, client: Client) -> None:
         if self._leases and client.rng.random() < 0.7:
             await client.ask(b"GET", client.rng.choice(self._leases))
@@ -252,6 +276,27 @@ class _Private:
 
 def _is_over(operation: Operation) -> bool:
     return operation.is_acknowledged or operation.is_refused
+
+
+def places_of(token: bytes) -> list[bytes]:
+    """The keys of a token. The brace that is not closed makes no hash tag; no other checker minds such keys."""
+    return [b"{%b:%d" % (token, place) for place in range(TOKEN_PLACES)]
+
+
+async def look(client: Client, tokens: dict[bytes, bytes], token: bytes) -> Operation:
+    """Read all keys of a token at once, and note where it is."""
+    places = places_of(token)
+    seen = await client.ask_together(b"{" + token, [(b"GET", place) for place in places])
+    if isinstance(seen.reply, list) and token in seen.reply:
+        tokens[token] = places[seen.reply.index(token)]
+    return seen
+
+
+async def audit_tokens(client: Client, tokens: dict[bytes, bytes]) -> None:
+    """Look for each token, trying again until that was answered."""
+    for token in sorted(tokens):
+        while not (await look(client, tokens, token)).is_acknowledged:  # noqa: ASYNC110
+            await trio.sleep(0.2)
 
 
 async def audit(client: Client, keys: Sequence[bytes]) -> list[Operation]:
