@@ -8,6 +8,9 @@
 One run in `--twice-every` is done again, and has to give the same trace; of those, one in ten in another
 process under another hash seed. The campaign fails if a run does, if a kind of fault never came true, or if
 fewer than half of the operations were acknowledged. A failing seed prints the command that repeats it.
+
+The speed is told twice: by the processor's time, which says what a run costs, and by the clock on the
+wall, of which other programs have their share.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ class Tally:
     acknowledged: int = 0
     simulated_s: float = 0.0
     real_s: float = 0.0
+    cpu_s: float = 0.0
     fired: Counter[str] = field(default_factory=Counter)
 
     def add(self, result: Result) -> None:
@@ -49,6 +53,7 @@ class Tally:
         self.acknowledged += result.acknowledged
         self.simulated_s += result.simulated_s
         self.real_s += result.real_s
+        self.cpu_s += result.cpu_s
         self.fired.update(result.fired)
         if result.findings:
             self.failed.append(result.plan.seed)
@@ -60,14 +65,18 @@ class Tally:
 
     def __str__(self) -> str:
         share = self.acknowledged / max(1, self.operations)
-        speed = self.simulated_s / max(1e-9, self.real_s)
         lines = [
             f"{self.runs} runs, {len(self.failed)} failed; {self.operations} operations, "
-            f"{share:.0%} acknowledged; {self.simulated_s:.0f} s simulated in {self.real_s:.0f} s, "
-            f"{speed:.0f} to 1",
+            f"{share:.0%} acknowledged",
+            f"{self.simulated_s:.0f} s simulated: {_speed(self.simulated_s, self.cpu_s)} of CPU time, "
+            f"{_speed(self.simulated_s, self.real_s)} of time",
         ]
         lines += [f"  {count:8} {kind}" for kind, count in sorted(self.fired.items()) if count]
         return "\n".join(lines)
+
+
+def _speed(simulated_s: float, real_s: float) -> str:
+    return f"{simulated_s / max(1e-9, real_s):.1f} to 1 in {real_s:.0f} s"
 
 
 def main(arguments: list[str] | None = None) -> int:
