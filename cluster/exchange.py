@@ -267,10 +267,15 @@ class Exchange:
         """All steps, for ever: whether each has done anything, and None when all had their turn."""
         while True:
             for peer in list(self._peers.values()):
-                yield self._comparison.compare(peer)
-                yield self._comparison.answer(peer)
-                yield self._comparison.look_again(peer, self._now_s)
-                yield self._want(peer)
+                # A quiet peer costs some looks, and no turn.
+                if peer.round is not None:
+                    yield self._comparison.compare(peer)
+                if peer.answer is not None:
+                    yield self._comparison.answer(peer)
+                if peer.suspects:
+                    yield self._comparison.look_again(peer, self._now_s)
+                if peer.wanted:
+                    yield self._want(peer)
                 for outgoing in list(peer.outgoing.values()):
                     yield self._send(peer, outgoing)
                 for incoming in list(peer.incoming.values()):

@@ -18,12 +18,13 @@ from collections.abc import Iterable, Iterator
 from random import Random
 
 from cluster.delta import lacks
-from cluster.exchange_digest import GROUP_SLOTS, Digests
+from cluster.exchange_digest import GROUP_SLOTS, NEVER, Digests
 from cluster.exchange_peer import Answer, ExchangeSettings, Lead, Peer, Progress, Round
 from cluster.exchange_transfer import Replica
 from cluster.exchange_wire import (
     GROUP_COUNT,
     GROUP_SHIFT,
+    NOTHING,
     ClockEntry,
     Clocks,
     Digest,
@@ -100,6 +101,7 @@ class Comparison:
         """The slots that a peer shares may be others now."""
         peer.shared.clear()
         peer.digests.clear()
+        peer.versions = [NEVER] * GROUP_COUNT
         peer.matched_groups.clear()
         for slot, replicas in enumerate(self._topology.preferences):
             if peer.matched[slot] and peer.name not in replicas:
@@ -143,11 +145,8 @@ class Comparison:
             if self.shared(peer, group) and self._digests.refresh(group):
                 return True
         peer.round = None
-        groups = {
-            group: digest
-            for group in range(GROUP_COUNT)
-            if group not in made.left_out and (digest := self._digest_of(peer, group)) is not None
-        }
+        digests = self._digests_of(peer)
+        groups = {group: digests[group] for group in digests if group not in made.left_out}
         if groups:
             self._round += 1
             self._progress.rounds += 1
@@ -158,18 +157,15 @@ class Comparison:
             self._transport.send(peer.name, message)
         return True
 
-    def _digest_of(self, peer: Peer, group: Group) -> int | None:
-        """The hash of what both own of a group, as it was when it was hashed last; None if that is nothing."""
-        version = self._digests.versions[group]
-        kept = peer.digests.get(group)
-        if kept is not None and kept[0] == version:
-            return kept[1]
-        slots = self.shared(peer, group)
-        if not slots:
-            return None
-        digest = self._digests.of(slots)
-        peer.digests[group] = (version, digest)
-        return digest
+    def _digests_of(self, peer: Peer) -> dict[Group, int]:
+        """The hashes of what both own, by group, as they were when they were hashed last. Not to be changed."""
+        versions = self._digests.versions
+        if peer.versions != versions:
+            for group, (version, kept) in enumerate(zip(versions, peer.versions, strict=True)):
+                if version != kept and (slots := self.shared(peer, group)):
+                    peer.digests[group] = self._digests.of(slots)
+            peer.versions = versions[:]
+        return peer.digests
 
     def hear_same(self, peer: Peer, same: Same) -> None:
         """The peer had seen the same of some groups as this node."""
@@ -179,7 +175,8 @@ class Comparison:
             if group not in peer.matched_groups:
                 peer.matched_groups[group] = None
                 for slot in self.shared(peer, group):
-                    self.match(peer, slot)
+                    if not peer.matched[slot]:
+                        self.match(peer, slot)
 
     def _is_valid(self, peer: Peer, asked: RoundId) -> bool:
         return max(self._first_round, peer.first_round) <= asked <= self._round
@@ -195,8 +192,9 @@ class Comparison:
             slot = entry.slot
             if slot in peer.incoming or slot not in self.shared(peer, slot >> GROUP_SHIFT):
                 continue
-            mine = self._replica.clock(slot)
-            if not entry.is_partial and (clock == mine or not lacks(mine, clock)):
+            if not entry.is_partial and (
+                entry.clock == NOTHING or not lacks(self._replica.clock(slot), clock)
+            ):
                 self.match(peer, slot)
                 continue
             lead = Lead(entry.clock, entry.is_partial, due_s)
@@ -243,7 +241,9 @@ class Comparison:
         if not digest.is_full:
             todo = _rotated(todo, peer.answer_turn)
             room = self._settings.groups_per_round
-        peer.answer = Answer(digest, deque(todo), room)
+        stale = frozenset(self._digests.stale_groups())
+        # What changes from now on is answered by the older hash.
+        peer.answer = Answer(digest, deque(todo), room, stale)
 
     def answer(self, peer: Peer) -> bool:
         """Compare one group, or send what is to be told about it."""
@@ -255,10 +255,14 @@ class Comparison:
                 return False
             answer.unsent.popleft()
             return True
+        digests, theirs = self._digests_of(peer), answer.digest.groups
         while answer.todo and answer.room:
             group = answer.todo.popleft()
-            has_hashed = bool(self.shared(peer, group)) and self._digests.refresh(group)
-            if self._digest_of(peer, group) == answer.digest.groups[group]:
+            is_stale = group in answer.stale and bool(self.shared(peer, group))
+            has_hashed = is_stale and self._digests.refresh(group)
+            if has_hashed:
+                digests = self._digests_of(peer)
+            if digests.get(group) == theirs[group]:
                 answer.same.append(group)
             else:
                 answer.room -= 1

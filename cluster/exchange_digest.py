@@ -20,6 +20,7 @@ from cluster.exchange_wire import GROUP_COUNT, GROUP_SHIFT, Group, pack_clock
 from cluster.slot import SLOT_COUNT, Slot
 
 GROUP_SLOTS: Final = 1 << GROUP_SHIFT
+STRIDE: Final = 8  # Groups that are looked at together.
 NEVER: Final = -1  # No count is negative.
 
 
@@ -42,10 +43,15 @@ class Digests:
             return []
         for now, seen in changed:
             seen[SLOT_COUNT:] = now[SLOT_COUNT:]  # The system's slot is not compared.
-        return [group for group in range(GROUP_COUNT) if self.is_stale(group)]
+        stale: list[Group] = []
+        for first in range(0, GROUP_COUNT, STRIDE):  # Mostly, little has changed.
+            if self._has_changed(first, first + STRIDE):
+                groups = range(first, first + STRIDE)
+                stale += [group for group in groups if self._has_changed(group, group + 1)]
+        return stale
 
-    def is_stale(self, group: Group) -> bool:
-        first, end = group << GROUP_SHIFT, (group + 1) << GROUP_SHIFT
+    def _has_changed(self, group: Group, end_group: Group) -> bool:
+        first, end = group << GROUP_SHIFT, end_group << GROUP_SHIFT
         for now, seen in zip(self._replica.change_counts(), self._seen, strict=True):
             if now[first:end] != seen[first:end]:
                 return True
@@ -53,7 +59,7 @@ class Digests:
 
     def refresh(self, group: Group) -> bool:
         """Hash what has changed of a group; False if nothing had."""
-        if not self.is_stale(group):
+        if not self._has_changed(group, group + 1):
             return False
         first, end = group << GROUP_SHIFT, (group + 1) << GROUP_SHIFT
         changed: dict[Slot, None] = {}

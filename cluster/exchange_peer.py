@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from cluster.exchange_transfer import Incoming, Outgoing
-from cluster.exchange_wire import Digest, Group, PackedClock, RoundId
+from cluster.exchange_wire import GROUP_COUNT, Digest, Group, PackedClock, RoundId
 from cluster.ring import NodeId
 from cluster.slot import SLOT_COUNT, Slot
 from cluster.transport import Message
@@ -74,6 +74,7 @@ class Answer:
     digest: Digest
     todo: deque[Group]
     room: int  # For so many groups that differ.
+    stale: frozenset[Group]  # To be hashed before they are compared.
     same: list[Group] = field(default_factory=list)
     unsent: deque[Message] = field(default_factory=deque)
 
@@ -85,7 +86,8 @@ class Peer:
     name: NodeId
     next_round_s: float
     shared: dict[Group, array[Slot]] = field(default_factory=dict)
-    digests: dict[Group, tuple[int, int]] = field(default_factory=dict)  # Version, hash.
+    digests: dict[Group, int] = field(default_factory=dict)  # In order of the groups.
+    versions: list[int] = field(default_factory=lambda: [-1] * GROUP_COUNT)  # Of `digests`.
     is_full_due: bool = True
     full_round: RoundId | None = None
     first_round: RoundId = 0  # Answers to earlier ones are void.

@@ -76,6 +76,7 @@ _TRANSFER: Final = Struct("<QH")
 _NEXT: Final = Struct("<QQHI")
 _ROWS: Final = Struct("<QQHIB")
 _COUNTS: Final = Struct("<II")
+NOTHING: Final = _COUNTS.pack(0, 0)  # The clock of who has seen nothing.
 _DOT: Final = Struct("<QQ")
 
 COUNTER_MAX: Final = 2**63 - 1
@@ -226,6 +227,8 @@ def decode(parts: Sequence[bytes]) -> ExchangeMessage:
 
 def pack_clock(clock: SlotClock) -> PackedClock:
     """The bytes of a clock: the same for equal ones."""
+    if not clock.base and not clock.beyond:  # Most slots of a small cluster.
+        return NOTHING
     base, beyond = clock.freeze()
     numbers = chain.from_iterable(base + beyond)
     count = len(base) + len(beyond)
@@ -234,6 +237,8 @@ def pack_clock(clock: SlotClock) -> PackedClock:
 
 def unpack_clock(packed: PackedClock) -> SlotClock:
     """The opposite. Raises MalformedExchange."""
+    if packed == NOTHING:
+        return SlotClock()
     if _clock_end(packed, 0) != len(packed):
         raise MalformedExchange("bytes after a clock")
     base_count = _COUNTS.unpack_from(packed)[0]

@@ -75,7 +75,7 @@ from respkv.unlogged import Unlogged
 
 CODEC_PATH: Final = "cluster.record:CODEC"
 TICKER_S: Final = 0.1
-PEERS_TICK_S: Final = 0.05
+PEERS_TICK_S: Final = 0.05  # While answers of other nodes are waited for.
 TICKER_SLACK_S: Final = 0.001  # A tick that comes a little early counts.
 DISK_RESERVE_BYTES: Final = 64 << 20
 LOG_BYTES_PER_MEMTABLE_BYTE: Final = 2
@@ -670,7 +670,7 @@ class Node:
         seconds = 0.0
         while True:
             interval_s = min(TICKER_S, self.config.expiry.interval_ms / 1000)
-            if self.peers is not None:
+            if self.peers is not None and self.peers.is_waiting:
                 interval_s = min(interval_s, PEERS_TICK_S)
             next_s = min(self.runner.next_deadline_s, self.throttle.wakes_at_s())
             until_s = next_s - self.monotonic_s()

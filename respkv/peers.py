@@ -312,8 +312,15 @@ class Peers:
             until_ns = clock_ns() + EXCHANGE_NS
             self._has_exchange_work = self.exchange.work(lambda: clock_ns() >= until_ns)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether answers of others are waited for, which may be late."""
+        coordinator = self.coordinator
+        has_rounds = bool(coordinator.writes or coordinator.reads)
+        return has_rounds or bool(self.dispatch.forwarding.forwards or self.gather.tasks)
+
     def tick(self, now_s: float) -> None:
-        """Some times a second."""
+        """Some times a second, and more often while it `is_waiting`."""
         self.coordinator.now_ms = self.participant.now_ms = self.node.now_ms()
         if now_s - self._gossiped_s >= self.membership.settings.interval_s:
             self._gossiped_s = now_s

@@ -23,7 +23,7 @@ from tests.respkv.gather_harness import Cluster, Session, clustered
 
 FAR_MS = 4_000_000_000_000
 FETCH, COMMIT = b"SPREAD.FETCH", b"SPREAD.COMMIT"
-VERB, NAME = 0, 7  # Where they stand in a forwarded message.
+VERB, NAME = 0, 8  # Where they stand in a forwarded message.
 
 
 def topology_of(cluster: Cluster) -> Topology:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from cluster import delta
 from cluster.coordinator import SAME
@@ -139,26 +139,71 @@ def _removed_first(original: Callable[..., list[Any]]) -> Callable[..., list[Any
     return lambda *args, **named: original(*args, **named)[::-1]
 
 
+# Two nodes that do not reach each other, and a third one that both reach: each writes, and one has to lose.
+_TWO_COORDINATORS: Final = {
+    "only": ("cut_one_way",),
+    "fault_interval_s": 1.0,
+    "rate": 60.0,
+    "repetition": 0.0,
+    "keys": 1,
+    "counting": 0.9,
+}
+
 CANARIES = {
     "removed first": Canary(
         "RENAME removes before it writes", spread, "stages", _removed_first, 5, {"n": 3}
     ),
+    # What a power cut takes from a log has left for others already; the next process writes to the same
+    # slots before it hears of that.
     "reused dot": Canary(
-        "a node goes on as the same actor after a power cut", Life, "lost_nothing", _same_actor, 3
+        "a node goes on as the same actor after a power cut",
+        Life,
+        "lost_nothing",
+        _same_actor,
+        3,
+        {
+            "only": ("cut_power_in_operation",),
+            "fault_interval_s": 0.7,
+            "rate": 100.0,
+            "clients": 12,
+            "keys": 1,
+            "counting": 0.9,
+        },
     ),
+    # One disk has the write, the others said so too early, and they are back first.
     "early promise": Canary(
-        "a replica acknowledges before its log is written", Peers, "promise", _early_promise, 3
+        "a replica acknowledges before its log is written",
+        Peers,
+        "promise",
+        _early_promise,
+        3,
+        {"only": ("slow_disk", "blackout"), "fault_interval_s": 0.7, "rate": 40.0},
     ),
+    # Two of five nodes are cut off, and do not know it yet: one writes, and the other says so twice.
     "counted twice": Canary(
         "an acknowledgement that comes twice counts as two",
         WriteRound,
         "add_answer",
         _counted_twice,
         5,
-        {"n": 5, "r": 3, "w": 3, "repetition": 0.5, "reordering": 0.1},
+        {
+            "n": 5,
+            "r": 3,
+            "w": 3,
+            "only": ("partition",),
+            "fault_interval_s": 3.0,
+            "repetition": 0.5,
+            "reordering": 0.1,
+            "skew_s": 0.0,
+        },
     ),
     "last writer wins": Canary(
-        "a join keeps the latest version only", delta, "join_records", _last_writer_wins, 3
+        "a join keeps the latest version only",
+        delta,
+        "join_records",
+        _last_writer_wins,
+        3,
+        _TWO_COORDINATORS,
     ),
     "missed refresh": Canary(
         "a replica confirms what it does not have", Participant, "_read", _always_same, 3
@@ -166,7 +211,9 @@ CANARIES = {
     "clock ahead": Canary(
         "a slot's clock covers what is not there", Replica, "_note_record", _clock_ahead, 3
     ),
-    "stale coordinator": Canary("no conflict is ever found", Replica, "_check", _no_conflict, 3),
+    "stale coordinator": Canary(
+        "no conflict is ever found", Replica, "_check", _no_conflict, 3, _TWO_COORDINATORS
+    ),
     "retried increment": Canary(
         "a command that is not idempotent is repeated", forwarding, "is_idempotent", _retried, 3
     ),

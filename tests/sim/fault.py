@@ -96,7 +96,13 @@ class Faults:
     async def run(self) -> None:
         """Do something bad now and then, until cancelled; a fault that lasts ends after a while."""
         plan = self.world.plan
-        calls = [call for call, weight in self.kinds for _ in range(weight)]
+        calls = [
+            call
+            for call, weight in self.kinds
+            for _ in range(weight)
+            if not plan.only or call.__name__.lstrip("_") in plan.only
+        ]
+        assert calls, plan.only
         disk_fault_s = self.rng.uniform(0.2, 0.6) * plan.seconds if plan.disk_fault else FOREVER_S
         if plan.disk_fault == "old":
             self.world.timeline.after(self.rng.uniform(0.1, 0.9) * disk_fault_s, self._back_up)

@@ -86,6 +86,7 @@ class Process(Owner):
         super().__init__()
         self.machine = machine
         self.disk = disk
+        self._timeline = machine.world.timeline
         self.poller = Poller(machine.rng)
         self.worker = Worker(self)
         self.endpoint = Endpoint(
@@ -106,7 +107,7 @@ class Process(Owner):
     # Seams of the node
 
     def clock_ns(self) -> int:
-        return int(trio.current_time() * 1e9) + 1_000_000_000
+        return int(self._timeline.now_s * 1e9) + 1_000_000_000
 
     async def blocking(self, call: Callable[[], Any]) -> Any:
         """Do what blocks, beside the loop: the call comes at one moment, after a while."""
@@ -218,7 +219,7 @@ class Machine:
         self.offset_max_s = max(self.offset_max_s, abs(self.offset_s))
 
     def wall_ns(self) -> int:
-        now_s = trio.current_time()
+        now_s = self.world.timeline.now_s
         return EPOCH_NS + int((now_s * (1 + self.drift) + self.offset_s) * 1e9)
 
     async def serve(self) -> None:

@@ -50,7 +50,11 @@ class Plan:
         str, ...
     ] = ()  # What clients say to KV.CONSISTENCY first, such as ("READ", "1").
     keys: int = 6  # Of each workload: few keys make conflicts.
+    counting: float = (
+        0.0  # The share of INCR and APPEND beside the others: lost ones are always seen.
+    )
     has_faults: bool = True
+    only: tuple[str, ...] = ()  # The faults that there are, by their names in `Faults`; none: all.
     disk_fault: str = (
         ""  # "lost" or "old": once in the run a machine's disk is empty, or as it was once.
     )

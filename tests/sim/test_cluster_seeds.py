@@ -17,8 +17,18 @@ NODES = 5
 SEEDS = 40
 SECONDS = 20.0
 RATE = 20.0
-# Those that nearly every seed shows; the others need a campaign.
-QUICK_CANARIES = ("clock ahead",)
+# A seed that shows each, as the product is now; should it be another one some day, those behind it are tried.
+CANARY_SEEDS = {
+    "clock ahead": 0,
+    "counted twice": 1,
+    "early promise": 2,
+    "last writer wins": 0,
+    "missed refresh": 1,
+    "retried increment": 1,
+    "reused dot": 2,
+    "stale coordinator": 0,
+}
+CANARY_TRIES = 10
 
 
 def plan(seed: int) -> Plan:
@@ -53,10 +63,14 @@ def test_without_faults_everything_is_acknowledged() -> None:
     assert result.acknowledged > 0.95 * result.operations > 300
 
 
-@pytest.mark.parametrize("name", QUICK_CANARIES)
-def test_a_canary_is_found(name: str) -> None:
-    arguments = ["--nodes", str(NODES), "--seconds", f"{SECONDS:g}", "--rate", "40"]
-    assert campaign.main([*arguments, "--seeds", "10", "--canary", name]) == 0
+@pytest.mark.parametrize(("name", "seed"), CANARY_SEEDS.items())
+def test_a_canary_is_found(name: str, seed: int) -> None:
+    arguments = ["--nodes", str(NODES), "--seconds", f"{SECONDS:g}", "--canary", name]
+    assert campaign.main([*arguments, "--from", str(seed), "--seeds", str(CANARY_TRIES)]) == 0
+
+
+def test_every_canary_of_clusters_has_a_seed() -> None:
+    assert sorted(CANARY_SEEDS) == sorted(name for name, each in CANARIES.items() if each.nodes > 1)
 
 
 def test_every_canary_changes_something() -> None:

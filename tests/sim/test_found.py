@@ -6,6 +6,7 @@ so what can be told without a run is told by a test of its own, here or beside t
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -24,6 +25,7 @@ from respkv.parser import Limits
 from respkv.refusal import NO_REPLICA, TIMED_OUT, TRIED, doubted
 from respkv.session import Session
 from respkv.unlogged import Unlogged
+from tests.sim.canaries import CANARIES
 from tests.sim.disk import SimDisk
 from tests.sim.plan import Plan
 from tests.sim.trial import run
@@ -44,6 +46,16 @@ FOUND = {
 def test_what_was_found_is_not_found_again(seed: int) -> None:
     result = run(Plan.draw(seed, nodes=5, seconds=60, rate=20))
     assert result.findings == []
+
+
+def test_what_was_acknowledged_is_not_hidden_by_what_failed() -> None:
+    """Of two nodes that write at once, each has refused the other before either was decided.
+
+    An APPEND or INCR that had lost stayed beside the one that won, and hid it by a later timestamp.
+    """
+    plans = [Plan.contended(seed, nodes=5, seconds=20, rate=20) for seed in (2, 9, 10, 13)]
+    findings = [run(replace(plan, **CANARIES["last writer wins"].plan)).findings for plan in plans]
+    assert not any(findings)
 
 
 def write(replica: Replica, key: bytes) -> None:

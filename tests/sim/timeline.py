@@ -9,8 +9,8 @@ A task belongs to the process in `OWNER`, a context variable that its children i
 frozen, trio's wake-ups of its tasks are put aside: the process stands still wherever it was, as after
 SIGSTOP, while timers and sockets go on without it.
 
-`Timeline` calls plain functions at whole milliseconds, in the order in which they were asked for. There is
-one task for all of them: a task per message would take most of the time.
+`Timeline` is the time, and calls plain functions at whole milliseconds, in the order in which they were
+asked for. No task is woken for that: a task per message, or one for all, would take most of the time.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import trio
+import trio.testing
 from trio._core import _run as scheduler
 
 TICKS_PER_S = 1000
@@ -79,26 +80,35 @@ def deterministic(seed: int | str) -> Iterator[None]:
 
 
 class Timeline:
-    """What is due when. `run` has to run for anything to happen."""
+    """What is due when, and what time it is. `run` has to run for anything to be called.
+
+    It is made within a run whose clock is a MockClock that jumps, and takes that clock over: time is an
+    attribute, and what is due is called by the clock when it jumps, and not by a task that would have to be
+    woken for each millisecond.
+    """
 
     def __init__(self) -> None:
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, trio.testing.MockClock)
+        self.now_s = clock.current_time()
         self._due: list[tuple[int, int, Callable[[], None]]] = []
         self._asked = 0
-        self._scope = trio.CancelScope()
-        self._is_asleep = False
-
-    @property
-    def now_s(self) -> float:
-        return trio.current_time()
+        self._deadlines = scheduler.GLOBAL_RUN_CONTEXT.runner.deadlines
+        self._is_running = False
+        self._failure: BaseException | None = None
+        self._has_failed = trio.Event()
+        clock.current_time = lambda: self.now_s  # type: ignore[method-assign]
+        clock.deadline_to_sleep_time = self._until  # type: ignore[method-assign]
+        clock._autojump = self._jump  # type: ignore[method-assign]
 
     @property
     def tick(self) -> int:
         """The millisecond that is going on."""
-        return int(trio.current_time() * TICKS_PER_S + 1e-6)
+        return int(self.now_s * TICKS_PER_S + 1e-6)
 
     def after(self, delay_s: float, call: Callable[[], None]) -> int:
         """Call a function at the next whole millisecond after `delay_s`; returns which one."""
-        due = int((trio.current_time() + delay_s) * TICKS_PER_S + 1e-6) + 1
+        due = int((self.now_s + delay_s) * TICKS_PER_S + 1e-6) + 1
         self.at(due, call)
         return due
 
@@ -107,18 +117,39 @@ class Timeline:
         assert tick > self.tick, (tick, self.tick)
         self._asked += 1
         heapq.heappush(self._due, (tick, self._asked, call))
-        if self._is_asleep and tick / TICKS_PER_S < self._scope.deadline:
-            self._scope.deadline = tick / TICKS_PER_S
 
     async def run(self) -> None:
-        """Call what is due, until cancelled."""
-        due = self._due
-        while True:
-            deadline = due[0][0] / TICKS_PER_S if due else float("inf")
-            with trio.CancelScope(deadline=deadline) as self._scope:
-                self._is_asleep = True
-                await trio.sleep_forever()
-            self._is_asleep = False
-            tick = self.tick
+        """Let what is due be called, until cancelled. Raises what a call has raised."""
+        self._is_running = True
+        try:
+            await self._has_failed.wait()
+            assert self._failure is not None
+            raise self._failure
+        finally:
+            self._is_running = False
+
+    def _until(self, deadline: float) -> float:
+        """How long trio should wait for a deadline: it jumps instead, if that is not now."""
+        return max(0.0, deadline - self.now_s)
+
+    def _jump(self) -> None:
+        """Nothing can run: go to the next moment at which something is due, and do it.
+
+        trio calls it within its loop, so that an error here would be one of trio's; and it would look at
+        deadlines in the next turn only.
+        """
+        due = self._due if self._is_running else []
+        next_s = self._deadlines.next_deadline()
+        if due:
+            next_s = min(next_s, due[0][0] / TICKS_PER_S)
+        if next_s == float("inf"):
+            return
+        self.now_s = max(self.now_s, next_s)
+        tick = self.tick
+        try:
             while due and due[0][0] <= tick:
                 heapq.heappop(due)[2]()
+        except BaseException as error:
+            self._failure, self._is_running = error, False
+            self._has_failed.set()
+        self._deadlines.expire(self.now_s)

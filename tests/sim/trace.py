@@ -19,7 +19,7 @@ class Trace:
 
     def __init__(self) -> None:
         self.count = 0
-        self.lines: deque[str] = deque(maxlen=KEPT)
+        self._last: deque[tuple[str, bytes]] = deque(maxlen=KEPT)
         self._hash = hashlib.blake2b(digest_size=16)
 
     def record(self, tick: int, source: str, target: str, data: bytes) -> None:
@@ -28,7 +28,11 @@ class Trace:
         head = f"{tick} {self.count} {source}>{target} {len(data)} "
         self._hash.update(head.encode())
         self._hash.update(data)
-        self.lines.append(head + repr(data[:200]))
+        self._last.append((head, data[:200]))
+
+    @property
+    def lines(self) -> list[str]:
+        return [head + repr(data) for head, data in self._last]
 
     @property
     def digest(self) -> str:

@@ -64,6 +64,10 @@ class Workload:
         rng = client.rng
         if rng.random() < client.world.plan.moves:
             client.leave()
+        counting = client.world.plan.counting
+        if counting and rng.random() < counting:
+            await client.ask_all([rng.choice((self._counter, self._append))(client)])
+            return
         choice = rng.random()
         if choice < 0.1:
             await self._hold_lock(client)
