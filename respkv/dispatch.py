@@ -46,6 +46,8 @@ from respkv.session import (
     Session,
 )
 
+from respkv.waits import note_written
+
 if TYPE_CHECKING:
     from respkv.gather import Gather
     from respkv.node import Node
@@ -200,6 +202,8 @@ class Dispatch:
         operation.is_local = is_local
         operation.is_blind = is_plain and command.is_write
         self.admit(session, pipeline, operation)
+        if command.is_write:
+            note_written(session, slots)
         if session.is_cluster and (
             len(slots) != 1 or self.topology.coordinators[slots[0]] != self.topology.me
         ):
@@ -250,6 +254,7 @@ class Dispatch:
         operation.slots = tuple(slots)
         operation.is_local = False
         self.admit(session, pipeline, operation)
+        note_written(session, operation.slots)
         refusal = (
             self.redirection(session, operation.command, operation.args)
             if session.is_cluster

@@ -177,7 +177,7 @@ class Node:
         self.job_kind = "none"  # What the worker does.
         self._work_wake = trio.Event()
         self._stop_wake = trio.Event()
-        self._sync_waits: list[tuple[Session, Reply, Callable[[], Reply]]] = []
+        self._sync_waits: list[tuple[Session | None, Reply, Callable[[], Reply]]] = []
         self._expired_s = 0.0  # When the last round of expiry was.
         self._staged_count = 0  # Pieces that the log could not take, for want of room.
         self.unlogged: Unlogged | None = None  # What they change, which nobody may see.
@@ -381,6 +381,11 @@ class Node:
         self._sync_waits.append((session, pending, done))
         self.want_sync()
 
+    def when_durable(self, done: Callable[[], None]) -> None:
+        """Call, within a tick, once all that was written by now is durable."""
+        self._sync_waits.append((None, None, done))
+        self.want_sync()
+
     def fetch(self, fault: PageFault, pins: Pins | None, resume: Resume) -> None:
         """Have a page read beside the loop, pin it, and then go on with `resume`, within a tick."""
         self._faults.append((fault, pins, resume))
@@ -551,11 +556,13 @@ class Node:
             if waits:
                 self._end_waits(waits)
 
-    def _end_waits(self, waits: list[tuple[Session, Reply, Callable[[], Reply]]]) -> None:
+    def _end_waits(self, waits: list[tuple[Session | None, Reply, Callable[[], Reply]]]) -> None:
         """Their writes are durable."""
         now_ms = self.begin_tick()
         for session, pending, done in waits:
-            if session.wait is not None and session.wait.reply is pending:
+            if session is None:
+                done()
+            elif session.wait is not None and session.wait.reply is pending:
                 reply = done()
                 if reply is not None:
                     self.runner.unblock(session, reply, now_ms)

@@ -11,6 +11,7 @@ the log is as durable as the configuration asks for.
     participant    other nodes' rounds                           cluster/participant.py
     membership     who can be reached                            cluster/membership.py
     exchange       what was missed                               cluster/exchange.py
+    arrivals       WAIT: who has what was written                cluster/arrival.py
 
     STATE is_complete           to each peer, when it is connected and when it changes
 
@@ -24,6 +25,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from cluster.arrival import PREFIX as ARRIVAL
+from cluster.arrival import Arrivals
 from cluster.clock import SlotClock
 from cluster.coordinator import (
     ACK,
@@ -61,6 +64,7 @@ from engine.store import PageFault
 from respkv.dispatch import Dispatch
 from respkv.forwarding import VERBS
 from respkv.gather import Gather
+from respkv.waits import Waits
 
 if TYPE_CHECKING:
     from cluster.replica import Replica
@@ -140,6 +144,16 @@ class Peers:
             promise=self.promise,
         )
         self.gather = self.dispatch.gather = Gather(self)
+        self.arrivals = Arrivals(
+            self.topology,
+            self.replica,
+            self.transport,
+            w=config.w,
+            first_id=wall_ms << 10,  # Beyond those of the process before.
+            promise=self.promise,
+            when_durable=node.when_durable,
+        )
+        self.waits = Waits(node, self.arrivals)
         self.is_clock_off = False
         self.received: dict[bytes, int] = {}  # Messages by verb.
         self._promises: deque[Promise] = deque()
@@ -179,6 +193,8 @@ class Peers:
                 self._has_exchange_work = True
             elif verb.startswith(b"GATHER."):
                 self.gather.receive(peer, message)
+            elif verb.startswith(ARRIVAL):
+                self.arrivals.receive(peer, message)
             elif verb == STATE:
                 is_complete = message[1] == b"1"
                 if self.topology.mark_complete(peer, is_complete=is_complete):
@@ -265,6 +281,9 @@ class Peers:
         if self.dispatch.execution.has_parked and not self.node.runner.is_stalled:
             self.dispatch.execution.try_parked()
         self.work()
+        if not self.arrivals.is_idle:
+            self.arrivals.work()
+            self.waits.work(self.node.now_ms())
         self.node.tracking.flush()  # Of what others have changed.
 
     def flush(self, position: int) -> None:
@@ -316,6 +335,8 @@ class Peers:
         self.coordinator.tick(now_s)
         self.dispatch.forwarding.tick(now_s)
         self.gather.tick(now_s)
+        self.arrivals.tick(now_s)
+        self.waits.tick()
         self.exchange.tick(now_s)
         self._has_exchange_work = True
         if not self.replica.is_complete:
