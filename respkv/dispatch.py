@@ -45,7 +45,6 @@ from respkv.session import (
     WAITING,
     Session,
 )
-
 from respkv.waits import note_written
 
 if TYPE_CHECKING:
@@ -226,6 +225,8 @@ class Dispatch:
         if session.mode & RESULT_MODES:
             operation.is_silent = True
             session.mode &= ~REPLY_SKIP
+        if session.mode & TRACKING:
+            operation.is_tracked = self.node.tracking.begins(session, operation.command)
         pipeline.add(operation)
         self.in_flight += 1
 
@@ -355,6 +356,7 @@ class Dispatch:
             part.slots = (slot_of(group[1]),)
             part.is_blind = operation.is_blind
             part.is_plain = operation.is_plain
+            part.is_tracked = operation.is_tracked
             part.parent = operation
             operation.parts.append(part)
             self.in_flight += 1
@@ -379,6 +381,8 @@ class Dispatch:
         command.histogram.add(elapsed_ns)
         self.node.runner.commands_total += 1
         if operation.origin is None:
+            if command.name == "WATCH":
+                self.execution.take_watched(operation)
             self.show(operation, elapsed_ns)
         self.release(operation)
 

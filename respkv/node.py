@@ -34,7 +34,7 @@ import trio
 
 from cluster.gossip_message import GossipError
 from cluster.replica import Replica
-from cluster.slot import DATABASE_COUNT, SYSTEM_SLOT, Row, key_of
+from cluster.slot import DATABASE_COUNT, SYSTEM_SLOT, Row, key_of, slot_of
 from cluster.topology import Topology
 from cluster.transport import Transport
 from engine.compression import Compression
@@ -290,7 +290,7 @@ class Node:
         self.runner.has_observers = (
             bool(self.monitors)
             or self.runner.is_paused is not None
-            or self.tracking.is_active
+            or bool(self.tracking.client_count)
             or self._refusal is not None
             or self.unlogged is not None
             or self.runner.is_stalled
@@ -299,8 +299,10 @@ class Node:
     def _others_changed(self, row: Row) -> None:
         """Another node has changed a row: tell the clients that may have cached its key."""
         key = key_of(row)
-        writer = None if self.peers is None else self.peers.dispatch.forwarding.writer_of(key)
-        self.tracking.invalidate_keys([key], writer)
+        writer = None
+        if self.peers is not None and self.tracking.client_count:
+            writer = self.peers.dispatch.forwarding.writer_of(key)
+        self.tracking.others_changed(slot_of(key), row, writer)
 
     def apply_limits(self) -> None:
         """Settings that are copied for speed: at the start and after CONFIG SET."""

@@ -62,6 +62,7 @@ class Operation(Pending):
         "is_plain",
         "is_resp3",
         "is_silent",
+        "is_tracked",
         "keys",
         "now_ms",
         "number",
@@ -100,6 +101,7 @@ class Operation(Pending):
         self.is_local = True
         self.is_plain = False
         self.is_silent = False  # CLIENT REPLY: its reply is not sent.
+        self.is_tracked = False  # For a client that may cache what it reads.
         self.slots: tuple[Slot, ...] = ()
         self.keys: tuple[Key, ...] = ()  # Of a plain command. SELECT waits for all of them.
         self.pins: Pins = {}

@@ -11,6 +11,7 @@ the log is as durable as the configuration asks for.
     participant    other nodes' rounds                           cluster/participant.py
     membership     who can be reached                            cluster/membership.py
     exchange       what was missed                               cluster/exchange.py
+    interest       CLIENT TRACKING at other nodes                respkv/interest.py
     arrivals       WAIT: who has what was written                cluster/arrival.py
 
     STATE is_complete           to each peer, when it is connected and when it changes
@@ -64,6 +65,8 @@ from engine.store import PageFault
 from respkv.dispatch import Dispatch
 from respkv.forwarding import VERBS
 from respkv.gather import Gather
+from respkv.interest import PREFIX as INTEREST
+from respkv.interest import Interest
 from respkv.waits import Waits
 
 if TYPE_CHECKING:
@@ -154,6 +157,9 @@ class Peers:
             when_durable=node.when_durable,
         )
         self.waits = Waits(node, self.arrivals)
+        self.interest = node.tracking.interest = Interest(
+            node, self.topology, self.transport, first_id=wall_ms << 10
+        )
         self.is_clock_off = False
         self.received: dict[bytes, int] = {}  # Messages by verb.
         self._promises: deque[Promise] = deque()
@@ -193,6 +199,8 @@ class Peers:
                 self._has_exchange_work = True
             elif verb.startswith(b"GATHER."):
                 self.gather.receive(peer, message)
+            elif verb.startswith(INTEREST):
+                self.interest.receive(peer, message)
             elif verb.startswith(ARRIVAL):
                 self.arrivals.receive(peer, message)
             elif verb == STATE:
@@ -214,6 +222,7 @@ class Peers:
         self._act(self.membership.connected(peer, self.node.monotonic_s()))
         self._tell_state(peer)
         self.exchange.connected(peer)
+        self.interest.connected(peer)
         self._has_exchange_work = True
 
     def disconnected(self, peer: NodeId, *, is_refused: bool) -> None:
@@ -230,6 +239,7 @@ class Peers:
                 case PeerReachable():
                     self.node.log.info("peer reachable", peer=event.name)
                     self._tell_state(event.name)
+                    self.interest.connected(event.name)
                 case PeerUnreachable():
                     self.node.log.warning("peer unreachable", peer=event.name, reason=event.reason)
                     self._lose(event.name)
@@ -237,6 +247,7 @@ class Peers:
                     self.participant.forget(event.name)
                     self.dispatch.forwarding.forget(event.name)
                     self.gather.forget(event.name)
+                    self.interest.forget(event.name)
                 case ClockOff() | ClockBack():
                     self.is_clock_off = self.membership.is_clock_off
                     self.node.log.warning("clocks", what=str(event))
@@ -256,6 +267,7 @@ class Peers:
         self.coordinator.disconnected(peer)
         self.dispatch.forwarding.disconnected(peer)
         self.gather.disconnected(peer)
+        self.interest.lose(peer)
 
     @property
     def is_fit(self) -> bool:
@@ -288,6 +300,7 @@ class Peers:
 
     def flush(self, position: int) -> None:
         """The tick has ended, and the log is written up to `position`, unless the disk took nothing."""
+        self.interest.flush()
         self.coordinator.flush(is_logged=not self.node.store.log.pieces)
         promises, self._new_promises = self._new_promises, []
         if promises:
@@ -336,6 +349,7 @@ class Peers:
         self.dispatch.forwarding.tick(now_s)
         self.gather.tick(now_s)
         self.arrivals.tick(now_s)
+        self.interest.tick(now_s)
         self.waits.tick()
         self.exchange.tick(now_s)
         self._has_exchange_work = True

@@ -19,9 +19,9 @@ def holders(cluster: Cluster, key: bytes, value: bytes, *, durable: bool = False
         node = cluster.node(name)
         raw = node.store.get(slot_of(key), row_of(0, key))
         log = node.store.log
-        if raw is not None and raw.endswith(value):
-            if not durable or (not log.pieces and log.synced == log.position):
-                found.add(name)
+        is_durable = not log.pieces and log.synced == log.position
+        if raw is not None and raw.endswith(value) and (is_durable or not durable):
+            found.add(name)
     return found
 
 
