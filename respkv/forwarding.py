@@ -370,14 +370,17 @@ class Forwarding:
             self._dispatch.grouping.go_on_alone(member, hlc=hlc, tried=(sets.target,))
 
     def writer_of(self, key: Key) -> Session | None:
-        """The client of this node that tracks keys, and has a command on this one under way to another node."""
+        """The client of this node that tracks keys, and has a write of this one under way to another node."""
         for operation in self.forwards.values():
             if isinstance(operation, Sets) or not operation.session.mode & TRACKING:
                 continue
-            if key in operation.args or (
-                operation.transaction is not None
-                and any(key in args for _, args in operation.transaction.commands)
-            ):
+            transaction = operation.transaction
+            commands = (
+                [(operation.command, operation.args)]
+                if transaction is None
+                else transaction.commands
+            )
+            if any(command.is_write and key in args for command, args in commands):
                 return operation.session
         return None
 

@@ -77,6 +77,7 @@ class Interest:
         self._via: dict[Key, dict[NodeId, None]] = {}
         self._wanted: tuple[bytes, ...] = ()
         self._told_s = 0.0
+        self._told_id = first_id  # What was told by then.
         self._linked: dict[NodeId, None] = {}  # The peers whose loss would be news.
         self._was_active = False
 
@@ -264,10 +265,12 @@ class Interest:
         if now_s - self._told_s < AGAIN_S:
             return
         self._told_s = now_s
+        old_id, self._told_id = self._told_id, self._next_id
         for peer, unheard in self._unheard.items():
             if self._topology.is_reachable(peer):
-                for message in unheard.values():
-                    self._transport.send(peer, message)
+                for number, message in unheard.items():
+                    if number <= old_id:
+                        self._transport.send(peer, message)
 
     def _look(self) -> None:
         if self.is_active != self._was_active:

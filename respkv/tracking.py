@@ -195,8 +195,12 @@ class Tracking:
             session.tracking.caching = None
 
     def _note_expiries(self, keys: list[Key]) -> None:
+        now_ms = self._node.context.now_ms
         for key in keys:
-            self._note_expiry(key, self._expiry_of(key))
+            at_ms = self._expiry_of(key)
+            # One that has expired and was not told of yet is: others may have cached what it was.
+            if at_ms or not 0 < self._expiries.get(key, 0) <= now_ms:
+                self._note_expiry(key, at_ms)
 
     def _expiry_of(self, key: Key) -> int:
         """When a key that was just read expires, 0 if never."""
