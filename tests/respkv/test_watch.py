@@ -34,7 +34,7 @@ def roles(cluster: Cluster, key: bytes) -> dict[str, str]:
     }
 
 
-CHANGES = {
+CHANGES: dict[str, list[tuple[str, ...]]] = {
     "set": [("SET", "v2")],
     "the same value again": [("SET", "v1")],
     "removed": [("DEL",)],
