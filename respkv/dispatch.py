@@ -57,6 +57,7 @@ from respkv.session import (
     Session,
 )
 from respkv.spread import Spreads
+from respkv.waits import note_written
 
 if TYPE_CHECKING:
     from respkv.gather import Gather
@@ -270,6 +271,8 @@ class Dispatch:
             operation.deadline_s = self.node.now_s + request.timeout_ms / 1000
             operation.is_timed = True
             self._timed[operation] = None
+        if command.is_write:
+            note_written(session, slots)
         if session.is_cluster and (
             len(slots) != 1 or self.topology.coordinators[slots[0]] != self.topology.me
         ):
@@ -292,6 +295,8 @@ class Dispatch:
         if session.mode & RESULT_MODES:
             operation.is_silent = True
             session.mode &= ~REPLY_SKIP
+        if session.mode & TRACKING:
+            operation.is_tracked = self.node.tracking.begins(session, operation.command)
         pipeline.add(operation)
         self.in_flight += 1
 
@@ -324,6 +329,7 @@ class Dispatch:
         operation.quorums = self.quorums_for(session, [*keys, *(key for _, key in session.watches)])
         operation.is_local = False
         self.admit(session, pipeline, operation)
+        note_written(session, operation.slots)
         refusal = (
             self.redirection(session, operation.command, operation.args)
             if session.is_cluster
@@ -452,6 +458,7 @@ class Dispatch:
             part.quorums = self.quorums_for(operation.session, keys, wanted)
             part.is_blind = operation.is_blind
             part.is_plain = operation.is_plain
+            part.is_tracked = operation.is_tracked
             part.parent = operation
             operation.parts.append(part)
             self.in_flight += 1
@@ -486,6 +493,8 @@ class Dispatch:
         command.histogram.add(elapsed_ns)
         self.node.runner.commands_total += 1
         if operation.origin is None:
+            if command.name == "WATCH":
+                self.execution.take_watched(operation)
             self.show(operation, elapsed_ns)
         self.release(operation)
 

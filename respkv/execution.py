@@ -27,7 +27,7 @@ from respkv.lane import OK_BYTES
 from respkv.operation import ExecOperation, Operation, Phase, by_database
 from respkv.refusal import TIMED_OUT, TOO_LARGE, TRIED, text_of
 from respkv.reply import OK, Reply, ReplyError, encode
-from respkv.session import IN_MULTI, TRACKING, Session, Transaction
+from respkv.session import IN_MULTI, Session, Transaction
 from respkv.unlogged import UNLOGGED
 
 if TYPE_CHECKING:
@@ -119,6 +119,9 @@ class Execution:
         finally:
             if transaction is not None:
                 runner.end_transaction(session)
+        if operation.is_tracked:
+            # Now, and not when it is answered: what changes in between has to be told.
+            node.tracking.was_read(operation)
         try:
             store = context.store
             reads = [
@@ -156,22 +159,21 @@ class Execution:
             context.store.pinned = {}
         is_resp3 = session.is_resp3 if transaction is not None else operation.is_resp3
         operation.data = encode(reply, resp3=is_resp3)
-        if session.mode & TRACKING and operation.attempt == 0:
-            # Now, and not when it is answered: what changes in between has to be told.
-            if transaction is None:
-                node.tracking.remember(session, command, operation.args)
-            node.tracking.end_command(session, command)
-        if command.name == "WATCH" and operation.origin is not None:
-            self._give_watched(operation, session)
+        if command.name == "WATCH" and not operation.data.startswith(b"-"):
+            operation.data = self.watched_by(session)
         coordinator.begin(operation, reads, written, quorums=quorums, is_checked=is_checked)
         if not operation.waits and not operation.is_over:
             operation.is_over = True
             self._dispatch.finish(operation)
 
     def session_of(self, operation: Operation) -> Session:
-        """The session that a command sees: the client's, or one that stands for it. EXEC finds it as it was."""
+        """The session that a command sees: the client's, or one that stands for it. EXEC finds it as it was.
+
+        WATCH has one of its own: what an attempt has seen counts only when it was confirmed.
+        """
         session = operation.session
-        if operation.origin is not None and operation.transaction is not None:
+        is_exec = operation.transaction is not None
+        if operation.command.name == "WATCH" or (operation.origin is not None and is_exec):
             session = Session(0, "", "", self.node.limits, self.node.now_s, authenticated=True)
         if not session.id or operation.transaction is not None:
             session.db, session.is_resp3 = operation.db, operation.is_resp3
@@ -182,14 +184,14 @@ class Execution:
             session.mode |= IN_MULTI
         return session
 
-    def _give_watched(self, operation: Operation, agent: Session) -> None:
-        """The client watches, not the agent: answer what it has seen."""
+    def watched_by(self, agent: Session) -> bytes:
+        """What a WATCH has seen: the client watches, not the agent. See `take_watched`."""
         watched = [(db, key, dots) for (db, key), dots in agent.watches.items()]
         agent.watches.clear()
-        if not operation.data.startswith(b"-"):
-            operation.data = msgspec.msgpack.encode(watched)
+        return msgspec.msgpack.encode(watched)
 
     def take_watched(self, operation: Operation) -> None:
+        """The client watches what its WATCH has seen, here or elsewhere."""
         if operation.data.startswith(b"-"):
             return
         watched = msgspec.msgpack.decode(operation.data, type=list[tuple[int, bytes, bytes | None]])

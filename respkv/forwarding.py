@@ -1,10 +1,10 @@
 """Forwarding: commands that another node executes, and those that others send here.
 
-    FORWARD number ms begin db resp3 time quorums name argument*
+    FORWARD number ms begin db mode time quorums name argument*
                                                        ms: what is left of its time; begin: when it must have
-                                                       begun, by the sender's calendar; quorums: "R W", as the
-                                                       sender has decided
-    FORWARD.EXEC number ms begin db resp3 time quorums packed
+                                                       begun, by the sender's calendar; mode: 1 RESP3, 2 the client
+                                                       tracks what it reads; quorums: "R W", as the sender has decided
+    FORWARD.EXEC number ms begin db mode time quorums packed
                                                        packed: commands and watches, MessagePack
     REPLY number bytes                                 RESP, ready for the client
     REFUSED number reason                              it was not executed
@@ -52,6 +52,8 @@ PATIENCE: Final = (
     0.25  # Of an operation's time: then an idempotent one is sent to another node too.
 )
 CLOCK_MARGIN_MS: Final = 100  # By what the clocks of two nodes are known less well than this.
+IS_RESP3: Final = 1
+IS_TRACKED: Final = 2
 SEEN_MAX: Final = 4096  # Forwarded operations that are remembered of each peer.
 
 
@@ -89,6 +91,8 @@ class Forwarding:
         operation.started_ns = self.node.clock_ns()
         self.forwards[operation.number] = operation
         self.forwarded_total += 1
+        if operation.is_tracked:
+            self.node.tracking.is_read_at(operation, target)
         ms = max(1, int((operation.deadline_s - self.node.now_s) * 1000))
         begin_ms = min(self._begin_ms, ms) if is_idempotent(operation) else ms
         head = (
@@ -96,7 +100,7 @@ class Forwarding:
             b"%d" % ms,
             b"%d" % (self.node.now_ms() + begin_ms),
             b"%d" % operation.db,
-            b"1" if operation.is_resp3 else b"0",
+            b"%d" % (operation.is_resp3 * IS_RESP3 + operation.is_tracked * IS_TRACKED),
             b"%d" % operation.hlc,
             b"%d %d" % (operation.quorums.r, operation.quorums.w),
         )
@@ -122,8 +126,6 @@ class Forwarding:
                     self._dispatch.execution.take_watched(operation)
                 elif operation.transaction is not None and operation.data[1:2].isdigit():
                     operation.session.db = list(by_database(operation))[-1][0]
-                if operation.session.mode & TRACKING:
-                    self.disown(operation)
                 self._dispatch.show(operation, self.node.clock_ns() - operation.started_ns)
                 self._dispatch.release(operation)
         elif verb == REPLY_SETS:
@@ -160,7 +162,8 @@ class Forwarding:
         agent = self.agent(peer)
         if self._is_late(peer, message):
             return
-        agent.db, agent.is_resp3 = int(message[4]), message[5] == b"1"
+        mode = int(message[5])
+        agent.db, agent.is_resp3 = int(message[4]), bool(mode & IS_RESP3)
         deadline_s = self.node.now_s + int(message[2]) / 1000
         now_ms = self.node.now_ms()
         operation = self._forwarded(agent, message, now_ms, deadline_s)
@@ -171,6 +174,7 @@ class Forwarding:
         operation.origin = (peer, number)
         operation.hlc = int(message[6])
         operation.quorums = self._quorums_of(message[7])
+        operation.is_tracked = bool(mode & IS_TRACKED)
         self._dispatch.in_flight += 1
         self._dispatch.execution.execute(operation)
 
@@ -389,27 +393,19 @@ class Forwarding:
             self._dispatch.grouping.go_on_alone(member, hlc=hlc, tried=(sets.target,))
 
     def writer_of(self, key: Key) -> Session | None:
-        """The client of this node that tracks keys, and has a command on this one under way to another node."""
+        """The client of this node that tracks keys, and has a write of this one under way to another node."""
         for operation in self.forwards.values():
             if isinstance(operation, Sets) or not operation.session.mode & TRACKING:
                 continue
-            if key in operation.args or (
-                operation.transaction is not None
-                and any(key in args for _, args in operation.transaction.commands)
-            ):
+            transaction = operation.transaction
+            commands = (
+                [(operation.command, operation.args)]
+                if transaction is None
+                else transaction.commands
+            )
+            if any(command.is_write and key in args for command, args in commands):
                 return operation.session
         return None
-
-    def disown(self, operation: Operation) -> None:
-        """A client that tracks what it reads has read it elsewhere."""
-        session, tracking = operation.session, self.node.tracking
-        transaction = operation.transaction
-        read = (
-            [(operation.command, operation.args)] if transaction is None else transaction.commands
-        )
-        for command, args in read:
-            tracking.disown(session, command, args)
-        tracking.end_command(session, operation.command)
 
     def answer(self, operation: Operation) -> None:
         """Send the reply of an operation that another node had forwarded."""

@@ -69,6 +69,7 @@ from respkv.operation import Operation, Pipeline
 from respkv.refusal import IN_TRANSACTION, text_of
 from respkv.reply import OK, Reply, ReplyError, encode
 from respkv.session import CONSISTENT, IN_MULTI, REPLY_OFF, REPLY_SKIP, TRACKING, Session
+from respkv.waits import note_flushed
 
 if TYPE_CHECKING:
     from respkv.peers import Peers
@@ -313,6 +314,7 @@ class Gather:
         node = self.node
         if node.refusal is not None:
             raise node.refusal
+        note_flushed(operation.session)
         db = ALL_DATABASES if operation.command.name == "FLUSHALL" else operation.db
         left = list(scope)
         try:

@@ -290,6 +290,10 @@ class GroupLane:
             places.append((slot, row))
         clock.last = hlc - 1
         memtable.weight_bytes += weight_bytes
+        if dispatch.node.tracking.is_active:  # For clients of other nodes: here there are none.
+            dispatch.node.tracking.invalidate_keys(
+                [member[3][1] for member in taken], None, is_own=True
+            )
         self._begin(group, len(taken) if needed else 0)
         if sent_bytes > ROUND_BYTES_MAX // 16:
             coordinator.seal()

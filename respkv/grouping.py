@@ -20,6 +20,7 @@ from respkv.operation import Operation, Pipeline
 from respkv.refusal import text_of
 from respkv.runner import LANES_FROM_SLOW_NS
 from respkv.session import WAITING, Session
+from respkv.waits import note_written
 
 if TYPE_CHECKING:
     from respkv.dispatch import Dispatch
@@ -184,6 +185,11 @@ class Grouping:
             by_target: dict[NodeId | None, list[Member]] = {}
             for slot, member in zip(plain_slots([m[3] for m in sets]), sets, strict=True):
                 target = coordinators[slot] if slot >= 0 else None
+                marks = member[0].written
+                if marks is None or slot < 0:
+                    note_written(member[0], (slot_of(member[3][1]),))
+                else:
+                    marks[slot >> 3] = 1
                 members = by_target.get(target)
                 if members is None:
                     members = by_target[target] = []

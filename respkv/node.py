@@ -34,7 +34,7 @@ import trio
 
 from cluster.gossip_message import GossipError
 from cluster.replica import Replica
-from cluster.slot import DATABASE_COUNT, SYSTEM_SLOT, Row, key_of
+from cluster.slot import DATABASE_COUNT, SYSTEM_SLOT, Row, key_of, slot_of
 from cluster.topology import Topology
 from cluster.transport import Transport
 from engine.compression import Compression
@@ -185,7 +185,7 @@ class Node:
         self.job_kind = "none"  # What the worker does.
         self._work_wake = trio.Event()
         self._stop_wake = trio.Event()
-        self._sync_waits: list[tuple[Session, Reply, Callable[[], Reply]]] = []
+        self._sync_waits: list[tuple[Session | None, Reply, Callable[[], Reply]]] = []
         self._expired_s = 0.0  # When the last round of expiry was.
         self._staged_count = 0  # Pieces that the log could not take, for want of room.
         self.unlogged: Unlogged | None = None  # What they change, which nobody may see.
@@ -298,7 +298,7 @@ class Node:
         self.runner.has_observers = (
             bool(self.monitors)
             or self.runner.is_paused is not None
-            or self.tracking.is_active
+            or bool(self.tracking.client_count)
             or self._refusal is not None
             or self.unlogged is not None
             or self.runner.is_stalled
@@ -307,8 +307,10 @@ class Node:
     def _others_changed(self, row: Row) -> None:
         """Another node has changed a row: tell the clients that may have cached its key."""
         key = key_of(row)
-        writer = None if self.peers is None else self.peers.dispatch.forwarding.writer_of(key)
-        self.tracking.invalidate_keys([key], writer)
+        writer = None
+        if self.peers is not None and self.tracking.client_count:
+            writer = self.peers.dispatch.forwarding.writer_of(key)
+        self.tracking.others_changed(slot_of(key), row, writer)
 
     def apply_limits(self) -> None:
         """Settings that are copied for speed: at the start and after CONFIG SET."""
@@ -387,6 +389,11 @@ class Node:
         answer; None keeps the session waiting.
         """
         self._sync_waits.append((session, pending, done))
+        self.want_sync()
+
+    def when_durable(self, done: Callable[[], None]) -> None:
+        """Call, within a tick, once all that was written by now is durable."""
+        self._sync_waits.append((None, None, done))
         self.want_sync()
 
     def fetch(self, fault: PageFault, pins: Pins | None, resume: Resume) -> None:
@@ -559,11 +566,13 @@ class Node:
             if waits:
                 self._end_waits(waits)
 
-    def _end_waits(self, waits: list[tuple[Session, Reply, Callable[[], Reply]]]) -> None:
+    def _end_waits(self, waits: list[tuple[Session | None, Reply, Callable[[], Reply]]]) -> None:
         """Their writes are durable."""
         now_ms = self.begin_tick()
         for session, pending, done in waits:
-            if session.wait is not None and session.wait.reply is pending:
+            if session is None:
+                done()
+            elif session.wait is not None and session.wait.reply is pending:
                 reply = done()
                 if reply is not None:
                     self.runner.unblock(session, reply, now_ms)

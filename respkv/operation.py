@@ -63,6 +63,7 @@ class Operation(Pending):
         "is_resp3",
         "is_silent",
         "is_timed",
+        "is_tracked",
         "keys",
         "now_ms",
         "number",
@@ -104,6 +105,7 @@ class Operation(Pending):
         self.is_silent = False  # CLIENT REPLY: its reply is not sent.
         self.is_timed = False  # KV.WITH TIMEOUT: it ends at its deadline, whatever it waits for.
         self.quorums = dispatch.coordinator.quorums
+        self.is_tracked = False  # For a client that may cache what it reads.
         self.slots: tuple[Slot, ...] = ()
         self.keys: tuple[Key, ...] = ()  # Of a plain command. SELECT waits for all of them.
         self.pins: Pins = {}

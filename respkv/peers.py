@@ -11,6 +11,8 @@ the log is as durable as the configuration asks for.
     participant    other nodes' rounds                           cluster/participant.py
     membership     who can be reached                            cluster/membership.py
     exchange       what was missed                               cluster/exchange.py
+    interest       CLIENT TRACKING at other nodes                respkv/interest.py
+    arrivals       WAIT: who has what was written                cluster/arrival.py
 
     STATE is_complete           to each peer, when it is connected and when it changes
 
@@ -24,6 +26,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from cluster.arrival import PREFIX as ARRIVAL
+from cluster.arrival import Arrivals
 from cluster.clock import SlotClock
 from cluster.coordinator import (
     ACK,
@@ -61,6 +65,9 @@ from engine.store import PageFault
 from respkv.dispatch import Dispatch
 from respkv.forwarding import VERBS
 from respkv.gather import Gather
+from respkv.interest import PREFIX as INTEREST
+from respkv.interest import Interest
+from respkv.waits import Waits
 
 if TYPE_CHECKING:
     from cluster.replica import Replica
@@ -147,6 +154,19 @@ class Peers:
             promise=self.promise,
         )
         self.gather = self.dispatch.gather = Gather(self)
+        self.arrivals = Arrivals(
+            self.topology,
+            self.replica,
+            self.transport,
+            w=config.w,
+            first_id=wall_ms << 10,  # Beyond those of the process before.
+            promise=self.promise,
+            when_durable=node.when_durable,
+        )
+        self.waits = Waits(node, self.arrivals)
+        self.interest = node.tracking.interest = Interest(
+            node, self.topology, self.transport, first_id=wall_ms << 10
+        )
         self.is_clock_off = False
         self.received: dict[bytes, int] = {}  # Messages by verb.
         self._promises: deque[Promise] = deque()
@@ -186,6 +206,10 @@ class Peers:
                 self._has_exchange_work = True
             elif verb.startswith(b"GATHER."):
                 self.gather.receive(peer, message)
+            elif verb.startswith(INTEREST):
+                self.interest.receive(peer, message)
+            elif verb.startswith(ARRIVAL):
+                self.arrivals.receive(peer, message)
             elif verb == STATE:
                 is_complete = message[1] == b"1"
                 if self.topology.mark_complete(peer, is_complete=is_complete):
@@ -205,6 +229,7 @@ class Peers:
         self._act(self.membership.connected(peer, self.node.monotonic_s()))
         self._tell_state(peer)
         self.exchange.connected(peer)
+        self.interest.connected(peer)
         self._has_exchange_work = True
 
     def disconnected(self, peer: NodeId, *, is_refused: bool) -> None:
@@ -221,6 +246,7 @@ class Peers:
                 case PeerReachable():
                     self.node.log.info("peer reachable", peer=event.name)
                     self._tell_state(event.name)
+                    self.interest.connected(event.name)
                 case PeerUnreachable():
                     self.node.log.warning("peer unreachable", peer=event.name, reason=event.reason)
                     self._lose(event.name)
@@ -228,6 +254,7 @@ class Peers:
                     self.participant.forget(event.name)
                     self.dispatch.forwarding.forget(event.name)
                     self.gather.forget(event.name)
+                    self.interest.forget(event.name)
                 case ClockOff() | ClockBack():
                     self.is_clock_off = self.membership.is_clock_off
                     self.node.log.warning("clocks", what=str(event))
@@ -247,6 +274,7 @@ class Peers:
         self.coordinator.disconnected(peer)
         self.dispatch.forwarding.disconnected(peer)
         self.gather.disconnected(peer)
+        self.interest.lose(peer)
 
     @property
     def is_fit(self) -> bool:
@@ -272,10 +300,14 @@ class Peers:
         if self.dispatch.execution.has_parked and not self.node.runner.is_stalled:
             self.dispatch.execution.try_parked()
         self.work()
+        if not self.arrivals.is_idle:
+            self.arrivals.work()
+            self.waits.work(self.node.now_ms())
         self.node.tracking.flush()  # Of what others have changed.
 
     def flush(self, position: int) -> None:
         """The tick has ended, and the log is written up to `position`, unless the disk took nothing."""
+        self.interest.flush()
         self.coordinator.flush(is_logged=not self.node.store.log.pieces)
         promises, self._new_promises = self._new_promises, []
         if promises:
@@ -331,6 +363,9 @@ class Peers:
         self.dispatch.forwarding.tick(now_s)
         self.dispatch.tick(now_s)
         self.gather.tick(now_s)
+        self.arrivals.tick(now_s)
+        self.interest.tick(now_s)
+        self.waits.tick()
         self.exchange.tick(now_s)
         self._has_exchange_work = True
         if not self.replica.is_complete:

@@ -405,9 +405,9 @@ class Runner:
             context.drop()
             wait.reply = block.reply
             wait.is_blocking = block.is_blocking
-            wait.deadline_s = (
-                None if block.seconds is None else self.clock_ns() / 1e9 + block.seconds
-            )
+            if block.seconds is not None:
+                # In whole nanoseconds, as `now_s` is: it is reached exactly, also where time stands still.
+                wait.deadline_s = (self.clock_ns() + int(block.seconds * 1e9)) / 1e9
             self.show(session, command, args)
             self._wait(session, wait)
             return

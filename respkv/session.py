@@ -123,6 +123,7 @@ class Session:
         "user",
         "wait",
         "watches",
+        "written",
     )  # fmt: skip
 
     def __init__(
@@ -163,6 +164,7 @@ class Session:
         self.transaction: Transaction | None = None
         # (database as SELECT names it, key) -> dots seen at WATCH: a SWAPDB changes what is there.
         self.watches: dict[tuple[int, bytes], bytes | None] = {}
+        self.written: bytearray | None = None  # Where, in a cluster: see `respkv/waits.py`.
         self.tracking: Any = None  # respkv.tracking.Tracking while CLIENT TRACKING is on.
         self.consistency: Consistency | None = None  # KV.CONSISTENCY.
         self.no_evict = False

@@ -40,7 +40,7 @@ from respkv.lane import OK_BYTES
 from respkv.operation import Operation
 from respkv.refusal import OVERTAKEN, TIMED_OUT, TOO_BUSY, TOO_LARGE, parted, text_of
 from respkv.reply import Reply, ReplyError, encode
-from respkv.session import TRACKING, Session
+from respkv.session import Session
 from respkv.spread_part import (
     COMMIT,
     FETCH,
@@ -220,6 +220,8 @@ class Spread:
                 runner.end_transaction(session)
         is_exec = operation.transaction is not None
         self._data = encode(reply, resp3=session.is_resp3 if is_exec else operation.is_resp3)
+        if operation.command.name == "WATCH" and not self._data.startswith(b"-"):
+            self._data = self._dispatch.execution.watched_by(session)
         effects = dict(context.effects)
         context.drop()
         self._plan(effects)
@@ -342,8 +344,8 @@ class Spread:
         self._close()
         operation.data = self._data
         operation.is_over = True
-        if operation.session.mode & TRACKING:
-            self._dispatch.forwarding.disown(operation)
+        if operation.is_tracked:
+            self._node.tracking.disown(operation)
         self._dispatch.finish(operation)
 
     def _fail(self, error: ReplyError) -> None:

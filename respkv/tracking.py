@@ -9,6 +9,9 @@ in Redis.
 A key that expires has changed too, though nothing wrote it: so the table notes when tracked keys
 expire, and in broadcasting mode when those that are written will.
 
+In a cluster this is the table of the clients that are connected to this node. `respkv/interest.py` does the same for
+those of other nodes, and sees to it that nothing is missed.
+
 The table is bounded: beyond `KEYS_MAX` the oldest key is invalidated and forgotten.
 
 Messages that a command causes wait in `_pending` until its own reply stands in `out`: a client that
@@ -24,7 +27,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cluster.record import EXPIRY_HEADER_BYTES, HAS_EXPIRY, HEADER_BYTES
+from cluster.record import CODEC, EXPIRY_HEADER_BYTES, HAS_EXPIRY, HEADER_BYTES
 from cluster.slot import SYSTEM_SLOT, key_of
 from engine.store import PageFault
 from respkv.command import Flag
@@ -33,9 +36,12 @@ from respkv.session import CLOSING, TRACKING, Session
 
 if TYPE_CHECKING:
     from cluster.replica import Effect
-    from cluster.slot import Key, Row
+    from cluster.ring import NodeId
+    from cluster.slot import Key, Row, Slot
     from respkv.command import Command
+    from respkv.interest import Interest
     from respkv.node import Node
+    from respkv.operation import Operation
 
 KEYS_MAX: Final = 1_000_000
 
@@ -63,6 +69,7 @@ class Tracking:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self.interest: Interest | None = None  # In a cluster.
         self._readers: dict[Key, dict[Session, None]] = {}
         self._broadcast: dict[Session, TrackingMode] = {}
         self._sessions: dict[Session, TrackingMode] = {}
@@ -75,7 +82,8 @@ class Tracking:
 
     @property
     def is_active(self) -> bool:
-        return bool(self._sessions)
+        """Whether anybody, here or at other nodes, wants to know what changes."""
+        return bool(self._sessions) or (self.interest is not None and self.interest.is_active)
 
     @property
     def key_count(self) -> int:
@@ -94,6 +102,7 @@ class Tracking:
         self._sessions[session] = mode
         if mode.is_broadcast:
             self._broadcast[session] = mode
+        self._note_prefixes()
 
     def stop(self, session: Session) -> None:
         """The session tracks no longer. Its keys go when they change, or are evicted."""
@@ -102,8 +111,17 @@ class Tracking:
         self._broadcast.pop(session, None)
         if self._sessions.pop(session, None) is not None and not self._sessions:
             self._readers.clear()
-            self._expiries.clear()
-            self._queue.clear()
+            if self.interest is not None:
+                self.interest.forget_all()
+            if not self.is_active:
+                self._expiries.clear()
+                self._queue.clear()
+        self._note_prefixes()
+
+    def _note_prefixes(self) -> None:
+        if self.interest is not None:
+            prefixes = (prefix for mode in self._broadcast.values() for prefix in mode.prefixes)
+            self.interest.want(prefixes)
 
     def forget(self, session: Session) -> None:
         """The session is gone: those that it heard for are told so, since now they miss changes."""
@@ -118,33 +136,78 @@ class Tracking:
 
     def remember(self, session: Session, command: Command, args: list[bytes]) -> None:
         """A command was run for a tracking session, perhaps inside EXEC: keep the keys that it read."""
+        if session.tracking is not None and self._wants(session.tracking):
+            self._remember(session, _read(command, args))
+
+    def _wants(self, mode: TrackingMode) -> bool:
+        if mode.is_optin:
+            return mode.caching is True
+        return not mode.is_optout or mode.caching is not False
+
+    def _remember(self, session: Session, keys: list[Key]) -> None:
         mode: TrackingMode | None = session.tracking
-        if mode is None or mode.is_broadcast or Flag.READONLY not in command.flags:
+        if mode is None or mode.is_broadcast:
             return
-        if (mode.is_optin and mode.caching is not True) or (
-            mode.is_optout and mode.caching is False
-        ):
-            return
-        for position in command.key_positions(args):
-            key = args[position]
+        for key in keys:
             self._readers.setdefault(key, {})[session] = None
-            self._note_expiry(key, self._expiry_of(key))
+        self._note_expiries(keys)
         while len(self._readers) > KEYS_MAX:
             oldest = next(iter(self._readers))
             self._note_expiry(oldest, 0)
             self._tell(self._readers.pop(oldest), oldest, None)
 
-    def disown(self, session: Session, command: Command, args: list[bytes]) -> None:
-        """Keys were read at another node, and nobody will tell of their changes: tell the client at once."""
+    # Reading, in a cluster
+
+    def begins(self, session: Session, command: Command) -> bool:
+        """Whether what a command reads is tracked. CLIENT CACHING has had its effect."""
         mode: TrackingMode | None = session.tracking
-        if mode is not None and not mode.is_broadcast and Flag.READONLY in command.flags:
-            for position in command.key_positions(args):
-                self._tell((session,), args[position], None)
+        if mode is None:
+            return False
+        is_tracked = self._wants(mode)
+        mode.caching = None
+        return is_tracked
+
+    def was_read(self, operation: Operation) -> None:
+        """An operation that is tracked has been run here, and nothing has changed since."""
+        if operation.origin is None:
+            self._remember(operation.session, _read_by(operation))
+        elif self.interest is not None:
+            keys = _read_by(operation)
+            self.interest.note(operation.origin[0], keys)
+            self._note_expiries(keys)
+
+    def is_read_at(self, operation: Operation, target: NodeId) -> None:
+        """An operation that is tracked is about to be forwarded."""
+        assert self.interest is not None
+        keys = _read_by(operation)
+        self.interest.forwarded(keys, target)
+        mode: TrackingMode | None = operation.session.tracking
+        if mode is not None and not mode.is_broadcast:
+            for key in keys:
+                self._readers.setdefault(key, {})[operation.session] = None
+
+    def disown(self, operation: Operation) -> None:
+        """What an operation that is tracked has read is not watched for its client, which must not keep it."""
+        mode: TrackingMode | None = operation.session.tracking
+        if mode is not None and not mode.is_broadcast:
+            for key in _read_by(operation):
+                self._send(operation.session, [key])
+
+    def has_readers(self, key: Key) -> bool:
+        return key in self._readers
 
     def end_command(self, session: Session, command: Command) -> None:
         """CLIENT CACHING holds for one command, or for the whole transaction that comes next."""
         if session.transaction is None and not command.name.startswith("CLIENT|"):
             session.tracking.caching = None
+
+    def _note_expiries(self, keys: list[Key]) -> None:
+        now_ms = self._node.context.now_ms
+        for key in keys:
+            at_ms = self._expiry_of(key)
+            # One that has expired and was not told of yet is: others may have cached what it was.
+            if at_ms or not 0 < self._expiries.get(key, 0) <= now_ms:
+                self._note_expiry(key, at_ms)
 
     def _expiry_of(self, key: Key) -> int:
         """When a key that was just read expires, 0 if never."""
@@ -173,19 +236,45 @@ class Tracking:
     ) -> None:
         """Rows are about to change: tell who may have cached their keys, at the next `flush`."""
         if flushed:
-            self._readers.clear()
-            for session in self._sessions:
-                self._send(session, None)
+            self.tell_all()
         changed = {
             key_of(row): effect[2] for row, effect in effects.items() if effect[0] != SYSTEM_SLOT
         }
-        self.invalidate_keys(changed, writer)
-        if self._broadcast:
+        self.invalidate_keys(changed, writer, is_own=True)
+        if self._broadcast or (self.interest is not None and self.interest.has_prefixes):
             for key, expire_at_ms in changed.items():
                 self._note_expiry(key, expire_at_ms)
 
-    def invalidate_keys(self, keys: Iterable[Key], writer: Session | None) -> None:
-        """As `invalidate`, for keys."""
+    def others_changed(self, slot: Slot, row: Row, writer: Session | None) -> None:
+        """Another node has changed a row."""
+        key = key_of(row)
+        self.invalidate_keys((key,), writer, is_own=False)
+        if self._broadcast:
+            raw = self._node.store.active[slot].get(row)
+            self._note_expiry(key, 0 if raw is None else CODEC.expires_at_ms(raw))
+
+    def invalidate_keys(self, keys: Iterable[Key], writer: Session | None, *, is_own: bool) -> None:
+        """Keys are about to change. `is_own`: this node has executed the command, or they expire."""
+        keys = tuple(keys)
+        if self.interest is not None:
+            self.interest.changed(keys, is_own=is_own)
+        self.tell(keys, writer)
+
+    def tell_all(self) -> None:
+        """Tell this node's clients to forget everything."""
+        self._readers.clear()
+        if self.interest is not None:
+            self.interest.forget_all()
+        for session in self._sessions:
+            self._send(session, None)
+
+    def tell_broadcasts(self) -> None:
+        """Tell those in broadcasting mode to forget everything."""
+        for session in self._broadcast:
+            self._send(session, None)
+
+    def tell(self, keys: Iterable[Key], writer: Session | None) -> None:
+        """Tell this node's clients that keys have changed."""
         keys = sorted(keys)
         for key in keys:
             readers = self._readers.pop(key, None)
@@ -208,7 +297,7 @@ class Tracking:
                 del self._expiries[key]
                 expired.append(key)
         if expired:
-            self.invalidate_keys(expired, None)
+            self.invalidate_keys(expired, None, is_own=True)
         self.flush()
 
     # Telling
@@ -246,3 +335,18 @@ class Tracking:
                 continue
             session.send(message)
             self._node.touch(session)
+
+
+def _read(command: Command, args: list[bytes]) -> list[Key]:
+    """The keys that a command reads and does not write."""
+    if Flag.READONLY not in command.flags:
+        return []
+    return [args[position] for position in command.key_positions(args)]
+
+
+def _read_by(operation: Operation) -> list[Key]:
+    """The same of an operation, which may be a transaction."""
+    transaction = operation.transaction
+    if transaction is None:
+        return _read(operation.command, operation.args)
+    return [key for each in transaction.commands for key in _read(*each)]

@@ -14,7 +14,7 @@ from typing import Final
 from respkv.command import Flag, command
 from respkv.context import Context
 from respkv.number import integer
-from respkv.reply import SYNTAX_ERROR, Reply, ReplyError, Simple
+from respkv.reply import SYNTAX_ERROR, Encoded, Reply, ReplyError, Simple
 from respkv.session import Block
 
 ADMIN: Final = Flag.ADMIN | Flag.NOSCRIPT | Flag.NO_ASYNC_LOADING
@@ -93,9 +93,21 @@ def lastsave(ctx: Context) -> Reply:
     acl=("connection",),
 )  # fmt: skip
 def wait(ctx: Context, replicas: bytes, timeout: bytes) -> Reply:
-    """Wait until replicas have this connection's writes, or the time is up. A single node has no replicas."""
+    """Wait until so many replicas have this connection's writes, or the time is up; answers how many have them.
+
+    A single node has no replicas. In a cluster, the node that carried a write out does not count.
+    """
     wanted = integer(replicas)
     seconds = _timeout_s(timeout)
+    peers = ctx.node.peers
+    if peers is not None and not ctx.is_atomic:
+        return peers.waits.wait(
+            ctx.session,
+            seconds,
+            is_met=lambda copies: copies - 1 >= wanted or wanted <= 0,
+            reply_of=lambda copies: Encoded(b":%d\r\n" % max(0, copies - 1)),
+            is_durable=False,
+        )
     if wanted <= 0:
         return 0
     raise Block(seconds, 0)
@@ -109,7 +121,8 @@ def wait(ctx: Context, replicas: bytes, timeout: bytes) -> Reply:
 def waitaof(ctx: Context, local: bytes, replicas: bytes, timeout: bytes) -> Reply:
     """Wait until this connection's writes are durable, here and at replicas, or the time is up.
 
-    Answers at how many nodes they are: here (0 or 1), and at replicas, of which a single node has none.
+    Answers at how many nodes they are: here (0 or 1), and at replicas, of which a single node has none. In a cluster
+    the first durable copy counts as the one here, at whichever node it is.
     """
     wanted_local = integer(local)
     if not 0 <= wanted_local <= 1:
@@ -118,6 +131,15 @@ def waitaof(ctx: Context, local: bytes, replicas: bytes, timeout: bytes) -> Repl
     if wanted_replicas < 0:
         raise BAD_REPLICAS
     seconds = _timeout_s(timeout)
+    peers = ctx.node.peers
+    if peers is not None and not ctx.is_atomic:
+        return peers.waits.wait(
+            ctx.session,
+            seconds,
+            is_met=lambda copies: min(1, copies) >= wanted_local and copies - 1 >= wanted_replicas,
+            reply_of=lambda copies: [min(1, copies), max(0, copies - 1)],
+            is_durable=True,
+        )
     log = ctx.store.log
     is_durable = not log.pieces and log.synced == log.position and not ctx.effects and not ctx.below
     if ctx.is_atomic or (not wanted_replicas and is_durable >= wanted_local):

@@ -32,6 +32,8 @@ Address = tuple[str, int]
 _NOT_IN_CLUSTER = frozenset(
     {
         "SWAPDB",  # Refused: no single moment is the same at all nodes.
+        "WAIT",  # It has replicas to count.
+        "WAITAOF",
         "CONFIG REWRITE",  # Nodes of a cluster always have a configuration file.
     }
 )

@@ -23,7 +23,9 @@ from typing import Any
 import pytest
 import redis
 from redis.backoff import NoBackoff
+from redis.cache import CacheConfig
 from redis.cluster import RedisCluster
+from redis.connection import CacheProxyConnection
 from redis.retry import Retry
 
 from bench.failover_clients import Clients
@@ -339,6 +341,64 @@ def test_redis_py_transactions(cluster: RunningCluster, protocol: int) -> None:
 
 
 # What a node tells of others' doings
+
+
+def test_the_cache_of_redis_py_follows_what_others_write(
+    cluster: RunningCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Otherwise it refuses a server that does not call itself Redis 7.4.
+    monkeypatch.setattr(CacheProxyConnection, "MIN_ALLOWED_VERSION", "7.0.0")
+
+    def cached(member: Member) -> Any:
+        return connect(member, protocol=3, cache_config=CacheConfig())
+
+    with cached(cluster["a"]) as a, cached(cluster["b"]) as b, connect(cluster["c"]) as c:
+        keys = [f"cache:{n}" for n in range(20)]
+        for number, (key, writer) in enumerate(itertools.product(keys, (a, b, c))):
+            writer.set(key, number)
+            for client in (a, b):
+                until(lambda k=key, of=client, n=number: of.get(k) == str(n), key)  # type: ignore[misc]
+        assert a.get_cache().size == b.get_cache().size == len(keys)  # It did cache.
+        c.delete(*keys)
+        for client in (a, b):
+            until(lambda of=client: of.mget(keys) == [None] * len(keys), "deleted")  # type: ignore[misc]
+            until(lambda of=client: not any(of.get(key) for key in keys), "deleted")  # type: ignore[misc]
+
+
+def test_optimistic_transactions_of_redis_py_lose_nothing(cluster: RunningCluster) -> None:
+    """`transaction` does WATCH, GET, MULTI, SET, EXEC, again and again until EXEC goes through."""
+    failures: list[Exception] = []
+
+    def add(member: Member) -> None:
+        def one_more(pipe: Any) -> None:
+            value = int(pipe.get("optimistic") or 0)
+            pipe.multi()
+            pipe.set("optimistic", value + 1)
+
+        try:
+            with connect(member) as client:
+                for _ in range(10):
+                    client.transaction(one_more, "optimistic")
+        except Exception as error:
+            failures.append(error)
+
+    members = list(cluster)
+    threads = [threading.Thread(target=add, args=(members[n % 3],)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    with connect(cluster["a"]) as client:
+        assert client.get("optimistic") == "80"
+
+
+def test_wait_counts_the_replicas_that_have_it(cluster: RunningCluster) -> None:
+    with connect(cluster["b"]) as client:
+        client.set("waited", "for")
+        assert client.wait(2, 5000) == 2
+        assert client.waitaof(1, 2, 5000) == [1, 2]
+        assert client.wait(3, 50) == 2
 
 
 def test_a_client_that_tracks_hears_of_what_others_write_at_any_node(
