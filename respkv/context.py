@@ -45,6 +45,7 @@ from respkv.reply import WRONG_TYPE
 
 if TYPE_CHECKING:
     from respkv.node import Node
+    from respkv.pubsub import Message
     from respkv.session import Session
 
 NO_EFFECTS: Final[dict[Row, Effect]] = {}
@@ -57,8 +58,8 @@ class Context:
     """One per runner; bound to a session and a time before each batch of commands."""
 
     __slots__ = (
-        "args", "below", "counts", "db", "effects", "flushed", "hits", "is_atomic", "misses", "node", "now_ms",
-        "replica", "rng", "session", "store",
+        "args", "below", "counts", "db", "effects", "flushed", "hits", "is_atomic", "messages", "misses", "node",
+        "notifies", "now_ms", "replica", "rng", "session", "store",
     )  # fmt: skip
 
     def __init__(self, node: Node, replica: Replica, rng: Random) -> None:
@@ -77,6 +78,9 @@ class Context:
         self.is_atomic = False  # Inside EXEC: sliced work runs to its end.
         self.hits = 0
         self.misses = 0
+        # What is published when this command is committed: keyspace events, and what EXEC publishes.
+        self.messages: list[Message] = []
+        self.notifies = 0  # The classes of events that are published; 0: nobody listens.
 
     def bind(self, session: Session, now_ms: int) -> None:
         self.session = session
@@ -96,7 +100,7 @@ class Context:
         if raw is None:
             raw = self.store.lookup(slot, row)
             if raw is None:
-                self.misses += 1
+                self.miss(key)
                 return None
         if raw[0] == STRING:
             self.hits += 1
@@ -106,7 +110,7 @@ class Context:
     def _string_slow(self, key: Key) -> bytes | None:
         raw = self.locate(key)[2]
         if raw is None:
-            self.misses += 1
+            self.miss(key)
             return None
         self.hits += 1
         kind = raw[0]
@@ -118,7 +122,7 @@ class Context:
         """The winning live version of a key, or None. `db` is physical. Counts a hit or a miss. Raises PageFault."""
         version = self.peek(key, db=db)
         if version is None:
-            self.misses += 1
+            self.miss(key)
         else:
             self.hits += 1
         return version
@@ -251,7 +255,32 @@ class Context:
         mapping[a], mapping[b] = mapping[b], mapping[a]
         self.effects[DATABASES_ROW] = (SYSTEM_SLOT, STRING, 0, bytes(mapping))
 
+    def miss(self, key: Key) -> None:
+        """A read has found nothing: count that, and tell of it."""
+        self.misses += 1
+        if self.notifies:
+            self.node.notifier.note_miss(self, key)
+
+    # Keyspace events: to be called if `notifies` is not 0, and before the write
+
+    def notify(self, kind: int, event: bytes, key: Key, *, db: int | None = None) -> None:
+        """Tell of an event of a class (`respkv/notification.py`) once the command is committed."""
+        self.node.notifier.note(self, kind, event, key, self.db if db is None else db)
+
+    def notify_put(self, kind: int, event: bytes, key: Key, *, db: int | None = None) -> None:
+        """As `notify`, of a key that is about to be written, and may be new. Raises PageFault."""
+        db = self.db if db is None else db
+        self.node.notifier.note_before_put(self, key, db)
+        self.node.notifier.note(self, kind, event, key, db)
+
     # The runner's side
+
+    def take_messages(self) -> list[Message]:
+        """What the command that was committed has to say."""
+        messages = self.messages
+        if messages:
+            self.messages = []
+        return messages
 
     def commit(self, written: list[tuple[Slot, Row, bytes]] | None = None) -> None:
         """Mint dots for the buffered writes and hand them to the replica, in order.
@@ -273,6 +302,8 @@ class Context:
             self.effects = {}
         if self.flushed:
             self.flushed.clear()
+        if self.messages:
+            self.messages = []
 
 
 __all__ = ["EXPIRY_HEADER_BYTES", "HAS_EXPIRY", "Context", "Effect"]

@@ -20,6 +20,8 @@ def places_of(
     command: Command, args: list[bytes], db: int, databases: Sequence[int]
 ) -> list[Place]:
     """The rows of a command; `db` is the physical database that it runs in."""
+    if not command.is_keyed:
+        return []
     places = [(slot_of(args[at]), row_of(db, args[at])) for at in command.key_positions(args)]
     if command.name in ("MOVE", "COPY"):
         other = _named_database(command.name, args, databases)

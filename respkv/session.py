@@ -31,6 +31,7 @@ TRACKING: Final = 16
 WAITING: Final = 32  # For a row, a slice, a time: what follows queues up in `queue`.
 CLOSING: Final = 64  # Replies go out, nothing more is executed.
 MONITORING: Final = 128
+SUBSCRIBED: Final = 256  # In RESP2: only commands about subscriptions are taken.
 
 LARGE_REPLY_BYTES: Final = 1 << 16
 ARGUMENT_OVERHEAD_BYTES: Final = 48  # An object's header, and its place in a list.
@@ -113,6 +114,7 @@ class Session:
         "peer",
         "pipeline",
         "queue",
+        "subscriptions",
         "tracking",
         "transaction",
         "unsent_bytes",
@@ -161,6 +163,7 @@ class Session:
         # (database as SELECT names it, key) -> dots seen at WATCH: a SWAPDB changes what is there.
         self.watches: dict[tuple[int, bytes], bytes | None] = {}
         self.tracking: Any = None  # respkv.tracking.Tracking while CLIENT TRACKING is on.
+        self.subscriptions: Any = None  # respkv.pubsub.Subscriptions while it has any.
         self.no_evict = False
         self.no_touch = False
         self.created_s = now_s

@@ -10,6 +10,7 @@ from respkv.command import Flag, command
 from respkv.context import Context
 from respkv.number import integer
 from respkv.parser import Limits
+from respkv.pubsub import restrict
 from respkv.reply import (
     OK,
     SYNTAX_ERROR,
@@ -24,6 +25,7 @@ from respkv.session import (
     MONITORING,
     REPLY_OFF,
     REPLY_SKIP,
+    SUBSCRIBED,
     TRACKING,
     UNAUTHENTICATED,
     Session,
@@ -49,10 +51,12 @@ HELLO_NOAUTH: Final = ReplyError(
 )  # fmt: skip
 def ping(ctx: Context, *message: bytes) -> Reply:
     """Answer PONG, or the message given, to show that the server is alive."""
-    if not message:
-        return PONG
     if len(message) > 1:
         raise wrong_arity("ping")
+    if ctx.session.mode & SUBSCRIBED:
+        return [b"pong", message[0] if message else b""]
+    if not message:
+        return PONG
     return message[0]
 
 
@@ -103,6 +107,7 @@ def reset(ctx: Context) -> Reply:
     node.runner.end_transaction(session)
     node.tracking.stop(session)
     node.monitors.pop(session, None)
+    node.pubsub.forget(session)
     session.mode &= ~(IN_MULTI | MONITORING | TRACKING | REPLY_OFF | REPLY_SKIP)
     session.db = 0
     ctx.db = ctx.databases[0]
@@ -173,6 +178,9 @@ def hello(ctx: Context, *words: bytes) -> Reply:
         session.name = name
     if version is not None:
         session.is_resp3 = version == 3
+        if session.subscriptions is not None:
+            restrict(session)
+            ctx.node.pubsub.forget_routes()
     return {
         b"server": b"redis",
         b"version": REDIS_VERSION.encode(),

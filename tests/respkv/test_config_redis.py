@@ -170,15 +170,18 @@ def test_every_live_setting_shows_a_value_that_config_set_takes() -> None:
     assert config.differing(Config()) == []
 
 
-def test_output_buffer_limits_are_three_settings() -> None:
+def test_output_buffer_limits_are_three_settings_of_each_class() -> None:
     config = Config()
-    changed = set_all(config, "client-output-buffer-limit", "normal 1mb 32k 5 pubsub 0 0 0")
+    changed = set_all(config, "client-output-buffer-limit", "normal 1mb 32k 5 pubsub 64k 0 7")
     assert changed == {
+        "pubsub.output_buffer_bytes_max",
+        "pubsub.output_buffer_soft_bytes",
+        "pubsub.output_buffer_soft_s",
         "client.output_buffer_bytes_max",
         "client.output_buffer_soft_bytes",
         "client.output_buffer_soft_s",
     }
-    shown = "normal 1048576 32000 5 slave 0 0 0 pubsub 0 0 0"
+    shown = "normal 1048576 32000 5 slave 0 0 0 pubsub 64000 0 7"
     assert get(config, "client-output-buffer-limit") == shown
     assert set_all(config, "client-output-buffer-limit", "") == set()
 
