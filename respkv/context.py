@@ -118,11 +118,18 @@ class Context:
             raise WRONG_TYPE
         return raw[EXPIRY_HEADER_BYTES if kind & HAS_EXPIRY else HEADER_BYTES :]
 
-    def find(self, key: Key, *, db: int | None = None) -> Version | None:
-        """The winning live version of a key, or None. `db` is physical. Counts a hit or a miss. Raises PageFault."""
+    def find(
+        self, key: Key, *, db: int | None = None, is_told: bool = True
+    ) -> Version | None:
+        """The winning live version of a key, or None. `db` is physical. Counts a hit or a miss. Raises PageFault.
+
+        Unless `is_told`, a miss is no event.
+        """
         version = self.peek(key, db=db)
-        if version is None:
+        if version is None and is_told:
             self.miss(key)
+        elif version is None:
+            self.misses += 1
         else:
             self.hits += 1
         return version

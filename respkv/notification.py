@@ -28,7 +28,7 @@ from cluster.record import DELETION, Record, decode
 from cluster.slot import TAG_OFFSET, Key, Row, Slot, key_of, row_of, slot_of
 from engine.store import PageFault
 from respkv.event_class import EXPIRED, KEYEVENT, KEYSPACE, MISS, NEW, parse_flags
-from respkv.pubsub import EVENT
+from respkv.pubsub import EVENT, TOLD
 
 if TYPE_CHECKING:
     from respkv.context import Context
@@ -44,8 +44,8 @@ class Notifier:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._flags = 0
-        # Rows whose expiry was said by a command, and when that began: they are in the expiry index yet.
-        self._told: dict[Row, int] = {}
+        # Rows whose expiry was said by a command: they are in the expiry index yet.
+        self._told: dict[Row, None] = {}
 
     def configure(self, letters: str) -> None:
         """The setting has changed."""
@@ -91,7 +91,10 @@ class Notifier:
             record = Record(()) if raw is None else decode(raw)
             is_live = record.winner(ctx.now_ms) is not None
             if is_indexed and not is_live and expiry_of(record, ctx.now_ms):
-                self._note_expired(ctx, row, key, db)
+                if row in self._told:
+                    ctx.messages.append((TOLD, row, b""))  # The next expiry is another one.
+                elif self._is_mine(slot_of(key)):
+                    self.note(ctx, EXPIRED, b"expired", key, db)
         if not is_live:
             self.note(ctx, NEW, b"new", key, db)
 
@@ -101,15 +104,23 @@ class Notifier:
             row = row_of(ctx.db, key)
             if row in ctx.replica.expiry and self._is_mine(slot_of(key)):
                 raw = ctx.store.get(slot_of(key), row)
-                if raw is not None and expiry_of(decode(raw), ctx.now_ms):
-                    self._note_expired(ctx, row, key, ctx.db)
+                told = (TOLD, row, b"1")
+                if (
+                    raw is not None
+                    and row not in self._told
+                    and told not in ctx.messages
+                    and expiry_of(decode(raw), ctx.now_ms)
+                ):
+                    ctx.messages.append(told)
+                    self.note(ctx, EXPIRED, b"expired", key, ctx.db)
         self.note(ctx, MISS, b"keymiss", key, ctx.db)
 
-    def _note_expired(self, ctx: Context, row: Row, key: Key, db: int) -> None:
-        # A command that runs again, at the time of its first run, says it again.
-        if self._told.get(row, ctx.now_ms) == ctx.now_ms and len(self._told) < TOLD_MAX:
-            self._told[row] = ctx.now_ms
-            self.note(ctx, EXPIRED, b"expired", key, db)
+    def mark(self, row: Row, *, is_told: bool) -> None:
+        """The command is committed that has said that a row expired, or that wrote it anew."""
+        if not is_told:
+            self._told.pop(row, None)
+        elif len(self._told) < TOLD_MAX:
+            self._told[row] = None
 
     # What time does
 
@@ -120,7 +131,10 @@ class Notifier:
 
     def expiry_came(self, slot: Slot, row: Row) -> None:
         """The expiry index says that a row may have expired."""
-        if self._told.pop(row, None) is not None or not self._is_mine(slot):
+        if row in self._told:
+            del self._told[row]
+            return
+        if not self._is_mine(slot):
             return
         node = self._node
         try:

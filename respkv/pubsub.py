@@ -50,6 +50,7 @@ CHANNEL: Final = b"c"
 PATTERN: Final = b"p"
 SHARD: Final = b"s"
 EVENT: Final = b"e"  # A keyspace event: to listeners it is a message of a channel.
+TOLD: Final = b"t"  # No message: a row, and whether it was said that it has expired.
 NAME_KINDS: Final = (CHANNEL, PATTERN, SHARD)
 
 NAME_OVERHEAD_BYTES: Final = 400  # Of one subscription: its place in five dicts.
@@ -250,6 +251,8 @@ class PubSub:
         for kind, channel, payload in messages:
             if kind == EVENT:
                 self.publish_event(channel, payload)
+            elif kind == TOLD:
+                self._node.notifier.mark(channel, is_told=bool(payload))
             elif is_forwarded:
                 left.append((kind, channel, payload))
             else:

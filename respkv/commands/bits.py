@@ -64,7 +64,7 @@ def bit_offset(ctx: Context, arg: bytes, error: ReplyError = BAD_OFFSET) -> int:
 def store(ctx: Context, key: Key, new: bytes, found: Current) -> None:
     """Write a value that was changed in place, unless nothing about it has changed."""
     old, expire_at_ms, is_raw = found
-    if ctx.notifies:
+    if ctx.notifies and new != old:
         ctx.notify_put(STRING_EVENT, b"setbit", key)
     if new != old or not (is_raw or len(old) > EMBEDDED_BYTES_MAX):
         ctx.put_string(key, new, expire_at_ms=expire_at_ms, encoding=RAW_ENCODING)

@@ -341,7 +341,7 @@ container(
 )
 def object_encoding(ctx: Context, key: Key) -> Reply:
     """Return the name of the form in which Redis would keep the value."""
-    version = ctx.find(key)
+    version = ctx.find(key, is_told=False)
     return None if version is None else encoding_of(version)
 
 
@@ -367,7 +367,7 @@ def encoding_of(version: Version) -> bytes:
 )
 def object_refcount(ctx: Context, key: Key) -> Reply:
     """Return how many references Redis would hold to the value."""
-    version = ctx.find(key)
+    version = ctx.find(key, is_told=False)
     if version is None:
         return None
     if encoding_of(version) == b"int" and 0 <= int(version.payload) < SHARED_INTEGERS:
@@ -388,7 +388,7 @@ def object_refcount(ctx: Context, key: Key) -> Reply:
 )
 def object_idletime(ctx: Context, key: Key) -> Reply:
     """Return the seconds since the value was written; reads are not noted."""
-    version = ctx.find(key)
+    version = ctx.find(key, is_told=False)
     if version is None:
         return None
     if not version.hlc:  # Written by this very transaction.
@@ -409,7 +409,7 @@ def object_idletime(ctx: Context, key: Key) -> Reply:
 )
 def object_freq(ctx: Context, key: Key) -> Reply:
     """Answer an error: how often a key is used is not counted, since nothing is evicted."""
-    if ctx.find(key) is None:
+    if ctx.find(key, is_told=False) is None:
         return None
     raise NO_LFU
 

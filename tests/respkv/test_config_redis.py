@@ -64,7 +64,7 @@ def failure(config: Config, *words: str) -> str:
         ("dir", ""),
         (
             "client-output-buffer-limit",
-            "normal 67108864 1048576 10 slave 0 0 0 pubsub 0 0 0",
+            "normal 67108864 1048576 10 slave 0 0 0 pubsub 33554432 8388608 60",
         ),
         # Under our names.
         ("client.hosts", "127.0.0.1"),
@@ -295,9 +295,9 @@ def test_an_unknown_name_is_answered_as_by_redis(words: list[str]) -> None:
             "argument must be 'yes': the commit log cannot be switched off",
         ),
         (
-            ["client-output-buffer-limit", "pubsub 1 1 1"],
+            ["client-output-buffer-limit", "replica 1 1 1"],
             "client-output-buffer-limit",
-            "only the class normal has limits here, which hold for all clients",
+            "only the classes normal and pubsub have limits here",
         ),
         # Our names.
         (
