@@ -18,7 +18,9 @@ def interests(cluster: Cluster, name: str) -> Interests:
     return peers.interests
 
 
-async def listening(cluster: Cluster, name: str, *channels: str, word: str = "SUBSCRIBE") -> Session:
+async def listening(
+    cluster: Cluster, name: str, *channels: str, word: str = "SUBSCRIBE"
+) -> Session:
     session = cluster.session(name)
     session.send(word, *channels)
     for _ in channels:
@@ -69,7 +71,7 @@ def test_a_confirmation_comes_before_the_first_message() -> None:
             nursery.start_soon(speak)
             for turn in range(20):
                 session = cluster.session(cluster.names[turn % 3])
-                session.send("SUBSCRIBE", "y%d" % turn, "x")
+                session.send("SUBSCRIBE", f"y{turn}", "x")
                 assert [(await session.reply())[0] for _ in range(2)] == [b"subscribe"] * 2
                 assert await session.reply() == [b"message", b"x", b"m"]
                 session.connection.close()

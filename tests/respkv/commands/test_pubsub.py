@@ -225,9 +225,7 @@ def test_a_key_that_lives_longer_by_now_is_told_when_that_is_over() -> None:
         stage.sleep(2.5)
         assert heard(listener, stage) == []
         stage.sleep(4)
-        assert heard(listener, stage) == [
-            '>["pmessage", "__key*", "__keyevent@0__:expired", "k"]'
-        ]
+        assert heard(listener, stage) == ['>["pmessage", "__key*", "__keyevent@0__:expired", "k"]']
         stage.sleep(4)
         assert heard(listener, stage) == []
 
