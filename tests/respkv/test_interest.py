@@ -180,6 +180,31 @@ def test_a_subscription_waits_for_a_silent_node_no_longer_than_its_time() -> Non
         assert await session.reply() == [b"message", b"x", b"m"]
 
 
+def test_a_confirmation_waits_until_a_slow_node_knows() -> None:
+    @clustered(nodes=3)
+    async def _(cluster: Cluster) -> None:
+        slow = interests(cluster, "a")
+        take = slow._take_want
+
+        async def take_later(peer: str, message: list[bytes]) -> None:
+            await trio.sleep(0.3)
+            take(peer, message)
+            cluster.node("a").front.tick([])
+
+        async with trio.open_nursery() as nursery:
+            slow._take_want = lambda *what: nursery.start_soon(take_later, *what)  # type: ignore[method-assign]
+            for word, publish in (("SUBSCRIBE", "PUBLISH"), ("SSUBSCRIBE", "SPUBLISH")):
+                started = trio.current_time()
+                session = await listening(cluster, "b", "x", word=word)
+                assert trio.current_time() - started >= 0.3
+                assert await cluster.ask("a", publish, "x", "m") == 1
+                assert (await session.reply())[1:] == [b"x", b"m"]
+            # What is known already is confirmed at once.
+            started = trio.current_time()
+            await listening(cluster, "b", "x")
+            assert trio.current_time() - started < 0.3
+
+
 def test_a_lost_announcement_is_repeated() -> None:
     @clustered(nodes=3)
     async def _(cluster: Cluster) -> None:
@@ -267,6 +292,12 @@ def test_a_transaction_that_another_node_executes_is_said_in_its_client_s_order(
         for listener in listeners:
             heard = [int((await listener.reply())[2]) for _ in range(number)]
             assert all(after == before + 1 for before, after in pairwise(heard))
+        assert cluster.node("a").peers.dispatch.forwarding.forwarded_total > 0  # type: ignore[union-attr]
+        for name in cluster.names:  # All was said by the client's own node.
+            said = {
+                peer for peer, heard in interests(cluster, name)._heard.items() if heard.said > 0
+            }
+            assert said <= {"a"}
 
 
 def test_events_of_a_cluster_are_said_once_by_the_node_that_executed() -> None:
