@@ -118,9 +118,7 @@ class Context:
             raise WRONG_TYPE
         return raw[EXPIRY_HEADER_BYTES if kind & HAS_EXPIRY else HEADER_BYTES :]
 
-    def find(
-        self, key: Key, *, db: int | None = None, is_told: bool = True
-    ) -> Version | None:
+    def find(self, key: Key, *, db: int | None = None, is_told: bool = True) -> Version | None:
         """The winning live version of a key, or None. `db` is physical. Counts a hit or a miss. Raises PageFault.
 
         Unless `is_told`, a miss is no event.
