@@ -11,7 +11,7 @@ the log is as durable as the configuration asks for.
     participant    other nodes' rounds                           cluster/participant.py
     membership     who can be reached                            cluster/membership.py
     exchange       what was missed                               cluster/exchange.py
-    interests      messages that clients publish                 respkv/interest.py
+    audiences      messages that clients publish                 respkv/audience.py
 
     STATE is_complete           to each peer, when it is connected and when it changes
 
@@ -62,7 +62,7 @@ from engine.store import PageFault
 from respkv.dispatch import Dispatch
 from respkv.forwarding import VERBS
 from respkv.gather import Gather
-from respkv.interest import Interests
+from respkv.audience import Audiences
 
 if TYPE_CHECKING:
     from cluster.replica import Replica
@@ -142,7 +142,7 @@ class Peers:
             promise=self.promise,
         )
         self.gather = self.dispatch.gather = Gather(self)
-        self.interests = node.pubsub.interests = Interests(
+        self.audiences = node.pubsub.audiences = Audiences(
             node, node.pubsub, self.transport, timeout_s=settings.timeout_ms / 1000
         )
         node.pubsub.message_bytes_max = self.dispatch.message_bytes_max
@@ -186,7 +186,7 @@ class Peers:
             elif verb.startswith(b"GATHER."):
                 self.gather.receive(peer, message)
             elif verb.startswith(b"PUBSUB."):
-                self.interests.receive(peer, message)
+                self.audiences.receive(peer, message)
             elif verb == STATE:
                 is_complete = message[1] == b"1"
                 if self.topology.mark_complete(peer, is_complete=is_complete):
@@ -206,7 +206,7 @@ class Peers:
         self._act(self.membership.connected(peer, self.node.monotonic_s()))
         self._tell_state(peer)
         self.exchange.connected(peer)
-        self.interests.connected(peer)
+        self.audiences.connected(peer)
         self._has_exchange_work = True
 
     def disconnected(self, peer: NodeId, *, is_refused: bool) -> None:
@@ -214,7 +214,7 @@ class Peers:
         now_s = self.node.monotonic_s()
         self._act(self.membership.disconnected(peer, now_s, is_refused=is_refused))
         self.exchange.disconnected(peer)
-        self.interests.disconnected(peer)
+        self.audiences.disconnected(peer)
         self._lose(peer)
 
     def _act(self, events: Sequence[Event]) -> None:
@@ -289,7 +289,7 @@ class Peers:
             else:
                 self._promises += [(position, peer, answer) for peer, answer in promises]
                 self.node.want_sync()
-        self.interests.flush()
+        self.audiences.flush()
         self.transport.flush()
 
     def release(self, position: int) -> None:
@@ -327,7 +327,7 @@ class Peers:
         self.coordinator.tick(now_s)
         self.dispatch.forwarding.tick(now_s)
         self.gather.tick(now_s)
-        self.interests.tick(now_s)
+        self.audiences.tick(now_s)
         self.exchange.tick(now_s)
         self._has_exchange_work = True
         if not self.replica.is_complete:

@@ -1,7 +1,7 @@
 """Publish/subscribe: who listens to what, and the way of a message to the sessions that do.
 
 It keeps nothing that was said: who does not listen at the moment of a message never hears it. Nor does it
-know other nodes' clients one by one: `respkv/interest.py` tells which nodes want a message, and how many
+know other nodes' clients one by one: `respkv/audience.py` tells which nodes want a message, and how many
 clients listen there.
 
 There are three kinds of names. A *channel* is a name that messages are published to; a *pattern* is a glob
@@ -39,7 +39,7 @@ from respkv.session import CLOSING, LARGE_REPLY_BYTES, SUBSCRIBED, Session
 
 if TYPE_CHECKING:
     from cluster.ring import NodeId
-    from respkv.interest import Interests
+    from respkv.audience import Audiences
     from respkv.node import Node
 
 Kind = bytes  # One of the next four.
@@ -103,7 +103,7 @@ class PubSub:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self.interests: Interests | None = None  # Of a member of a cluster.
+        self.audiences: Audiences | None = None  # Of a member of a cluster.
         # False: held, it gets nothing yet.
         self._sessions: dict[Kind, dict[Name, dict[Session, bool]]] = {
             kind: {} for kind in NAME_KINDS
@@ -185,8 +185,8 @@ class PubSub:
 
     def _changed(self, kind: Kind, name: Name) -> None:
         self.forget_routes()
-        if self.interests is not None:
-            self.interests.changed(kind, name, len(self._sessions[kind].get(name, ())))
+        if self.audiences is not None:
+            self.audiences.changed(kind, name, len(self._sessions[kind].get(name, ())))
         if not self.has_listeners or len(self._sessions[kind]) <= 1:
             self._node.notifier.look()
 
@@ -198,9 +198,9 @@ class PubSub:
     @property
     def has_listeners(self) -> bool:
         """Whether a message to any channel might be heard, here or at another node."""
-        sessions, interests = self._sessions, self.interests
+        sessions, audiences = self._sessions, self.audiences
         return bool(sessions[CHANNEL] or sessions[PATTERN]) or (
-            interests is not None and interests.has_remote
+            audiences is not None and audiences.has_remote
         )
 
     def names(self, kind: Kind) -> list[Name]:
@@ -218,8 +218,8 @@ class PubSub:
         routes = self._shard_routes if kind == SHARD else self._routes
         route = routes.get(channel) or self._find_route(kind, channel)
         if route.peers:
-            assert self.interests is not None
-            self.interests.send(route.peers, kind, channel, payload)
+            assert self.audiences is not None
+            self.audiences.send(route.peers, kind, channel, payload)
         self._deliver(route, kind, channel, payload)
         return route.count
 
@@ -228,10 +228,10 @@ class PubSub:
         routes = self._shard_routes if kind == SHARD else self._routes
         route = routes.get(channel) or self._find_route(kind, channel)
         if route.peers:
-            assert self.interests is not None
+            assert self.audiences is not None
             if len(channel) + len(payload) > self.message_bytes_max:
                 raise TOO_LARGE
-            if self.interests.is_full(route.peers):
+            if self.audiences.is_full(route.peers):
                 raise TOO_BUSY
         return route.count
 
@@ -263,11 +263,11 @@ class PubSub:
         """Publish a keyspace event. One that the bus has no room for is lost for the other nodes."""
         route = self._routes.get(channel) or self._find_route(CHANNEL, channel)
         if route.peers:
-            assert self.interests is not None
-            if self.interests.is_full(route.peers):
-                self.interests.dropped_total += 1
+            assert self.audiences is not None
+            if self.audiences.is_full(route.peers):
+                self.audiences.dropped_total += 1
             else:
-                self.interests.send(route.peers, CHANNEL, channel, payload)
+                self.audiences.send(route.peers, CHANNEL, channel, payload)
         self._deliver(route, CHANNEL, channel, payload)
 
     def _deliver(self, route: Route, kind: Kind, channel: Name, payload: bytes) -> None:
@@ -324,8 +324,8 @@ class PubSub:
                             count += 1
                     patterns.append((pattern, matching))
         peers: tuple[NodeId, ...] = ()
-        if self.interests is not None:
-            peers, remote_count = self.interests.wanted(
+        if self.audiences is not None:
+            peers, remote_count = self.audiences.wanted(
                 SHARD if is_shard else CHANNEL, channel, self.matches
             )
             count += remote_count

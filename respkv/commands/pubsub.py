@@ -1,7 +1,7 @@
 """Publish/subscribe: SUBSCRIBE, PUBLISH and their sisters. Who gets what is decided in `respkv/pubsub.py`.
 
 SUBSCRIBE and UNSUBSCRIBE answer a message for each name, and that is sent even where CLIENT REPLY says not to
-answer. In a cluster a subscription is confirmed when the other nodes know of it (`respkv/interest.py`).
+answer. In a cluster a subscription is confirmed when the other nodes know of it (`respkv/audience.py`).
 
 Core.
 """
@@ -27,22 +27,22 @@ SHARD_CHANNELS: Final = Keys(1, -1, 1, "NOT_KEY")
 
 def _subscribe(ctx: Context, kind: Kind, word: bytes, names: tuple[Name, ...]) -> Reply:
     session, pubsub = ctx.session, ctx.node.pubsub
-    interests = pubsub.interests
+    audiences = pubsub.audiences
     pubsub.check_room(session, kind, names)
     own = session.subscriptions
     known = {} if own is None else own.names[kind]
     added = [name for name in dict.fromkeys(names) if name not in known]
-    is_held = interests is not None and not ctx.is_atomic
+    is_held = audiences is not None and not ctx.is_atomic
     parts = []
     for name in names:
         count = pubsub.subscribe(session, kind, name, is_held=is_held)
         parts.append(confirmation(word, name, count, resp3=session.is_resp3))
     reply = Pushed(b"".join(parts))
     if is_held and added:
-        assert interests is not None
-        number = interests.must_hold(kind, added)
+        assert audiences is not None
+        number = audiences.must_hold(kind, added)
         if number:
-            interests.hold(session, kind, added, reply, number)
+            audiences.hold(session, kind, added, reply, number)
             raise Block(None, reply, is_blocking=False)
         pubsub.activate(session, kind, added)
     return reply
@@ -160,7 +160,7 @@ container("PUBSUB", since="2.8.0", group="pubsub", summary="Commands about who l
 
 def _is_whole(ctx: Context) -> bool:
     """The client port stands for the whole cluster, the cluster port for this node."""
-    return ctx.node.pubsub.interests is not None and not ctx.session.is_cluster
+    return ctx.node.pubsub.audiences is not None and not ctx.session.is_cluster
 
 
 def _names(ctx: Context, kind: Kind, patterns: tuple[bytes, ...]) -> Reply:
@@ -168,8 +168,8 @@ def _names(ctx: Context, kind: Kind, patterns: tuple[bytes, ...]) -> Reply:
         raise unknown_or_malformed("PUBSUB", ctx.args[1])
     pubsub = ctx.node.pubsub
     names = pubsub.names(kind)
-    if pubsub.interests is not None and _is_whole(ctx):
-        names = sorted(pubsub.interests.known_names(kind).union(names))
+    if pubsub.audiences is not None and _is_whole(ctx):
+        names = sorted(pubsub.audiences.known_names(kind).union(names))
     if patterns:
         names = list(filter(matcher(patterns[0]), names))
     return list(names)
@@ -180,8 +180,8 @@ def _counts(ctx: Context, kind: Kind, names: tuple[Name, ...]) -> Reply:
     reply: list[Reply] = []
     for name in names:
         count = pubsub.local_count(kind, name)
-        if pubsub.interests is not None and _is_whole(ctx):
-            count += pubsub.interests.known_count(kind, name)
+        if pubsub.audiences is not None and _is_whole(ctx):
+            count += pubsub.audiences.known_count(kind, name)
         reply += (name, count)
     return reply
 
@@ -212,8 +212,8 @@ def pubsub_numpat(ctx: Context) -> Reply:
     """Answer how many patterns clients have subscribed to."""
     pubsub = ctx.node.pubsub
     names = pubsub.names(PATTERN)
-    if pubsub.interests is not None and _is_whole(ctx):
-        return len(pubsub.interests.known_names(PATTERN).union(names))
+    if pubsub.audiences is not None and _is_whole(ctx):
+        return len(pubsub.audiences.known_names(PATTERN).union(names))
     return len(names)
 
 

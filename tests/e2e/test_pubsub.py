@@ -1,7 +1,7 @@
 """Publish/subscribe with real clients and real processes: one node, and a cluster of three of which one may die.
 
 Not what is answered byte by byte (`tests/respkv/commands/test_pubsub.py`), nor which messages of the bus do it
-(`tests/respkv/test_interest.py`). What libraries make of it must be what they make of Redis, and while no
+(`tests/respkv/test_audience.py`). What libraries make of it must be what they make of Redis, and while no
 node fails every listener hears every publisher in order. `python -m bench.pubsub` does the same with 1,000 listeners.
 """
 

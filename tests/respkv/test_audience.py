@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import trio
 
-from respkv.interest import Interests
+from respkv.audience import Audiences
 from tests.respkv.gather_harness import Cluster, Session, clustered
 
 
-def interests(cluster: Cluster, name: str) -> Interests:
+def audiences(cluster: Cluster, name: str) -> Audiences:
     peers = cluster.node(name).peers
     assert peers is not None
-    return peers.interests
+    return peers.audiences
 
 
 async def listening(
@@ -170,7 +170,7 @@ def test_a_subscription_waits_for_a_silent_node_no_longer_than_its_time() -> Non
     @clustered(nodes=3)
     async def _(cluster: Cluster) -> None:
         started = trio.current_time()
-        silent = interests(cluster, "a")
+        silent = audiences(cluster, "a")
         silent._take_want = lambda *_: None  # type: ignore[method-assign]
         session = await listening(cluster, "b", "x")
         waited = trio.current_time() - started
@@ -183,7 +183,7 @@ def test_a_subscription_waits_for_a_silent_node_no_longer_than_its_time() -> Non
 def test_a_confirmation_waits_until_a_slow_node_knows() -> None:
     @clustered(nodes=3)
     async def _(cluster: Cluster) -> None:
-        slow = interests(cluster, "a")
+        slow = audiences(cluster, "a")
         take = slow._take_want
 
         async def take_later(peer: str, message: list[bytes]) -> None:
@@ -208,7 +208,7 @@ def test_a_confirmation_waits_until_a_slow_node_knows() -> None:
 def test_a_lost_announcement_is_repeated() -> None:
     @clustered(nodes=3)
     async def _(cluster: Cluster) -> None:
-        deaf = interests(cluster, "a")
+        deaf = audiences(cluster, "a")
         take, deaf._take_want = deaf._take_want, lambda *_: None  # type: ignore[method-assign]
         await listening(cluster, "b", "lost")
         deaf._take_want = take  # type: ignore[method-assign]
@@ -219,12 +219,12 @@ def test_a_lost_announcement_is_repeated() -> None:
 
 
 def test_a_node_that_wants_too_much_wants_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("respkv.interest.NAMES_BYTES_MAX", 2000)
+    monkeypatch.setattr("respkv.audience.NAMES_BYTES_MAX", 2000)
 
     @clustered(nodes=3)
     async def _(cluster: Cluster) -> None:
         session = await listening(cluster, "b", *(f"ch{n}" for n in range(100)))
-        known = interests(cluster, "a")._heard["b"]
+        known = audiences(cluster, "a")._heard["b"]
         assert known.wants_everything
         assert not known.counts[b"c"]
         await cluster.ask("a", "PUBLISH", "ch77", "m")
@@ -245,12 +245,12 @@ def test_while_a_node_takes_nothing_publishers_are_refused_and_events_dropped(
         session = await listening(cluster, "b", "x", "__keyevent@0__:set")
         assert await cluster.ask("a", "CONFIG", "SET", "notify-keyspace-events", "KEA") == b"OK"
         with monkeypatch.context() as full:
-            full.setattr("respkv.interest.QUEUE_BYTES_MAX", -1)
+            full.setattr("respkv.audience.QUEUE_BYTES_MAX", -1)
             refused = await cluster.ask("a", "PUBLISH", "x", "m")
             assert refused.startswith("-BUSY")
             assert await cluster.ask("a", "PUBLISH", "nobody", "m") == 0
-            interests(cluster, "a")._pubsub.publish_event(b"__keyevent@0__:set", b"k")
-            assert interests(cluster, "a").dropped_total == 1
+            audiences(cluster, "a")._pubsub.publish_event(b"__keyevent@0__:set", b"k")
+            assert audiences(cluster, "a").dropped_total == 1
         assert await cluster.ask("a", "PUBLISH", "x", "m2") == 1
         assert await session.reply() == [b"message", b"x", b"m2"]
 
@@ -259,7 +259,7 @@ def test_batches_that_come_twice_or_late_are_dropped() -> None:
     @clustered(nodes=3)
     async def _(cluster: Cluster) -> None:
         session = await listening(cluster, "b", "x")
-        at = interests(cluster, "b")
+        at = audiences(cluster, "b")
         number = at._heard["a"].said + 5 if at._heard["a"].said > 0 else 5
         messages: list[Any] = [
             [b"PUBSUB.SAID", b"%d" % (number + n), b"c", b"x", b"%d" % n] for n in (1, 1, 3, 2, 4)
@@ -295,7 +295,7 @@ def test_a_transaction_that_another_node_executes_is_said_in_its_client_s_order(
         assert cluster.node("a").peers.dispatch.forwarding.forwarded_total > 0  # type: ignore[union-attr]
         for name in cluster.names:  # All was said by the client's own node.
             said = {
-                peer for peer, heard in interests(cluster, name)._heard.items() if heard.said > 0
+                peer for peer, heard in audiences(cluster, name)._heard.items() if heard.said > 0
             }
             assert said <= {"a"}
 

@@ -1,4 +1,4 @@
-"""Interest: which nodes want which messages, and how messages get there.
+"""Audience: which nodes want which messages, and how messages get there.
 
 It knows names and counts, not clients (`respkv/pubsub.py`). Each node tells the others what its clients
 listen to, so that a message goes to the nodes that want it and to no other:
@@ -91,7 +91,7 @@ class Hold:
     deadline_s: float
 
 
-class Interests:
+class Audiences:
     """One per node of a cluster."""
 
     def __init__(
