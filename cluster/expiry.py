@@ -24,6 +24,9 @@ class ExpiryIndex:
         self._rows: dict[int, list[tuple[Slot, Row]]] = {}
         self._seconds: list[int] = []  # A heap of the keys of `_rows`.
 
+    def __contains__(self, row: Row) -> bool:
+        return row in self._second_of
+
     def __len__(self) -> int:
         return len(self._second_of)
 

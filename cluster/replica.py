@@ -145,6 +145,8 @@ class Replica:
         self.before_hearing: Callable[[], None] = lambda: None
         # Called with each row that others have changed, while somebody wants to know.
         self.others_changed: Callable[[Row], None] | None = None
+        # Called with each row that may have expired now, before its memory is given back.
+        self.expiry_came: Callable[[Slot, Row], None] | None = None
         # Whether a row holds a write of this node that may be taken back: then nobody is told of it.
         self.is_undecided: Callable[[Slot, Row], bool] = lambda slot, row: False
         # Called with each row that may have got several versions by a join.
@@ -676,6 +678,8 @@ class Replica:
         count = 0
         again = []
         for slot, row in self.expiry.due(now_ms):
+            if self.expiry_came is not None:
+                self.expiry_came(slot, row)
             if self.store.forget(slot, row, now_ms):
                 count += 1
             else:

@@ -115,6 +115,7 @@ class Command:
     )
     is_write: bool = False
     is_unchecked: bool = False
+    is_keyed: bool = False  # It has keys, and not only shard channels, which are placed like keys.
     lane: Lane | None = None  # Does a run of plain calls at once (`respkv/lane.py`).
     calls: int = 0
     elapsed_ns: int = 0
@@ -148,7 +149,8 @@ class Command:
 
 
 # Their commands may change the session's mode, protocol or database, so they take the long way.
-SESSION_GROUPS: Final = ("connection", "server", "transactions")
+SESSION_GROUPS: Final = ("connection", "server", "transactions", "pubsub")
+PLAIN_IN_THEM: Final = ("PING", "ECHO", "PUBLISH", "SPUBLISH")
 
 
 class CommandTable:
@@ -238,10 +240,11 @@ def command(
                 acl=acl,
                 is_sliced=inspect.isgeneratorfunction(handler),
                 is_plain=not inspect.isgeneratorfunction(handler)
-                and (group not in SESSION_GROUPS or name in ("PING", "ECHO"))
+                and (group not in SESSION_GROUPS or name in PLAIN_IN_THEM)
                 and "|" not in name,
                 is_write=Flag.WRITE in flags,
                 is_unchecked=Flag.UNCHECKED in flags,
+                is_keyed=bool(keys) and Flag.PUBSUB not in flags,
                 lane=lane,
             )
         )

@@ -25,7 +25,7 @@ import fnmatch
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import ClassVar, NoReturn, Protocol
 
 from respkv.sections import SETTINGS, Config, conflict_of
 from respkv.setting import ConfigError, Rejected, Setting
@@ -109,21 +109,20 @@ class Constant:
 class OutputBufferLimit:
     """`client-output-buffer-limit`: class, hard limit, soft limit, soft seconds, once or more.
 
-    Our limits hold for every client and stand under `normal`; the other classes have none of
-    their own.
+    The class `pubsub` has the settings of clients with subscriptions, `normal` those of all others.
     """
 
     is_live = True
-    _OTHERS = ("slave", "replica", "pubsub")
+    _SECTIONS: ClassVar = {"normal": "client", "pubsub": "pubsub"}
+    _KEYS = ("output_buffer_bytes_max", "output_buffer_soft_bytes", "output_buffer_soft_s")
+    _OTHERS = ("slave", "replica")
 
     def show(self, config: Config) -> str:
-        client = config.client
-        ours = (
-            client.output_buffer_bytes_max,
-            client.output_buffer_soft_bytes,
-            client.output_buffer_soft_s,
+        normal, pubsub = (
+            " ".join(str(config.get(f"{section}.{key}")) for key in self._KEYS)
+            for section in self._SECTIONS.values()
         )
-        return "normal {} {} {} slave 0 0 0 pubsub 0 0 0".format(*ours)
+        return f"normal {normal} slave 0 0 0 pubsub {pubsub}"
 
     def read(self, text: str) -> dict[str, object]:
         words = text.split()
@@ -132,19 +131,18 @@ class OutputBufferLimit:
         values: dict[str, object] = {}
         for i in range(0, len(words), 4):
             name, limits = words[i].lower(), words[i + 1 : i + 4]
-            if name == "normal":
-                values |= self._read_normal(limits)
+            if name in self._SECTIONS:
+                values |= self._read_class(self._SECTIONS[name], limits)
             elif name not in self._OTHERS:
                 raise Rejected("Invalid client class specified in buffer limit configuration.")
             elif limits != ["0", "0", "0"]:
-                raise Rejected("only the class normal has limits here, which hold for all clients")
+                raise Rejected("only the classes normal and pubsub have limits here")
         return values
 
-    def _read_normal(self, limits: list[str]) -> dict[str, object]:
+    def _read_class(self, section: str, limits: list[str]) -> dict[str, object]:
         values: dict[str, object] = {}
-        keys = ("output_buffer_bytes_max", "output_buffer_soft_bytes", "output_buffer_soft_s")
-        for key, text in zip(keys, limits, strict=True):
-            name = f"client.{key}"
+        for key, text in zip(self._KEYS, limits, strict=True):
+            name = f"{section}.{key}"
             try:
                 values[name] = SETTINGS[name].kind.from_redis(text)
             except Rejected as rejected:
@@ -165,7 +163,6 @@ def _options() -> dict[str, Option]:
     options["save"] = Constant("", "every write is in the commit log, there are no RDB files")
     options["appendonly"] = Constant("yes", "the commit log cannot be switched off")
     options["maxmemory-policy"] = Constant("noeviction", "this is a store, it evicts nothing")
-    options["notify-keyspace-events"] = Constant("", "keyspace events are not published")
     options["databases"] = Constant("16", "it is fixed", is_live=False)
     options["cluster-enabled"] = Constant("no", "it is fixed", is_live=False)
     return options | {name: OwnName(setting) for name, setting in SETTINGS.items()}

@@ -46,6 +46,7 @@ from respkv.reply import WRONG_TYPE, ReplyError
 if TYPE_CHECKING:
     from respkv.node import Node
     from respkv.policy_match import Policies
+    from respkv.pubsub import Message
     from respkv.session import Session
 
 NO_EFFECTS: Final[dict[Row, Effect]] = {}
@@ -58,8 +59,8 @@ class Context:
     """One per runner; bound to a session and a time before each batch of commands."""
 
     __slots__ = (
-        "args", "below", "beside", "counts", "db", "effects", "flushed", "hits", "is_atomic", "misses", "node",
-        "now_ms", "policies", "replica", "rng", "session", "store",
+        "args", "below", "beside", "counts", "db", "effects", "flushed", "hits", "is_atomic", "messages", "misses",
+        "node", "notifies", "now_ms", "policies", "replica", "rng", "session", "store",
     )  # fmt: skip
 
     def __init__(self, node: Node, replica: Replica, rng: Random) -> None:
@@ -82,6 +83,9 @@ class Context:
         self.is_atomic = False  # Inside EXEC: sliced work runs to its end.
         self.hits = 0
         self.misses = 0
+        # What is published when this command is committed: keyspace events, and what EXEC publishes.
+        self.messages: list[Message] = []
+        self.notifies = 0  # The classes of events that are published; 0: nobody listens.
 
     def bind(self, session: Session, now_ms: int) -> None:
         self.session = session
@@ -101,7 +105,7 @@ class Context:
         if raw is None:
             raw = self.store.lookup(slot, row)
             if raw is None:
-                self.misses += 1
+                self.miss(key)
                 return None
         if raw[0] == STRING:
             self.hits += 1
@@ -113,7 +117,7 @@ class Context:
             self._refuse_siblings(self.policies, key)
         raw = self.locate(key)[2]
         if raw is None:
-            self.misses += 1
+            self.miss(key)
             return None
         self.hits += 1
         kind = raw[0]
@@ -138,10 +142,15 @@ class Context:
                 f"SIBLINGS {count} versions of this key did not see each other: KV.GET shows all of them"
             )
 
-    def find(self, key: Key, *, db: int | None = None) -> Version | None:
-        """The winning live version of a key, or None. `db` is physical. Counts a hit or a miss. Raises PageFault."""
+    def find(self, key: Key, *, db: int | None = None, is_told: bool = True) -> Version | None:
+        """The winning live version of a key, or None. `db` is physical. Counts a hit or a miss. Raises PageFault.
+
+        Unless `is_told`, a miss is no event.
+        """
         version = self.peek(key, db=db)
-        if version is None:
+        if version is None and is_told:
+            self.miss(key)
+        elif version is None:
             self.misses += 1
         else:
             self.hits += 1
@@ -282,7 +291,32 @@ class Context:
         mapping[a], mapping[b] = mapping[b], mapping[a]
         self.effects[DATABASES_ROW] = (SYSTEM_SLOT, STRING, 0, bytes(mapping))
 
+    def miss(self, key: Key) -> None:
+        """A read has found nothing: count that, and tell of it."""
+        self.misses += 1
+        if self.notifies:
+            self.node.notifier.note_miss(self, key)
+
+    # Keyspace events: to be called if `notifies` is not 0, and before the write
+
+    def notify(self, kind: int, event: bytes, key: Key, *, db: int | None = None) -> None:
+        """Tell of an event of a class (`respkv/notification.py`) once the command is committed."""
+        self.node.notifier.note(self, kind, event, key, self.db if db is None else db)
+
+    def notify_put(self, kind: int, event: bytes, key: Key, *, db: int | None = None) -> None:
+        """As `notify`, of a key that is about to be written, and may be new. Raises PageFault."""
+        db = self.db if db is None else db
+        self.node.notifier.note_before_put(self, key, db)
+        self.node.notifier.note(self, kind, event, key, db)
+
     # The runner's side
+
+    def take_messages(self) -> list[Message]:
+        """What the command that was committed has to say."""
+        messages = self.messages
+        if messages:
+            self.messages = []
+        return messages
 
     def commit(self, written: list[tuple[Slot, Row, bytes]] | None = None) -> None:
         """Mint dots for the buffered writes and hand them to the replica, in order.
@@ -310,6 +344,8 @@ class Context:
             self.beside = {}
         if self.flushed:
             self.flushed.clear()
+        if self.messages:
+            self.messages = []
 
 
 __all__ = ["EXPIRY_HEADER_BYTES", "HAS_EXPIRY", "Context", "Effect"]

@@ -164,7 +164,7 @@ class Dispatch:
         if self.node.runner.is_paused is not None and self._must_pause(session, command):
             return False
         mode = session.mode & ~HARMLESS_MODES
-        if command is None or mode or not (command.keys or is_exec):
+        if command is None or mode or not (command.is_keyed or is_exec):
             if is_exec and mode == IN_MULTI and len(args) == 1:
                 return self._take_exec(session, now_ms)
             if command is not None and (
@@ -486,6 +486,10 @@ class Dispatch:
             operation.attempt += 1
             self.execution.execute(operation)
             return
+        if operation.messages:
+            operation.messages = self.node.pubsub.say(
+                operation.messages, is_forwarded=operation.origin is not None
+            )
         command = operation.command
         elapsed_ns = self.node.clock_ns() - operation.started_ns
         command.calls += 1

@@ -157,6 +157,7 @@ class Execution:
             return
         finally:
             context.store.pinned = {}
+        operation.messages = context.take_messages()
         is_resp3 = session.is_resp3 if transaction is not None else operation.is_resp3
         operation.data = encode(reply, resp3=is_resp3)
         if command.name == "WATCH" and not operation.data.startswith(b"-"):

@@ -6,7 +6,7 @@
                                                        tracks what it reads; quorums: "R W", as the sender has decided
     FORWARD.EXEC number ms begin db mode time quorums packed
                                                        packed: commands and watches, MessagePack
-    REPLY number bytes                                 RESP, ready for the client
+    REPLY number bytes (kind channel payload)*         RESP, ready for the client, and what EXEC has published
     REFUSED number reason                              it was not executed
     FORWARD.SETS number ms begin db (key value)*       plain SETs with the usual quorums
     REPLY.SETS number (index error)*                   all were done, but for these
@@ -122,6 +122,9 @@ class Forwarding:
             if operation is not None:
                 operation.is_over = True
                 operation.data = message[2]
+                if len(message) > 3:
+                    said = message[3:]
+                    self.node.pubsub.say(list(zip(said[::3], said[1::3], said[2::3], strict=True)))
                 if operation.command.name == "WATCH":
                     self._dispatch.execution.take_watched(operation)
                 elif operation.transaction is not None and operation.data[1:2].isdigit():
@@ -411,7 +414,8 @@ class Forwarding:
         """Send the reply of an operation that another node had forwarded."""
         assert operation.origin is not None
         peer, number = operation.origin
-        answer = (REPLY, number, operation.data)
+        said = [part for each in operation.messages for part in each]
+        answer = (REPLY, number, operation.data, *said)
         seen = self._seen.get(peer)
         if seen is not None and number in seen:
             seen[number] = answer

@@ -12,7 +12,9 @@ ended) are served again in the next tick.
 Backpressure, per client: beyond `output_buffer_soft_bytes` of replies that it has not read, or that
 wait for the disk, nothing more is executed for it until they have left; if it reads nothing for
 `output_buffer_soft_s` it is closed, and beyond `output_buffer_bytes_max` at once (one reply may be
-larger). A client that cannot be served at the moment is *behind*: what it sends is put aside in
+larger). Clients with subscriptions have limits of their own, in `[pubsub]`: they are closed at the
+hard one, or when they have been beyond the soft one for a time, whatever they read. A client that
+cannot be served at the moment is *behind*: what it sends is put aside in
 `unparsed` as it came (parsed commands take many times the memory of their bytes), and beyond
 `UNPARSED_BYTES_MAX` its socket is not read. So a client may send all of a long pipeline before it
 reads the first reply.
@@ -696,7 +698,9 @@ class Front:
             self._stop_reading(connection)
         # One of the oldest pieces may be a huge reply, which must be allowed to leave.
         beyond = session.unsent_bytes - max(map(len, islice(connection.unsent, 2)))
-        if beyond > self.node.config.client.output_buffer_bytes_max:
+        config = self.node.config
+        limits = config.client if session.subscriptions is None else config.pubsub
+        if beyond > limits.output_buffer_bytes_max:
             self._close_for_output(connection)
 
     def _close_for_output(self, connection: Connection) -> None:
@@ -853,7 +857,11 @@ class Front:
         now_s = self.node.monotonic_s()
         for connection in list(self.connections.values()):
             session = connection.session
-            if connection.unsent and config.output_buffer_soft_bytes:
+            if session.subscriptions is not None:
+                if self._is_slow_subscriber(session, now_s):
+                    self._close_for_output(connection)
+                    continue
+            elif connection.unsent and config.output_buffer_soft_bytes:
                 is_over = (
                     session.unsent_bytes > config.output_buffer_soft_bytes
                     or session.queue
@@ -868,12 +876,26 @@ class Front:
                 config.idle_timeout_s
                 and now_s - last_s > config.idle_timeout_s
                 and not session.mode & (WAITING | MONITORING)
+                and session.subscriptions is None
             ):
                 self.close(connection)
         if self._is_full:
             self._is_full = False
             for fd in self._listeners:
                 self._poller.modify(fd, READ)
+
+    def _is_slow_subscriber(self, session: Session, now_s: float) -> bool:
+        """Whether a client with subscriptions has had too much to read for too long, as Redis counts it."""
+        limits, own = self.node.config.pubsub, session.subscriptions
+        if not limits.output_buffer_soft_bytes or (
+            session.unsent_bytes <= limits.output_buffer_soft_bytes
+        ):
+            own.over_since_s = 0.0
+        elif not own.over_since_s:
+            own.over_since_s = now_s
+        elif now_s - own.over_since_s >= limits.output_buffer_soft_s:
+            return True
+        return False
 
     def stop_listening(self) -> None:
         """Take no more clients, and no more of those that are here: what they have asked for is finished."""

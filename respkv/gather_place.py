@@ -23,6 +23,8 @@ def places_of(
     """The rows of a command; `db` is the physical database that it runs in."""
     if PARTS.get(args[0]) is command:
         return places_of_part(command, args)
+    if not command.is_keyed:
+        return []
     places = [(slot_of(args[at]), row_of(db, args[at])) for at in command.key_positions(args)]
     if command.name in ("MOVE", "COPY"):
         other = _named_database(command.name, args, databases)

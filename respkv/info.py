@@ -28,6 +28,7 @@ from engine.damage import LostDataError
 from respkv.command import TABLE
 from respkv.histogram import Histogram
 from respkv.keyspace import Counts
+from respkv.pubsub import CHANNEL, PATTERN, SHARD
 from respkv.version import REDIS_VERSION, VERSION
 
 if TYPE_CHECKING:
@@ -277,9 +278,9 @@ def _stats(node: Node) -> Fields:
         "current_eviction_exceeded_time": 0,
         "keyspace_hits": context.hits,
         "keyspace_misses": context.misses,
-        "pubsub_channels": 0,
-        "pubsub_patterns": 0,
-        "pubsubshard_channels": 0,
+        "pubsub_channels": len(node.pubsub.names(CHANNEL)),
+        "pubsub_patterns": len(node.pubsub.names(PATTERN)),
+        "pubsubshard_channels": len(node.pubsub.names(SHARD)),
         "latest_fork_usec": 0,
         "total_forks": 0,
         "migrate_cached_sockets": 0,

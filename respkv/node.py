@@ -57,11 +57,13 @@ from respkv.context import DATABASES_ROW, Context
 from respkv.front import Front
 from respkv.histogram import Histogram
 from respkv.latency import LatencyMonitor
+from respkv.notification import Notifier
 from respkv.parser import Limits
 from respkv.peers import Peers
 from respkv.policy_match import Policies
 from respkv.poller import EpollPoller, Poller
 from respkv.process import Process, RealProcess, allow_files, boot_id
+from respkv.pubsub import PubSub
 from respkv.reply import Reply, ReplyError
 from respkv.runner import Runner
 from respkv.saves import Kind, Saves
@@ -155,6 +157,8 @@ class Node:
         )
         self.tracking = Tracking(self)
         self.siblings = make_siblings(config, secret, replica.origin)
+        self.pubsub = PubSub(self)
+        self.notifier = Notifier(self)
         self.monitors: dict[Session, None] = {}
         self.errors: dict[bytes, int] = {}
         self._refusal: ReplyError | None = None
@@ -279,6 +283,7 @@ class Node:
         """The session has ended."""
         self.runner.forget(session)
         self.tracking.forget(session)
+        self.pubsub.forget(session)
         self.monitors.pop(session, None)
         self.observe_changed()
 
@@ -299,6 +304,7 @@ class Node:
             bool(self.monitors)
             or self.runner.is_paused is not None
             or bool(self.tracking.client_count)
+            or self.context.notifies != 0
             or self._refusal is not None
             or self.unlogged is not None
             or self.runner.is_stalled
@@ -325,6 +331,7 @@ class Node:
                 session.parser.limits = self.limits
         self.latency.configure(self.config.latency.threshold_ms)
         self.slowlog.configure(self.config.slowlog.threshold_us, self.config.slowlog.entries_max)
+        self.notifier.configure(self.config.pubsub.keyspace_events)
         self.front.commands_per_tick_max = client.commands_per_tick_max
         self.store.resize(_store_settings(self.config))
         is_sync_wanted = self.config.log.fsync == "always"

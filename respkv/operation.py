@@ -32,8 +32,9 @@ from respkv.session import Session, Transaction
 if TYPE_CHECKING:
     from respkv.command import Command
     from respkv.dispatch import Dispatch
+    from respkv.pubsub import Message as PublishedMessage
 
-OF_NO_SESSION: Final = frozenset(("SELECT", "PING", "ECHO", "TIME"))
+OF_NO_SESSION: Final = frozenset(("SELECT", "PING", "ECHO", "TIME", "PUBLISH"))
 OPERATIONS_MAX: Final = 1024  # Of one session at the same time.
 Origin = tuple[NodeId, bytes]  # Who forwarded an operation, and its number there.
 
@@ -65,6 +66,7 @@ class Operation(Pending):
         "is_timed",
         "is_tracked",
         "keys",
+        "messages",
         "now_ms",
         "number",
         "origin",
@@ -109,6 +111,7 @@ class Operation(Pending):
         self.slots: tuple[Slot, ...] = ()
         self.keys: tuple[Key, ...] = ()  # Of a plain command. SELECT waits for all of them.
         self.pins: Pins = {}
+        self.messages: list[PublishedMessage] = []  # What it publishes when it is done.
         self.origin: Origin | None = None
         self.parent: Any = None  # A split operation that waits for this one.
         self.phase = Phase.FIRST

@@ -13,8 +13,9 @@ the log is as durable as the configuration asks for.
     exchange       what was missed                               cluster/exchange.py
     interest       CLIENT TRACKING at other nodes                respkv/interest.py
     arrivals       WAIT: who has what was written                cluster/arrival.py
+    audiences      messages that clients publish                 respkv/audience.py
 
-    STATE is_complete           to each peer, when it is connected and when it changes
+    STATE is_complete           to each peer, when it is connected, when it changes, and with each gossip
 
 Core, but for what it is handed: clocks, randomness, the transport.
 """
@@ -62,6 +63,7 @@ from cluster.topology import Topology
 from cluster.transport import Message, Transport
 from engine.errors import DiskFullError, EngineError
 from engine.store import PageFault
+from respkv.audience import Audiences
 from respkv.dispatch import Dispatch
 from respkv.forwarding import VERBS
 from respkv.gather import Gather
@@ -167,6 +169,10 @@ class Peers:
         self.interest = node.tracking.interest = Interest(
             node, self.topology, self.transport, first_id=wall_ms << 10
         )
+        self.audiences = node.pubsub.audiences = Audiences(
+            node, node.pubsub, self.transport, timeout_s=settings.timeout_ms / 1000
+        )
+        node.pubsub.message_bytes_max = self.dispatch.message_bytes_max
         self.is_clock_off = False
         self.received: dict[bytes, int] = {}  # Messages by verb.
         self._promises: deque[Promise] = deque()
@@ -210,6 +216,8 @@ class Peers:
                 self.interest.receive(peer, message)
             elif verb.startswith(ARRIVAL):
                 self.arrivals.receive(peer, message)
+            elif verb.startswith(b"PUBSUB."):
+                self.audiences.receive(peer, message)
             elif verb == STATE:
                 is_complete = message[1] == b"1"
                 if self.topology.mark_complete(peer, is_complete=is_complete):
@@ -230,6 +238,7 @@ class Peers:
         self._tell_state(peer)
         self.exchange.connected(peer)
         self.interest.connected(peer)
+        self.audiences.connected(peer)
         self._has_exchange_work = True
 
     def disconnected(self, peer: NodeId, *, is_refused: bool) -> None:
@@ -237,6 +246,7 @@ class Peers:
         now_s = self.node.monotonic_s()
         self._act(self.membership.disconnected(peer, now_s, is_refused=is_refused))
         self.exchange.disconnected(peer)
+        self.audiences.disconnected(peer)
         self._lose(peer)
 
     def _act(self, events: Sequence[Event]) -> None:
@@ -318,6 +328,7 @@ class Peers:
             else:
                 self._promises += [(position, peer, answer) for peer, answer in promises]
                 self.node.want_sync()
+        self.audiences.flush()
         self.transport.flush()
 
     def release(self, position: int) -> None:
@@ -357,6 +368,8 @@ class Peers:
         if now_s - self._gossiped_s >= self.membership.settings.interval_s:
             self._gossiped_s = now_s
             self._act(self.membership.tick(now_s, self.node.now_ms()))
+            for peer in self.topology.peers:
+                self._tell_state(peer)  # Again: a message may be lost.
             clocks = self.membership.clocks
             self._leads = {peer: clocks.lead_ms(peer) for peer in self.topology.peers}
         self.coordinator.tick(now_s)
@@ -366,6 +379,7 @@ class Peers:
         self.arrivals.tick(now_s)
         self.interest.tick(now_s)
         self.waits.tick()
+        self.audiences.tick(now_s)
         self.exchange.tick(now_s)
         self._has_exchange_work = True
         if not self.replica.is_complete:

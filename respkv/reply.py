@@ -55,6 +55,10 @@ class Encoded(bytes):
     """A reply that is encoded already, the same in RESP2 and RESP3."""
 
 
+class Pushed(Encoded):
+    """Messages that answer a command, and are sent even where CLIENT REPLY says not to answer."""
+
+
 class SetReply(list["Reply"]):
     """Members without order: a set in RESP3, an array in RESP2."""
 

@@ -30,7 +30,17 @@ from respkv.context import NO_EFFECTS, Context
 from respkv.histogram import FINE_SHIFT
 from respkv.lane import BULK_HEADS, CRLF, LENGTHS, OK_BYTES
 from respkv.policy_effect import enforce
-from respkv.reply import NO_REPLY, NULL_ARRAY, OK, QUEUED, Reply, ReplyError, Simple, encode
+from respkv.reply import (
+    NO_REPLY,
+    NULL_ARRAY,
+    OK,
+    QUEUED,
+    Pushed,
+    Reply,
+    ReplyError,
+    Simple,
+    encode,
+)
 from respkv.session import (
     CLOSING,
     IN_MULTI,
@@ -38,6 +48,7 @@ from respkv.session import (
     MONITORING,
     REPLY_OFF,
     REPLY_SKIP,
+    SUBSCRIBED,
     TRACKING,
     UNAUTHENTICATED,
     WAITING,
@@ -60,6 +71,9 @@ QUEUE_FULL: Final = ReplyError(
 )
 FIND: Final = TABLE.by_spelling.get
 MONITOR_READS: Final = ReplyError("ERR Replica can't interact with the keyspace")
+WHILE_SUBSCRIBED: Final = frozenset(
+    ("SUBSCRIBE", "UNSUBSCRIBE", "PSUBSCRIBE", "PUNSUBSCRIBE", "SSUBSCRIBE", "SUNSUBSCRIBE", "PING", "QUIT", "RESET")
+)  # fmt: skip
 _OF_THE_KEYSPACE: Final = Flag.READONLY | Flag.WRITE | Flag.MAY_REPLICATE
 # A run of commands in a lane is timed together: with a lower threshold each must be timed alone.
 LANES_FROM_SLOW_NS: Final = 1_000_000
@@ -326,11 +340,14 @@ class Runner:
         if refusal is not None and _writes(command, session):
             self._refuse(session, command, refusal)
             return True
+        if session.mode & SUBSCRIBED and command.name not in WHILE_SUBSCRIBED:
+            self._refuse(session, command, not_while_subscribed(command))
+            return True
         if session.mode & IN_MULTI and Flag.CONTROL not in command.flags:
             self._queue(session, command, args)
             return True
         if (self.is_paused is not None and self.is_paused(command, session)) or (
-            self.is_stalled and _pauses_writes(command, session)
+            self.is_stalled and _writes(command, session)
         ):
             session.queue.appendleft(args)
             session.mode |= WAITING
@@ -453,6 +470,8 @@ class Runner:
             if self.node.tracking.is_active:
                 self.node.tracking.invalidate(context.effects, context.flushed, session)
             context.commit()
+        if context.messages:
+            self.node.pubsub.say(context.take_messages())
 
     def _finish(
         self, session: Session, wait: Wait, reply: Reply, started: int, *, is_shown: bool = False
@@ -482,6 +501,9 @@ class Runner:
 
     def _answer(self, session: Session, reply: Reply) -> None:
         """Send a reply, unless CLIENT REPLY says not to."""
+        if type(reply) is Pushed:
+            session.send(reply)
+            reply = NO_REPLY
         if session.mode & (REPLY_OFF | REPLY_SKIP):
             if session in self._skips:  # CLIENT REPLY SKIP itself: the next one is skipped.
                 self._skips.discard(session)
@@ -720,6 +742,8 @@ class Runner:
         context.is_atomic = True
         context.below = {}
         db, mode, is_resp3 = session.db, session.mode, session.is_resp3
+        own = session.subscriptions
+        names = {} if own is None else {kind: list(each) for kind, each in own.names.items()}
         try:
             for command, args in transaction.commands:
                 try:
@@ -734,6 +758,7 @@ class Runner:
                 context.effects = {}
         except PageFault:
             session.db, session.mode, session.is_resp3 = db, mode, is_resp3
+            self.node.pubsub.restore(session, names)
             raise
         finally:
             context.effects = context.below
@@ -774,6 +799,14 @@ class Runner:
         session.transaction = None
         session.watches.clear()
         session.mode &= ~IN_MULTI
+
+
+def not_while_subscribed(command: Command) -> ReplyError:
+    """What a RESP2 client hears that has subscriptions and asks for something else."""
+    return ReplyError(
+        f"ERR Can't execute '{command.name.lower()}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET "
+        "are allowed in this context"
+    )
 
 
 def _pauses_all(command: Command, session: Session) -> bool:

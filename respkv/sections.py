@@ -20,6 +20,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from respkv.event_class import EventClasses
 from respkv.setting import (
     NAME,
     Addresses,
@@ -338,6 +339,48 @@ class Siblings:
 
 
 @dataclass(slots=True)
+class Pubsub:
+    """Publish/subscribe and keyspace events. Clients with subscriptions have output limits of their own."""
+
+    keyspace_events: str = setting(
+        EventClasses(),
+        "",
+        "Events on keys that are published, by letters: K to channels of keys, E to channels of events; g "
+        "generic, $ strings, x expired, n new, m missed, A all but n and m. Letters of other types do nothing "
+        "here. In a cluster each node tells of what it executes, so give all of them the same.",
+        redis="notify-keyspace-events",
+        is_live=True,
+    )
+    subscription_bytes_max: int = setting(
+        Size(64 * KIB, TIB),
+        16 * MIB,
+        "Memory for the channels and patterns of one client, some 400 bytes and the name for each.",
+        is_live=True,
+    )
+    output_buffer_bytes_max: int = setting(
+        Size(16 * KIB, TIB),
+        32 * MIB,
+        "Messages and replies that a client with subscriptions has not read; with more it is closed.",
+        redis="client-output-buffer-limit",
+        is_live=True,
+    )
+    output_buffer_soft_bytes: int = setting(
+        Size(0, TIB),
+        8 * MIB,
+        "A client that is beyond this for output_buffer_soft_s is closed. 0 means no such limit.",
+        redis="client-output-buffer-limit",
+        is_live=True,
+    )
+    output_buffer_soft_s: int = setting(
+        Integer(0, INT32_MAX, "seconds"),
+        60,
+        "How long a client with subscriptions may be beyond output_buffer_soft_bytes.",
+        redis="client-output-buffer-limit",
+        is_live=True,
+    )
+
+
+@dataclass(slots=True)
 class Cluster:
     """Replication among the nodes of the [[node]] tables at the end of this file. Without such
     tables a node is alone: each of n, r and w is 1, and the others here are not used."""
@@ -442,6 +485,7 @@ class Config:
     latency: Latency = field(default_factory=Latency)
     expiry: Expiry = field(default_factory=Expiry)
     siblings: Siblings = field(default_factory=Siblings)
+    pubsub: Pubsub = field(default_factory=Pubsub)
     cluster: Cluster = field(default_factory=Cluster)
 
     path: str | None = None
@@ -513,6 +557,7 @@ SECTIONS: dict[str, type] = {
     "latency": Latency,
     "expiry": Expiry,
     "siblings": Siblings,
+    "pubsub": Pubsub,
     "cluster": Cluster,
 }
 

@@ -33,6 +33,7 @@ WAITING: Final = 32  # For a row, a slice, a time: what follows queues up in `qu
 CLOSING: Final = 64  # Replies go out, nothing more is executed.
 MONITORING: Final = 128
 CONSISTENT: Final = 256  # KV.CONSISTENCY: its commands have quorums of their own.
+SUBSCRIBED: Final = 512  # In RESP2: only commands about subscriptions are taken.
 
 LARGE_REPLY_BYTES: Final = 1 << 16
 ARGUMENT_OVERHEAD_BYTES: Final = 48  # An object's header, and its place in a list.
@@ -116,6 +117,7 @@ class Session:
         "peer",
         "pipeline",
         "queue",
+        "subscriptions",
         "tracking",
         "transaction",
         "unsent_bytes",
@@ -167,6 +169,7 @@ class Session:
         self.written: bytearray | None = None  # Where, in a cluster: see `respkv/waits.py`.
         self.tracking: Any = None  # respkv.tracking.Tracking while CLIENT TRACKING is on.
         self.consistency: Consistency | None = None  # KV.CONSISTENCY.
+        self.subscriptions: Any = None  # respkv.pubsub.Subscriptions while it has any.
         self.no_evict = False
         self.no_touch = False
         self.created_s = now_s

@@ -222,6 +222,7 @@ class Spread:
         self._data = encode(reply, resp3=session.is_resp3 if is_exec else operation.is_resp3)
         if operation.command.name == "WATCH" and not self._data.startswith(b"-"):
             self._data = self._dispatch.execution.watched_by(session)
+        operation.messages = context.take_messages()  # Said when all of it is done.
         effects = dict(context.effects)
         context.drop()
         self._plan(effects)

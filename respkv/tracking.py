@@ -3,8 +3,8 @@
 It caches nothing itself. In the default mode every key that a tracking client reads is remembered
 with the client, until one message has told it that the key changed. In broadcasting mode nothing is
 remembered: a client hears of every changed key under its prefixes. Messages are pushes, which RESP2
-has not: a RESP2 client names a RESP3 connection with REDIRECT, and without that hears nothing, as
-in Redis.
+has not: a RESP2 client names another connection with REDIRECT, and without that hears nothing. That one
+speaks RESP3, or has subscribed to something: then it hears a message of a channel, as in Redis.
 
 A key that expires has changed too, though nothing wrote it: so the table notes when tracked keys
 expire, and in broadcasting mode when those that are written will.
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from respkv.operation import Operation
 
 KEYS_MAX: Final = 1_000_000
+REDIRECT_CHANNEL: Final = b"__redis__:invalidate"
 
 
 @dataclass(slots=True)
@@ -312,8 +313,12 @@ class Tracking:
     def _send(self, session: Session, keys: list[Reply] | None) -> None:
         mode = self._sessions[session]
         target = mode.target or session
-        if target.is_resp3 and not mode.is_broken:
+        if mode.is_broken:
+            return
+        if target.is_resp3:
             self._push(target, Push([b"invalidate", keys]))
+        elif mode.target is not None and target.subscriptions is not None:
+            self._push(target, Push([b"message", REDIRECT_CHANNEL, keys]))
 
     def _push(self, session: Session, message: Push) -> None:
         pipeline = session.pipeline

@@ -27,6 +27,8 @@ from cluster.slot import Key
 from respkv.command import Flag, Keys, command
 from respkv.commands.strings import CHANGE, READ, Current, current
 from respkv.context import Context
+from respkv.event_class import GENERIC
+from respkv.event_class import STRING as STRING_EVENT
 from respkv.number import INT64_MAX, integer
 from respkv.reply import SYNTAX_ERROR, WRONG_TYPE, Reply, ReplyError
 
@@ -62,6 +64,8 @@ def bit_offset(ctx: Context, arg: bytes, error: ReplyError = BAD_OFFSET) -> int:
 def store(ctx: Context, key: Key, new: bytes, found: Current) -> None:
     """Write a value that was changed in place, unless nothing about it has changed."""
     old, expire_at_ms, is_raw = found
+    if ctx.notifies and new != old:
+        ctx.notify_put(STRING_EVENT, b"setbit", key)
     if new != old or not (is_raw or len(old) > EMBEDDED_BYTES_MAX):
         ctx.put_string(key, new, expire_at_ms=expire_at_ms, encoding=RAW_ENCODING)
 
@@ -262,6 +266,11 @@ def bitop(ctx: Context, operation: bytes, target: Key, *keys: Key) -> Reply:
     result = (
         combine(OPERATIONS[name], sources) if name in OPERATIONS else sources[0].translate(INVERTED)
     )
+    if ctx.notifies and (result or is_there):
+        if result:
+            ctx.notify_put(STRING_EVENT, b"set", target)
+        else:
+            ctx.notify(GENERIC, b"del", target)
     if result:
         ctx.put_string(target, result, encoding=RAW_ENCODING)
     elif is_there:

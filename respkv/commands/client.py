@@ -8,6 +8,7 @@ from respkv.command import Command, Flag, command, container
 from respkv.commands.connection import checked_name
 from respkv.context import Context
 from respkv.number import integer
+from respkv.pubsub import CHANNEL, NAME_KINDS, PATTERN, SHARD
 from respkv.reply import (
     NO_REPLY,
     OK,
@@ -70,7 +71,7 @@ def client_list(ctx: Context, *words: bytes) -> Reply:
         option = words[0].upper()
         if option == b"TYPE" and len(words) == 2:
             wanted = _type(words[1])
-            sessions = [s for s in sessions if wanted == b"normal"]
+            sessions = [s for s in sessions if _type_of(s) == wanted]
         elif option == b"ID" and len(words) > 1:
             numbers = [integer(word, INVALID_ID) for word in words[1:]]
             by_id = {session.id: session for session in sessions}
@@ -86,6 +87,10 @@ def _type(word: bytes) -> bytes:
     return word.lower()
 
 
+def _type_of(session: Session) -> bytes:
+    return b"normal" if session.subscriptions is None else b"pubsub"
+
+
 def wrong_words(ctx: Context) -> ReplyError:
     """What Redis says of too many words behind a subcommand that takes options."""
     return unknown_or_malformed("CLIENT", ctx.args[1])
@@ -96,6 +101,8 @@ def describe(node: Node, session: Session) -> bytes:
     now_s = node.monotonic_s()
     transaction = session.transaction
     held = session.parser.buffered_bytes
+    own = session.subscriptions
+    counts = {kind: 0 if own is None else len(own.names[kind]) for kind in NAME_KINDS}
     fields = {
         "id": session.id,
         "addr": session.peer,
@@ -106,9 +113,9 @@ def describe(node: Node, session: Session) -> bytes:
         "idle": int(now_s - session.last_active_s),
         "flags": _flags(session),
         "db": session.db,
-        "sub": 0,
-        "psub": 0,
-        "ssub": 0,
+        "sub": counts[CHANNEL],
+        "psub": counts[PATTERN],
+        "ssub": counts[SHARD],
         "multi": -1 if transaction is None else len(transaction.commands),
         "qbuf": held,
         "qbuf-free": 0,
@@ -140,6 +147,8 @@ def _flags(session: Session) -> str:
     for bit, letter in ((MONITORING, "O"), (IN_MULTI, "x"), (WAITING, "b"), (TRACKING, "t")):
         if session.mode & bit:
             flags += letter
+    if session.subscriptions is not None:
+        flags += "P"
     if session.is_unix:
         flags += "U"
     if session.is_readonly:
@@ -182,7 +191,7 @@ def client_kill(ctx: Context, *words: bytes) -> Reply:
                 sessions = [s for s in sessions if s.id == number]
             case b"TYPE":
                 wanted = _type(value)
-                sessions = [s for s in sessions if wanted == b"normal"]
+                sessions = [s for s in sessions if _type_of(s) == wanted]
             case b"ADDR":
                 sessions = [s for s in sessions if s.peer.encode() == value]
             case b"LADDR":

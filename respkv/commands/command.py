@@ -28,7 +28,7 @@ INVALID_ARGUMENTS: Final = ReplyError("ERR Invalid arguments specified for comma
 NO_KEYS: Final = ReplyError("ERR The command has no key arguments")
 
 _ANY_STATE: Final = Flag.LOADING | Flag.STALE
-_HIDDEN: Final = Flag.CONTROL | Flag.UNCHECKED
+_HIDDEN: Final = Flag.CONTROL | Flag.UNCHECKED | Flag.MAY_REPLICATE  # Redis does not show the last.
 _KINDS_OF_ACCESS: Final = frozenset(("RO", "RW", "OW", "RM"))
 
 # Superseded commands: since when, and by what.

@@ -10,6 +10,7 @@ from respkv.command import Flag, command
 from respkv.context import Context
 from respkv.number import integer
 from respkv.parser import Limits
+from respkv.pubsub import restrict
 from respkv.reply import (
     OK,
     SYNTAX_ERROR,
@@ -25,6 +26,7 @@ from respkv.session import (
     MONITORING,
     REPLY_OFF,
     REPLY_SKIP,
+    SUBSCRIBED,
     TRACKING,
     UNAUTHENTICATED,
     Session,
@@ -50,10 +52,12 @@ HELLO_NOAUTH: Final = ReplyError(
 )  # fmt: skip
 def ping(ctx: Context, *message: bytes) -> Reply:
     """Answer PONG, or the message given, to show that the server is alive."""
-    if not message:
-        return PONG
     if len(message) > 1:
         raise wrong_arity("ping")
+    if ctx.session.mode & SUBSCRIBED:
+        return [b"pong", message[0] if message else b""]
+    if not message:
+        return PONG
     return message[0]
 
 
@@ -104,6 +108,7 @@ def reset(ctx: Context) -> Reply:
     node.runner.end_transaction(session)
     node.tracking.stop(session)
     node.monitors.pop(session, None)
+    node.pubsub.forget(session)
     session.mode &= ~(IN_MULTI | MONITORING | TRACKING | REPLY_OFF | REPLY_SKIP | CONSISTENT)
     session.consistency = None
     session.db = 0
@@ -175,6 +180,9 @@ def hello(ctx: Context, *words: bytes) -> Reply:
         session.name = name
     if version is not None:
         session.is_resp3 = version == 3
+        if session.subscriptions is not None:
+            restrict(session)
+            ctx.node.pubsub.forget_routes()
     return {
         b"server": b"redis",
         b"version": REDIS_VERSION.encode(),

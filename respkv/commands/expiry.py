@@ -16,6 +16,7 @@ from cluster.record import DELETION, EXPIRY_HEADER_BYTES, HAS_EXPIRY, HEADER_BYT
 from cluster.slot import Key
 from respkv.command import Flag, Keys, command
 from respkv.context import Context
+from respkv.event_class import GENERIC
 from respkv.number import INT64_MAX, integer
 from respkv.reply import Reply, ReplyError, invalid_expire
 
@@ -126,6 +127,8 @@ def _expire(
         payload_at = HEADER_BYTES
     if wanted and not _is_allowed(wanted, at_ms, old_ms):
         return 0
+    if ctx.notifies:
+        ctx.notify(GENERIC, b"del" if at_ms <= ctx.now_ms else b"expire", key)
     if at_ms <= ctx.now_ms:
         ctx.effects[row] = (slot, DELETION, 0, b"")
     else:
@@ -230,7 +233,7 @@ def _expiry_of(ctx: Context, key: Key) -> int:
     """When a key expires, NO_EXPIRY or KEY_MISSING. Counts a hit or a miss. Raises PageFault."""
     raw = ctx.locate(key)[2]
     if raw is None:
-        ctx.misses += 1
+        ctx.miss(key)
         return KEY_MISSING
     ctx.hits += 1
     if raw[0] & HAS_EXPIRY:
@@ -253,5 +256,7 @@ def persist(ctx: Context, key: Key) -> Reply:
     slot, row, raw = ctx.locate(key)
     if raw is None or not raw[0] & HAS_EXPIRY:
         return 0
+    if ctx.notifies:
+        ctx.notify(GENERIC, b"persist", key)
     ctx.effects[row] = (slot, raw[0] & ~HAS_EXPIRY, 0, raw[EXPIRY_HEADER_BYTES:])
     return 1

@@ -16,6 +16,7 @@ from cluster.slot import DATABASE_COUNT, Key
 from respkv.cluster_view import COPY_REFUSED, MOVE_REFUSED, SWAPDB_REFUSED
 from respkv.command import Flag, Keys, command, container
 from respkv.context import Context
+from respkv.event_class import GENERIC, NEW
 from respkv.keyspace import TYPE_NAMES
 from respkv.number import integer, integer_or_none
 from respkv.reply import NO_SUCH_KEY, OK, SYNTAX_ERROR, Reply, ReplyError, Simple
@@ -61,6 +62,8 @@ def delete(ctx: Context, *keys: Key) -> Reply:
     for key in keys:
         slot, row, raw = ctx.locate(key)
         if raw is not None:
+            if ctx.notifies:
+                ctx.notify(GENERIC, b"del", key)
             ctx.effects[row] = (slot, DELETION, 0, b"")
             count += 1
     return count
@@ -99,6 +102,9 @@ def exists(ctx: Context, *keys: Key) -> Reply:
     for key in keys:
         if ctx.locate(key)[2] is not None:
             count += 1
+        elif ctx.notifies:
+            ctx.miss(key)
+            ctx.misses -= 1  # It is counted below.
     ctx.hits += count
     ctx.misses += len(keys) - count
     return count
@@ -134,7 +140,7 @@ def type_(ctx: Context, key: Key) -> Reply:
     """Return the type of the value that a key holds."""
     raw = ctx.locate(key)[2]
     if raw is None:
-        ctx.misses += 1
+        ctx.miss(key)
         return Simple(b"none")
     ctx.hits += 1
     return Simple(TYPE_NAMES[raw[0] & TYPE_MASK])
@@ -156,9 +162,18 @@ def rename(ctx: Context, key: Key, newkey: Key) -> Reply:
     if version is None:
         raise NO_SUCH_KEY
     if key != newkey:
-        ctx.put(newkey, version)
-        ctx.remove(key)
+        _rename(ctx, key, newkey, version)
     return OK
+
+
+def _rename(ctx: Context, key: Key, newkey: Key, version: Version) -> None:
+    if ctx.notifies:
+        # Redis removes what has the name first: so the key is new in any case.
+        ctx.notify(NEW, b"new", newkey)
+        ctx.notify(GENERIC, b"rename_from", key)
+        ctx.notify(GENERIC, b"rename_to", newkey)
+    ctx.put(newkey, version)
+    ctx.remove(key)
 
 
 @command(
@@ -178,8 +193,7 @@ def renamenx(ctx: Context, key: Key, newkey: Key) -> Reply:
         raise NO_SUCH_KEY
     if key == newkey or ctx.exists(newkey):
         return 0
-    ctx.put(newkey, version)
-    ctx.remove(key)
+    _rename(ctx, key, newkey, version)
     return 1
 
 
@@ -203,6 +217,9 @@ def copy(ctx: Context, source: Key, destination: Key, *options: bytes) -> Reply:
     version = ctx.find(source)
     if version is None or (not is_replacing and ctx.exists(destination, db=db)):
         return 0
+    if ctx.notifies:
+        ctx.notify(NEW, b"new", destination, db=db)
+        ctx.notify(GENERIC, b"copy_to", destination, db=db)
     ctx.put(destination, version, db=db)
     return 1
 
@@ -242,6 +259,10 @@ def move(ctx: Context, key: Key, number: bytes) -> Reply:
     version = ctx.peek(key)
     if version is None or ctx.exists(key, db=db):
         return 0
+    if ctx.notifies:
+        ctx.notify(NEW, b"new", key, db=db)
+        ctx.notify(GENERIC, b"move_from", key)
+        ctx.notify(GENERIC, b"move_to", key, db=db)
     ctx.put(key, version, db=db)
     ctx.remove(key)
     return 1
@@ -320,7 +341,7 @@ container(
 )
 def object_encoding(ctx: Context, key: Key) -> Reply:
     """Return the name of the form in which Redis would keep the value."""
-    version = ctx.find(key)
+    version = ctx.find(key, is_told=False)
     return None if version is None else encoding_of(version)
 
 
@@ -346,7 +367,7 @@ def encoding_of(version: Version) -> bytes:
 )
 def object_refcount(ctx: Context, key: Key) -> Reply:
     """Return how many references Redis would hold to the value."""
-    version = ctx.find(key)
+    version = ctx.find(key, is_told=False)
     if version is None:
         return None
     if encoding_of(version) == b"int" and 0 <= int(version.payload) < SHARED_INTEGERS:
@@ -367,7 +388,7 @@ def object_refcount(ctx: Context, key: Key) -> Reply:
 )
 def object_idletime(ctx: Context, key: Key) -> Reply:
     """Return the seconds since the value was written; reads are not noted."""
-    version = ctx.find(key)
+    version = ctx.find(key, is_told=False)
     if version is None:
         return None
     if not version.hlc:  # Written by this very transaction.
@@ -388,7 +409,7 @@ def object_idletime(ctx: Context, key: Key) -> Reply:
 )
 def object_freq(ctx: Context, key: Key) -> Reply:
     """Answer an error: how often a key is used is not counted, since nothing is evicted."""
-    if ctx.find(key) is None:
+    if ctx.find(key, is_told=False) is None:
         return None
     raise NO_LFU
 

@@ -30,6 +30,8 @@ from cluster.record import (
 from cluster.slot import Key
 from respkv.command import TABLE, Flag, Keys, command
 from respkv.context import Context
+from respkv.event_class import GENERIC
+from respkv.event_class import STRING as STRING_EVENT
 from respkv.lane import get_lane, set_lane
 from respkv.number import INT64_MAX, INT64_MIN, extended, integer
 from respkv.reply import (
@@ -226,6 +228,8 @@ def set_(ctx: Context, key: Key, value: bytes, *options: bytes) -> Reply:
     """Store a string at a key, whatever it held, on conditions and with an expiry if asked."""
     if options:
         return _set_with(ctx, key, value, parse_options(options, SET_OPTIONS))
+    if ctx.notifies:
+        ctx.notify_put(STRING_EVENT, b"set", key)
     ctx.put_string(key, value)
     return OK
 
@@ -242,6 +246,10 @@ def _set_with(ctx: Context, key: Key, value: bytes, options: Options) -> Reply:
     if options.lifetime == b"KEEPTTL":
         found = ctx.peek(key)
         expire_at_ms = found.expire_at_ms if found is not None else 0
+    if ctx.notifies:
+        ctx.notify_put(STRING_EVENT, b"set", key)
+        if options.lifetime in LIFETIMES:
+            ctx.notify(GENERIC, b"expire", key)
     ctx.put_string(key, value, expire_at_ms=expire_at_ms)
     return old if options.is_get else OK
 
@@ -254,6 +262,8 @@ def setnx(ctx: Context, key: Key, value: bytes) -> Reply:
     """Store a string at a key only if the key is absent."""
     if ctx.exists(key):
         return 0
+    if ctx.notifies:
+        ctx.notify_put(STRING_EVENT, b"set", key)
     ctx.put_string(key, value)
     return 1
 
@@ -264,8 +274,15 @@ def setnx(ctx: Context, key: Key, value: bytes) -> Reply:
 )  # fmt: skip
 def setex(ctx: Context, key: Key, seconds: bytes, value: bytes) -> Reply:
     """Store a string at a key for a number of seconds."""
-    ctx.put_string(key, value, expire_at_ms=expire_at(ctx, b"EX", seconds, "SETEX"))
+    _put_for(ctx, key, value, expire_at(ctx, b"EX", seconds, "SETEX"))
     return OK
+
+
+def _put_for(ctx: Context, key: Key, value: bytes, expire_at_ms: int) -> None:
+    if ctx.notifies:
+        ctx.notify_put(STRING_EVENT, b"set", key)
+        ctx.notify(GENERIC, b"expire", key)
+    ctx.put_string(key, value, expire_at_ms=expire_at_ms)
 
 
 @command(
@@ -274,7 +291,7 @@ def setex(ctx: Context, key: Key, seconds: bytes, value: bytes) -> Reply:
 )  # fmt: skip
 def psetex(ctx: Context, key: Key, milliseconds: bytes, value: bytes) -> Reply:
     """Store a string at a key for a number of milliseconds."""
-    ctx.put_string(key, value, expire_at_ms=expire_at(ctx, b"PX", milliseconds, "PSETEX"))
+    _put_for(ctx, key, value, expire_at(ctx, b"PX", milliseconds, "PSETEX"))
     return OK
 
 
@@ -285,6 +302,8 @@ def psetex(ctx: Context, key: Key, milliseconds: bytes, value: bytes) -> Reply:
 def getset(ctx: Context, key: Key, value: bytes) -> Reply:
     """Store a string at a key and answer the one that it held."""
     old = ctx.string(key)
+    if ctx.notifies:
+        ctx.notify_put(STRING_EVENT, b"set", key)
     ctx.put_string(key, value)
     return old
 
@@ -297,6 +316,8 @@ def getdel(ctx: Context, key: Key) -> Reply:
     """Read the string stored at a key and delete the key."""
     old = ctx.string(key)
     if old is not None:
+        if ctx.notifies:
+            ctx.notify(GENERIC, b"del", key)
         ctx.remove(key)
     return old
 
@@ -319,9 +340,13 @@ def getex(ctx: Context, key: Key, *args: bytes) -> Reply:
     if options.lifetime in LIFETIMES:
         expire_at_ms = expire_at(ctx, options.lifetime, options.amount, "GETEX")
         if expire_at_ms <= ctx.now_ms:
+            if ctx.notifies:
+                ctx.notify(GENERIC, b"del", key)
             ctx.remove(key)
             return found.payload
     if expire_at_ms or (options.lifetime == b"PERSIST" and found.expire_at_ms):
+        if ctx.notifies:
+            ctx.notify(GENERIC, b"expire" if expire_at_ms else b"persist", key)
         ctx.put(key, replace(found, expire_at_ms=expire_at_ms))
     return found.payload
 
@@ -341,9 +366,18 @@ def _pairs(name: str, args: tuple[bytes, ...]) -> dict[Key, bytes]:
 )  # fmt: skip
 def mset(ctx: Context, *args: bytes) -> Reply:
     """Store strings at several keys."""
-    for key, value in _pairs("MSET", args).items():
-        ctx.put_string(key, value)
+    _put_all(ctx, _pairs("MSET", args), args)
     return OK
+
+
+def _put_all(ctx: Context, pairs: dict[Key, bytes], args: tuple[bytes, ...]) -> None:
+    if ctx.notifies:  # One by one: a key that is named twice has two events, and is new once.
+        for key, value in zip(args[::2], args[1::2], strict=True):
+            ctx.notify_put(STRING_EVENT, b"set", key)
+            ctx.put_string(key, value)
+        return
+    for key, value in pairs.items():
+        ctx.put_string(key, value)
 
 
 @command(
@@ -357,8 +391,7 @@ def msetnx(ctx: Context, *args: bytes) -> Reply:
     pairs = _pairs("MSETNX", args)
     if any(ctx.exists(key) for key in pairs):
         return 0
-    for key, value in pairs.items():
-        ctx.put_string(key, value)
+    _put_all(ctx, pairs, args)
     return 1
 
 
@@ -375,10 +408,14 @@ def append(ctx: Context, key: Key, value: bytes) -> Reply:
     """Add bytes to the end of the string stored at a key, which is created if absent."""
     found = current(ctx, key)
     if found is None:
+        if ctx.notifies:
+            ctx.notify_put(STRING_EVENT, b"append", key)
         ctx.put_string(key, value)
         return len(value)
     old, expire_at_ms, _ = found
     check_length(ctx, len(old) + len(value))
+    if ctx.notifies:
+        ctx.notify(STRING_EVENT, b"append", key)
     ctx.put_string(key, old + value, expire_at_ms=expire_at_ms, encoding=RAW_ENCODING)
     return len(old) + len(value)
 
@@ -400,6 +437,8 @@ def setrange(ctx: Context, key: Key, offset: bytes, value: bytes) -> Reply:
     view = memoryview(old)
     parts = (view[:start], bytes(max(start - len(old), 0)), value, view[start + len(value) :])
     new = b"".join(parts)
+    if ctx.notifies:
+        ctx.notify_put(STRING_EVENT, b"setrange", key)
     ctx.put_string(key, new, expire_at_ms=expire_at_ms, encoding=RAW_ENCODING)
     return len(new)
 
@@ -414,6 +453,8 @@ def _increment(ctx: Context, key: Key, by: int) -> int:
         value = integer(old) + by
         if not INT64_MIN <= value <= INT64_MAX:
             raise INCREMENT_OVERFLOW
+    if ctx.notifies:
+        ctx.notify_put(STRING_EVENT, b"incrby", key)
     ctx.effects[row] = (slot, STRING, expire_at_ms, b"%d" % value)
     return value
 
@@ -468,5 +509,7 @@ def incrbyfloat(ctx: Context, key: Key, increment: bytes) -> Reply:
     if total is None or total.is_infinite:
         raise NOT_FINITE
     text = total.text()
+    if ctx.notifies:
+        ctx.notify_put(STRING_EVENT, b"incrbyfloat", key)
     ctx.put_string(key, text, expire_at_ms=expire_at_ms, encoding=TEXT_ENCODING)
     return text

@@ -64,7 +64,7 @@ def failure(config: Config, *words: str) -> str:
         ("dir", ""),
         (
             "client-output-buffer-limit",
-            "normal 67108864 1048576 10 slave 0 0 0 pubsub 0 0 0",
+            "normal 67108864 1048576 10 slave 0 0 0 pubsub 33554432 8388608 60",
         ),
         # Under our names.
         ("client.hosts", "127.0.0.1"),
@@ -170,15 +170,18 @@ def test_every_live_setting_shows_a_value_that_config_set_takes() -> None:
     assert config.differing(Config()) == []
 
 
-def test_output_buffer_limits_are_three_settings() -> None:
+def test_output_buffer_limits_are_three_settings_of_each_class() -> None:
     config = Config()
-    changed = set_all(config, "client-output-buffer-limit", "normal 1mb 32k 5 pubsub 0 0 0")
+    changed = set_all(config, "client-output-buffer-limit", "normal 1mb 32k 5 pubsub 64k 0 7")
     assert changed == {
+        "pubsub.output_buffer_bytes_max",
+        "pubsub.output_buffer_soft_bytes",
+        "pubsub.output_buffer_soft_s",
         "client.output_buffer_bytes_max",
         "client.output_buffer_soft_bytes",
         "client.output_buffer_soft_s",
     }
-    shown = "normal 1048576 32000 5 slave 0 0 0 pubsub 0 0 0"
+    shown = "normal 1048576 32000 5 slave 0 0 0 pubsub 64000 0 7"
     assert get(config, "client-output-buffer-limit") == shown
     assert set_all(config, "client-output-buffer-limit", "") == set()
 
@@ -292,9 +295,9 @@ def test_an_unknown_name_is_answered_as_by_redis(words: list[str]) -> None:
             "argument must be 'yes': the commit log cannot be switched off",
         ),
         (
-            ["client-output-buffer-limit", "pubsub 1 1 1"],
+            ["client-output-buffer-limit", "replica 1 1 1"],
             "client-output-buffer-limit",
-            "only the class normal has limits here, which hold for all clients",
+            "only the classes normal and pubsub have limits here",
         ),
         # Our names.
         (

@@ -32,7 +32,13 @@ INFO_FIELDS = ("name", "arity", "flags", "first", "last", "step", "acl", "tips",
 # Words of our own, and what we do not tell.
 OWN_FIELDS = {"summary", "complexity", "history", "arguments", "subcommands", "replaced_by"}
 # Arguments that Redis nests in one more block, or names otherwise, with the same syntax for people.
-OTHER_TREES = {"CLIENT|LIST", "COMMAND|GETKEYS", "COMMAND|GETKEYSANDFLAGS", "CONFIG|GET"}
+OTHER_TREES = {
+    "CLIENT|LIST",
+    "PSUBSCRIBE",
+    "COMMAND|GETKEYS",
+    "COMMAND|GETKEYSANDFLAGS",
+    "CONFIG|GET",
+}
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
