@@ -49,6 +49,7 @@ from respkv.session import (
 if TYPE_CHECKING:
     from respkv.gather import Gather
     from respkv.node import Node
+    from respkv.trace import Tracing
 
 SPLITTABLE: Final = frozenset(("MGET", "MSET", "DEL", "EXISTS", "UNLINK", "TOUCH"))
 RESULT_MODES: Final = REPLY_OFF | REPLY_SKIP
@@ -73,6 +74,7 @@ class Dispatch:
     """One per node of a cluster."""
 
     gather: Gather  # Commands on the whole keyspace; `respkv/peers.py` sets it.
+    tracing: Tracing  # KV.TRACE; set there too.
 
     def __init__(
         self,
@@ -146,6 +148,7 @@ class Dispatch:
                 return self._take_exec(session, now_ms)
             if command is not None and (
                 (taken := self.gather.take(session, command, args, now_ms)) is not None
+                or (taken := self.tracing.take(session, command, args, now_ms)) is not None
             ):
                 return taken
             pipeline = session.pipeline
@@ -212,7 +215,7 @@ class Dispatch:
         elif not is_local and sum(map(len, args)) > self.message_bytes_max:
             self.end(operation, TOO_LARGE)
         elif isinstance(operation, SplitOperation):
-            self._split(operation, positions)
+            self.split(operation, positions)
         else:
             self.start(operation, target)
         return True
@@ -327,7 +330,7 @@ class Dispatch:
 
     # Splitting
 
-    def _split(self, operation: SplitOperation, positions: list[int]) -> None:
+    def split(self, operation: SplitOperation, positions: list[int]) -> None:
         command, args = operation.command, operation.args
         groups: list[list[bytes]] = []
         if command.name == "MGET":

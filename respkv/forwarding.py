@@ -32,6 +32,8 @@ from respkv.operation import ExecOperation, Operation, by_database, is_idempoten
 from respkv.refusal import TIMED_OUT, UNKNOWN
 from respkv.reply import ReplyError
 from respkv.session import TRACKING, Session, Transaction
+from respkv.trace import NAME as TRACE
+from respkv.trace import Traced, traced_by
 
 if TYPE_CHECKING:
     from respkv.dispatch import Dispatch
@@ -102,7 +104,10 @@ class Forwarding:
             )
             self.transport.send(target, (FORWARD_EXEC, *head, msgspec.msgpack.encode(packed)))
         else:
-            self.transport.send(target, (FORWARD, *head, *operation.args))
+            args = operation.args
+            if operation.parent is not None and (traced := traced_by(operation)) is not None:
+                args = self._dispatch.tracing.forward(traced, operation, target)
+            self.transport.send(target, (FORWARD, *head, *args))
 
     def receive(self, peer: NodeId, message: list[bytes]) -> bool:
         """Take a message of another node's dispatch; False if it is none."""
@@ -112,6 +117,9 @@ class Forwarding:
             if operation is not None:
                 operation.is_over = True
                 operation.data = message[2]
+                if operation.parent is not None and (traced := traced_by(operation)) is not None:
+                    data = self._dispatch.tracing.answered(traced, operation, message[2])
+                    operation.data = data
                 if operation.command.name == "WATCH":
                     self._dispatch.execution.take_watched(operation)
                 elif operation.transaction is not None and operation.data.startswith(b"*"):
@@ -165,7 +173,10 @@ class Forwarding:
         operation.origin = (peer, number)
         operation.hlc = int(message[6])
         self._dispatch.in_flight += 1
-        self._dispatch.execution.execute(operation)
+        if isinstance(operation, Traced):
+            self._dispatch.tracing.begin(operation)
+        else:
+            self._dispatch.execution.execute(operation)
 
     def _is_late(self, peer: NodeId, message: list[bytes]) -> bool:
         """Refuse what should have begun before now: the sender may have asked another node already.
@@ -218,6 +229,8 @@ class Forwarding:
             transaction.slots = tuple(slots)
             return transaction
         args = message[7:]
+        if args[0] == TRACE:
+            return self._dispatch.tracing.take_forwarded(agent, args[1:], now_ms, deadline_s)
         try:
             command = TABLE.resolve(args)
         except ReplyError:  # A newer node's command.
@@ -240,6 +253,8 @@ class Forwarding:
 
     def _try_another(self, operation: Operation, *, is_executed: bool) -> None:
         """The node that it was forwarded to refused, or is lost (`is_executed`: it may have run)."""
+        if operation.parent is not None and (traced := traced_by(operation)) is not None:
+            self._dispatch.tracing.not_answered(traced, operation, is_executed=is_executed)
         if is_executed:
             if not is_idempotent(operation):
                 self._dispatch.end(operation, UNKNOWN)

@@ -7,6 +7,7 @@ the log is as durable as the configuration asks for.
 
     dispatch       commands: here, forwarded, split              respkv/dispatch.py
     gather         commands on the whole keyspace                respkv/gather.py
+    tracing        KV.TRACE                                      respkv/trace.py
     coordinator    rounds: W and R                               cluster/coordinator.py
     participant    other nodes' rounds                           cluster/participant.py
     membership     who can be reached                            cluster/membership.py
@@ -61,6 +62,7 @@ from engine.store import PageFault
 from respkv.dispatch import Dispatch
 from respkv.forwarding import VERBS
 from respkv.gather import Gather
+from respkv.trace import Tracing
 
 if TYPE_CHECKING:
     from cluster.replica import Replica
@@ -140,6 +142,7 @@ class Peers:
             promise=self.promise,
         )
         self.gather = self.dispatch.gather = Gather(self)
+        self.tracing = self.dispatch.tracing = Tracing(self)
         self.is_clock_off = False
         self.received: dict[bytes, int] = {}  # Messages by verb.
         self._promises: deque[Promise] = deque()
@@ -192,6 +195,10 @@ class Peers:
             )
         else:
             self.received[verb] = self.received.get(verb, 0) + 1
+
+    def set_part(self, verbs: Iterable[bytes], part: Callable[[NodeId, Message], bool]) -> None:
+        """Have messages of these verbs taken by another part."""
+        self._parts.update(dict.fromkeys(verbs, part))
 
     def connected(self, peer: NodeId) -> None:
         """See `cluster.transport.Receiver`."""
@@ -262,6 +269,8 @@ class Peers:
 
     def prepare(self) -> None:
         """The tick ends: the last chance to execute something before the log is written."""
+        if self.tracing.active:
+            self.tracing.work()
         if self.dispatch.execution.has_parked and not self.node.runner.is_stalled:
             self.dispatch.execution.try_parked()
         self.work()
@@ -270,6 +279,8 @@ class Peers:
     def flush(self, position: int) -> None:
         """The tick has ended, and the log is written up to `position`, unless the disk took nothing."""
         self.coordinator.flush(is_logged=not self.node.store.log.pieces)
+        if self.tracing.active:
+            self.tracing.logged(position)
         promises, self._new_promises = self._new_promises, []
         if promises:
             if position <= self.node.releasable and not self._promises:
@@ -283,6 +294,9 @@ class Peers:
 
     def release(self, position: int) -> None:
         """The log is durable up to `position`."""
+        if self.tracing.active:
+            self.tracing.look()
+            self.node.want_timer()  # So that a tick answers what has ended.
         promises = self._promises
         if not promises:
             return
@@ -295,6 +309,8 @@ class Peers:
     def has_work(self) -> bool:
         """Whether `work` should be called in the next tick, without waiting for anything."""
         is_stalled = self.replica.store.is_stalled
+        if self.tracing.active and self.tracing.has_ended:
+            return True
         return (self._has_exchange_work and not is_stalled) or self.gather.has_work
 
     def work(self) -> None:
