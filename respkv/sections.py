@@ -402,6 +402,18 @@ class Cluster:
     )
 
 
+@dataclass(slots=True)
+class Debug:
+    """What helps to find out how a cluster behaves, and has no place where data matters."""
+
+    drill: bool = setting(
+        Switch(),
+        False,
+        "Let clients cut nodes off from each other with KV.DRILL, as `respkv drill` does. Only where all "
+        "nodes have loopback addresses.",
+    )
+
+
 N_DEFAULT = 3
 """Replicas where `cluster.n` leaves it open and there are enough nodes."""
 
@@ -422,6 +434,7 @@ class Config:
     latency: Latency = field(default_factory=Latency)
     expiry: Expiry = field(default_factory=Expiry)
     cluster: Cluster = field(default_factory=Cluster)
+    debug: Debug = field(default_factory=Debug)
 
     path: str | None = None
     """The file that this was read from, for CONFIG REWRITE."""
@@ -490,6 +503,7 @@ SECTIONS: dict[str, type] = {
     "latency": Latency,
     "expiry": Expiry,
     "cluster": Cluster,
+    "debug": Debug,
 }
 
 SETTINGS: dict[str, Setting] = {
@@ -546,4 +560,17 @@ def _cluster_conflict_of(config: Config) -> tuple[set[str], str] | None:
             f"cluster.{missing[0]}: must be given too, since TLS between nodes needs "
             f"{', '.join(names[:2])} and {names[2]}",
         )
-    return None
+    return _drill_conflict_of(config)
+
+
+def _drill_conflict_of(config: Config) -> tuple[set[str], str] | None:
+    from respkv.members import is_loopback
+
+    away = next((each for each in config.nodes if not is_loopback(each.host)), None)
+    if not config.debug.drill or away is None:
+        return None
+    return (
+        {"debug.drill"},
+        "debug.drill = true: must be false, since it is for nodes with loopback addresses, and that of node "
+        f'"{away.name}" is {away.host}',
+    )

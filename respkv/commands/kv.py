@@ -295,6 +295,8 @@ KV.CLOCK <slot>
 KV.TRACE <command> [<arg> ...]
     Run a command on keys: its reply, where it was executed, which replicas were asked what and answered what, and when,
     in microseconds since it came.
+KV.DRILL CUT <node> [<node> ...] | MUTE <node> [<node> ...] | HEAL | SHOW
+    Play a broken network between nodes of one machine, where the configuration allows it (debug.drill).
 KV.HELP
     Print this help."""
 
