@@ -87,7 +87,7 @@ def preflist_reply(topology: Topology, slot: Slot, r: int, w: int) -> Reply:
     }
 
 
-def ring_reply(topology: Topology, n: int, r: int, w: int) -> Reply:
+def ring_reply(topology: Topology, cluster: str, n: int, r: int, w: int) -> Reply:
     """KV.RING: what each node owns and does, and which slots have which replicas."""
     shares = shares_of(topology, topology.epoch)
     coordinated = Counter(topology.coordinators)
@@ -111,6 +111,7 @@ def ring_reply(topology: Topology, n: int, r: int, w: int) -> Reply:
         for replicas, (count, ranges) in shares.lists.items()
     ]
     return {
+        b"cluster": cluster.encode(),
         b"epoch": topology.epoch,
         b"n": n,
         b"r": r,

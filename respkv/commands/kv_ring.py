@@ -64,7 +64,8 @@ def kv_preflist(ctx: Context, key: Key) -> Reply:
 def kv_ring(ctx: Context) -> Reply:
     """Show how much each node owns and coordinates, and the slots of each preference list."""
     config = ctx.node.config
-    return ring_view.ring_reply(_topology(ctx), config.n, config.r, config.w)
+    name = config.cluster.name
+    return ring_view.ring_reply(_topology(ctx), name, config.n, config.r, config.w)
 
 
 @command(
