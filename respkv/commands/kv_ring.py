@@ -94,7 +94,7 @@ def kv_clock(ctx: Context, text: bytes) -> Reply:
 
 @command(
     "KV.TRACE", arity=-2, flags=Flag.NO_MULTI | Flag.NOSCRIPT, since=SINCE, group="kv",
-    complexity="That of the command.", usage="command:string [argument:string ...]",
+    complexity="That of the command.", usage="word [word ...]",
     tips=NONDETERMINISTIC,
 )  # fmt: skip
 def kv_trace(ctx: Context, *args: bytes) -> Reply:

@@ -68,8 +68,8 @@ class Drill:
 
     def run(self, *, leaves_siblings: bool) -> None:
         """The whole drill. Raises DrillFailed."""
-        one, other = self.one, self.others[0]
         self._check()
+        one, other = self.one, self.others[0]
         key = self._key()
         names = " and ".join(node.name for node in self.others)
         self._tell("All nodes are there:")

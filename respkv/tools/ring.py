@@ -10,8 +10,8 @@
     A a               up         first #####......... 33% holds ############## 100%
       weight 1, first in 0-99 300-420 ... (17 ranges)
 
-Each letter of the strip stands for the node that is the first replica of most slots there; `!` where no
-replica can be reached. A node that is down is shown with `x` instead of `#`. No line is longer than `WIDTH`.
+Each letter of the strip stands for the node that is the first replica of most slots there; `!` where some
+have no replica within reach. A node that is down is shown with `x` instead of `#`. No line is longer than `WIDTH`.
 
 Core: text out.
 """
@@ -150,7 +150,8 @@ def strip_of(ring: Ring, letters: dict[str, str]) -> str:
                 cells[cell][letter] += after - at
                 at = after
     return "".join(
-        max(cell, key=lambda letter: (cell[letter], letter)) if cell else " " for cell in cells
+        max(cell, key=lambda letter: (letter == "!", cell[letter], letter)) if cell else " "
+        for cell in cells
     )
 
 
