@@ -215,12 +215,14 @@ class Dispatch:
         elif not is_local and sum(map(len, args)) > self.message_bytes_max:
             self.end(operation, TOO_LARGE)
         elif isinstance(operation, SplitOperation):
-            self.split(operation, positions)
+            self._split(operation, positions)
         else:
             self.start(operation, target)
         return True
 
     def admit(self, session: Session, pipeline: Pipeline, operation: Operation) -> None:
+        if self.tracing.is_wanted:
+            operation = self.tracing.adopt(operation)
         session.last_command = operation.command
         if session.mode & RESULT_MODES:
             operation.is_silent = True
@@ -330,7 +332,7 @@ class Dispatch:
 
     # Splitting
 
-    def split(self, operation: SplitOperation, positions: list[int]) -> None:
+    def _split(self, operation: SplitOperation, positions: list[int]) -> None:
         command, args = operation.command, operation.args
         groups: list[list[bytes]] = []
         if command.name == "MGET":

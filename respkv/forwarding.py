@@ -3,7 +3,8 @@
     FORWARD number ms begin db resp3 time name argument*     ms: what is left of its time; begin: when it
                                                              must have begun, by the sender's calendar
     FORWARD.EXEC number ms begin db resp3 time packed        packed: commands and watches, MessagePack
-    REPLY number bytes                                 RESP, ready for the client
+    FORWARD.TRACE ...                                  as FORWARD, for KV.TRACE (`respkv/trace.py`)
+    REPLY number bytes                                 RESP, ready for the client; for KV.TRACE what it tells
     REFUSED number reason                              it was not executed
     FORWARD.SETS number ms begin db (key value)*       plain SETs
     REPLY.SETS number (index error)*                   all were done, but for these
@@ -32,19 +33,19 @@ from respkv.operation import ExecOperation, Operation, by_database, is_idempoten
 from respkv.refusal import TIMED_OUT, UNKNOWN
 from respkv.reply import ReplyError
 from respkv.session import TRACKING, Session, Transaction
-from respkv.trace import NAME as TRACE
-from respkv.trace import Traced, traced_by
+from respkv.trace import traced_by
 
 if TYPE_CHECKING:
     from respkv.dispatch import Dispatch
 
 FORWARD: Final = b"FORWARD"
 FORWARD_EXEC: Final = b"FORWARD.EXEC"
+FORWARD_TRACE: Final = b"FORWARD.TRACE"
 REPLY: Final = b"REPLY"
 REFUSED: Final = b"REFUSED"
 FORWARD_SETS: Final = b"FORWARD.SETS"
 REPLY_SETS: Final = b"REPLY.SETS"
-VERBS: Final = (FORWARD, FORWARD_EXEC, FORWARD_SETS, REPLY, REPLY_SETS, REFUSED)
+VERBS: Final = (FORWARD, FORWARD_EXEC, FORWARD_TRACE, FORWARD_SETS, REPLY, REPLY_SETS, REFUSED)
 PATIENCE: Final = (
     0.25  # Of an operation's time: then an idempotent one is sent to another node too.
 )
@@ -104,10 +105,11 @@ class Forwarding:
             )
             self.transport.send(target, (FORWARD_EXEC, *head, msgspec.msgpack.encode(packed)))
         else:
-            args = operation.args
+            verb = FORWARD
             if operation.parent is not None and (traced := traced_by(operation)) is not None:
-                args = self._dispatch.tracing.forward(traced, operation, target)
-            self.transport.send(target, (FORWARD, *head, *args))
+                self._dispatch.tracing.forward(traced, operation, target)
+                verb = FORWARD_TRACE
+            self.transport.send(target, (verb, *head, *operation.args))
 
     def receive(self, peer: NodeId, message: list[bytes]) -> bool:
         """Take a message of another node's dispatch; False if it is none."""
@@ -132,7 +134,7 @@ class Forwarding:
             self._take_set_replies(peer, message)
         elif verb == FORWARD_SETS:
             self._take_sets(peer, message)
-        elif verb in (FORWARD, FORWARD_EXEC):
+        elif verb in (FORWARD, FORWARD_EXEC, FORWARD_TRACE):
             self._take_forwarded(peer, message)
         elif verb == REFUSED:
             sets = self.forwards.get(int(message[1]))
@@ -173,10 +175,9 @@ class Forwarding:
         operation.origin = (peer, number)
         operation.hlc = int(message[6])
         self._dispatch.in_flight += 1
-        if isinstance(operation, Traced):
-            self._dispatch.tracing.begin(operation)
-        else:
-            self._dispatch.execution.execute(operation)
+        if message[0] == FORWARD_TRACE:
+            self._dispatch.tracing.adopt_forwarded(operation)
+        self._dispatch.execution.execute(operation)
 
     def _is_late(self, peer: NodeId, message: list[bytes]) -> bool:
         """Refuse what should have begun before now: the sender may have asked another node already.
@@ -229,8 +230,6 @@ class Forwarding:
             transaction.slots = tuple(slots)
             return transaction
         args = message[7:]
-        if args[0] == TRACE:
-            return self._dispatch.tracing.take_forwarded(agent, args[1:], now_ms, deadline_s)
         try:
             command = TABLE.resolve(args)
         except ReplyError:  # A newer node's command.

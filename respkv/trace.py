@@ -20,9 +20,10 @@ Nothing of this costs anything while no command is traced: what is watched is fo
 `Traced`; and only as long as there is one, the coordinator's messages and the answers to them come by here
 (`Tracing._watch`).
 
-A forwarded command travels as KV.TRACE, and its answer is a `Told` in MessagePack: the reply, and the trace of the
-node that executed it. Clocks of two machines cannot be compared to the microsecond, so its times count
-from its arrival there, and are moved to the middle of the time that the way there and back took.
+A command travels as FORWARD.TRACE (`respkv/forwarding.py`), and its answer is a `Told` in MessagePack: the
+reply, and the trace of the node that executed it. Clocks of two machines cannot be compared to the
+microsecond, so its times count from its arrival there, and are moved to the middle of the time that the way
+there and back took.
 
 Core: time comes from the node's clock.
 """
@@ -38,24 +39,26 @@ from cluster.coordinator import ACK, NOT, READ, REPAIR, SAME, STATES, WRITE, key
 from cluster.errors import ClusterError
 from cluster.ring import NodeId
 from cluster.round import Place
-from cluster.slot import Slot, slot_of
-from respkv.cluster_view import redirect
+from cluster.slot import Slot
 from respkv.command import TABLE, Command, Flag
-from respkv.operation import Operation, Pipeline, is_plain_command
-from respkv.refusal import TOO_BUSY, TOO_LARGE
+from respkv.operation import Operation
 from respkv.reply import Encoded, Reply, ReplyError, c_string, encode
-from respkv.session import IN_MULTI, REPLY_OFF, REPLY_SKIP, TRACKING, Session
+from respkv.session import IN_MULTI, MONITORING, UNAUTHENTICATED, Session
 
 if TYPE_CHECKING:
     from cluster.transport import Message, Transport
-    from respkv.dispatch import SplitOperation
     from respkv.peers import Peers
 
 NAME: Final = b"KV.TRACE"
 ACTIVE_MAX: Final = 64  # Traced commands at a time.
 ANSWERS: Final = (ACK, SAME, STATES, NOT)
 QUESTIONS: Final = {WRITE: "write", READ: "read", REPAIR: "repair"}
-USUAL_MODES: Final = TRACKING | REPLY_OFF | REPLY_SKIP
+UNUSUAL_MODES: Final = IN_MULTI | UNAUTHENTICATED | MONITORING
+# What the cluster port answers instead, as without KV.TRACE.
+REDIRECTIONS: Final = (b"-MOVED ", b"-CROSSSLOT ", b"-CLUSTERDOWN ")
+
+# Commands that stand for the one in them.
+WRAPPERS: Final = frozenset(("KV.WITH",))
 
 NESTED: Final = ReplyError("ERR KV.TRACE cannot trace itself")
 TOO_MANY: Final = ReplyError("BUSY too many commands are being traced: try again")
@@ -139,12 +142,11 @@ class Traced(Operation):
 
     __slots__ = ("asked", "told", "watches")
 
-    def __init__(self, tracing: Tracing, session: Session, inner: Operation) -> None:
+    def __init__(self, tracing: Tracing, inner: Operation) -> None:
         args = [NAME, *inner.args]
         super().__init__(
-            inner.dispatch, session, tracing.command, args, inner.now_ms, inner.deadline_s
+            inner.dispatch, inner.session, tracing.command, args, inner.now_ms, inner.deadline_s
         )
-        self.slots = inner.slots
         self.is_local = False
         self.started_ns = tracing.clock_ns()
         self.watches: dict[Operation, Watch] = {inner: Watch(inner)}
@@ -177,6 +179,7 @@ class Tracing:
         self.command: Command = TABLE.commands["KV.TRACE"]
         self.clock_ns: Callable[[], int] = peers.node.clock_ns
         self.active: dict[Traced, None] = {}
+        self.is_wanted = False  # The command that begins now is to be traced.
         # Messages that an answer is expected to, by number and peer.
         self._asked: dict[tuple[bytes, NodeId], list[tuple[Traced, Asked, Watch, list[int]]]] = {}
 
@@ -188,112 +191,40 @@ class Tracing:
         """Begin a KV.TRACE of a client; False if earlier commands have to end first, None if it is none for here."""
         if command is not self.command or len(args) < 2:
             return None
-        if session.mode & (~USUAL_MODES | IN_MULTI):
+        if session.mode & UNUSUAL_MODES:
             return None
         pipeline = session.pipeline
         if pipeline is not None and pipeline.operations:
             return False
-        dispatch = self._dispatch
-        refusal: ReplyError | None = None
-        try:
-            inner = self._operation(session, args[1:], now_ms, self._deadline_s())
-        except ReplyError as error:
-            self.node.runner._refuse(session, command, error)
-            return True
-        if dispatch._must_pause(session, inner.command):
-            return False
-        if pipeline is None:
-            pipeline = session.pipeline = Pipeline()
-        traced = Traced(self, session, inner)
-        dispatch.admit(session, pipeline, traced)
-        if session.is_cluster:
-            refusal = redirect(session, inner.command, inner.slots, self._topology)
-        if refusal is None and len(self.active) >= ACTIVE_MAX:
-            refusal = TOO_MANY
+        refusal = TOO_MANY if len(self.active) >= ACTIVE_MAX else _refusal(args[1:])
         if refusal is not None:
-            dispatch.end(traced, refusal)
-        else:
-            self.begin(traced)
-        return True
-
-    def take_forwarded(
-        self, agent: Session, args: list[bytes], now_ms: int, deadline_s: float
-    ) -> Traced | None:
-        """A KV.TRACE that another node has forwarded, to be begun; None if this node cannot."""
+            self.node.runner._refuse(session, command, refusal)
+            return True
+        self.is_wanted = True
         try:
-            inner = self._operation(agent, args, now_ms, deadline_s)
-        except ReplyError:  # A newer node's command.
-            return None
-        return None if len(self.active) >= ACTIVE_MAX else Traced(self, agent, inner)
+            return self._dispatch._take(session, args[1:], now_ms)
+        finally:
+            self.is_wanted = False
 
-    def begin(self, traced: Traced) -> None:
-        """Have its command executed where it would be without KV.TRACE."""
-        dispatch, inner = self._dispatch, traced.inner
+    def adopt(self, operation: Operation) -> Traced:
+        """What stands for the command in its session's pipeline, when it was asked for with KV.TRACE."""
+        traced = Traced(self, operation)
+        self._dispatch.in_flight += 1
         self._watch(traced)
-        inner.hlc = traced.hlc
-        dispatch.in_flight += 1
-        command, args = inner.command, inner.args
-        positions = command.key_positions(args)
-        if traced.origin is not None:
-            dispatch.execution.execute(inner)
-            return
-        target = dispatch.place(command, inner.slots, args, positions, ())
-        is_here = target == self._topology.me
-        if self._coordinator.in_flight_bytes > dispatch.in_flight_bytes_max:
-            dispatch.end(inner, TOO_BUSY)
-        elif not is_here and sum(map(len, args)) > dispatch.message_bytes_max:
-            dispatch.end(inner, TOO_LARGE)
-        elif not is_here and is_splittable(inner):
-            dispatch.split(self._as_split(traced, inner), positions)
-        else:
-            dispatch.start(inner, target)
+        return traced
 
-    def _as_split(self, traced: Traced, inner: Operation) -> SplitOperation:
-        """The command as one that its parts answer for, instead of `inner`."""
-        from respkv.dispatch import SplitOperation
-
-        whole = SplitOperation(
-            self._dispatch, inner.session, inner.command, inner.args, inner.now_ms, inner.deadline_s
-        )
-        whole.slots, whole.parent = inner.slots, traced
-        whole.is_blind, whole.is_plain = inner.is_blind, inner.is_plain
-        traced.watches = {whole: Watch(whole)}
-        return whole
-
-    def _deadline_s(self) -> float:
-        return self.node.now_s + self._dispatch.timeout_s
-
-    def _operation(
-        self, session: Session, args: list[bytes], now_ms: int, deadline_s: float
-    ) -> Operation:
-        """The command to be traced. Raises ReplyError for what cannot be."""
-        command = TABLE.resolve(args)
-        if command is self.command:
-            raise NESTED
-        reason = None
-        if Flag.CONTROL in command.flags:
-            reason = b"belongs to a transaction"
-        elif Flag.BLOCKING in command.flags:
-            reason = b"may wait for others"
-        elif not command.keys:
-            reason = b"names no key"
-        if reason is not None:
-            raise ReplyError(NOT_TRACED % (c_string(args[0]).lower(), reason))
-        operation = Operation(self._dispatch, session, command, args, now_ms, deadline_s)
-        positions = command.key_positions(args)
-        operation.slots = tuple(dict.fromkeys(slot_of(args[at]) for at in positions))
-        operation.is_plain = is_plain_command(command, args)
-        operation.is_blind = operation.is_plain and command.is_write
-        return operation
+    def adopt_forwarded(self, operation: Operation) -> None:
+        """The same for a command that another node has forwarded."""
+        origin, operation.origin = operation.origin, None
+        self.adopt(operation).origin = origin
 
     # What happens to them
 
-    def forward(self, traced: Traced, operation: Operation, target: NodeId) -> list[bytes]:
-        """A traced command is sent to another node: what to send."""
+    def forward(self, traced: Traced, operation: Operation, target: NodeId) -> None:
+        """A traced command is sent to another node."""
         watch = self._watch_of(traced, operation)
         watch.forwarded_ns = operation.started_ns
         watch.forwarded.append(Forwarded(target, list(operation.slots), self._us(traced)))
-        return [NAME, *operation.args]
 
     def answered(self, traced: Traced, operation: Operation, data: bytes) -> bytes:
         """Another node has executed it: its reply. Raises ValueError if that is not what a node sends."""
@@ -436,12 +367,19 @@ class Tracing:
         for traced in [each for each in self.active if self._is_over(each)]:
             self._unwatch(traced)
             elapsed_ns = self.clock_ns() - traced.started_ns
-            traced.data = self._told(traced) if traced.origin is not None else self._shown(traced)
+            traced.data = self._data_of(traced)
             traced.is_over = True
             self.command.count(1, elapsed_ns)
             if traced.origin is None:
                 self._dispatch.show(traced, elapsed_ns)
             self._dispatch.release(traced)
+
+    def _data_of(self, traced: Traced) -> bytes:
+        if traced.origin is not None:
+            return self._told(traced)
+        data = traced.inner.data
+        is_redirected = traced.session.is_cluster and data.startswith(REDIRECTIONS)
+        return data if is_redirected else self._shown(traced)
 
     def _told(self, traced: Traced) -> bytes:
         executed = [each.executed for each in traced.watches.values() if each.executed is not None]
@@ -488,10 +426,22 @@ def traced_by(operation: Operation) -> Traced | None:
     return parent
 
 
-def is_splittable(operation: Operation) -> bool:
-    from respkv.dispatch import SPLITTABLE
-
-    return len(operation.slots) > 1 and operation.command.name in SPLITTABLE
+def _refusal(args: list[bytes]) -> ReplyError | None:
+    """Why a command cannot be traced. What is wrong with it otherwise, it says itself."""
+    command = TABLE.lookup(args)
+    if command is None or command.name in WRAPPERS:
+        return None
+    if command.name.encode() == NAME:
+        return NESTED
+    if Flag.CONTROL in command.flags:
+        reason = b"belongs to a transaction"
+    elif Flag.BLOCKING in command.flags:
+        reason = b"may wait for others"
+    elif not command.keys:
+        reason = b"names no key"
+    else:
+        return None
+    return ReplyError(NOT_TRACED % (c_string(args[0]).lower(), reason))
 
 
 def _answer(message: Message, watch: Watch, indexes: list[int]) -> str:

@@ -100,7 +100,7 @@ def test_who_is_down_shows() -> None:
 def test_colours_only_where_something_is_wrong() -> None:
     made = ring(3, down="b", incomplete="c")
     coloured = ring_lines(made, is_coloured=True)
-    assert [line for line in coloured if line.startswith(RED)][0].endswith(PLAIN)
+    assert next(line for line in coloured if line.startswith(RED)).endswith(PLAIN)
     assert any(line.startswith(YELLOW) for line in coloured)
     assert [re.sub("\x1b\\[[0-9]*m", "", line) for line in coloured] == ring_lines(made)
     assert "\x1b" not in "\n".join(ring_lines(ring(3), is_coloured=True))
