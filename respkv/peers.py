@@ -295,7 +295,7 @@ class Peers:
     def release(self, position: int) -> None:
         """The log is durable up to `position`."""
         if self.tracing.active:
-            self.tracing.look()
+            self.tracing.released()
             self.node.want_timer()  # So that a tick answers what has ended.
         promises = self._promises
         if not promises:

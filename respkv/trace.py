@@ -180,6 +180,7 @@ class Tracing:
         self.clock_ns: Callable[[], int] = peers.node.clock_ns
         self.active: dict[Traced, None] = {}
         self.is_wanted = False  # The command that begins now is to be traced.
+        self._ended: list[Traced] = []
         # Messages that an answer is expected to, by number and peer.
         self._asked: dict[tuple[bytes, NodeId], list[tuple[Traced, Asked, Watch, list[int]]]] = {}
 
@@ -323,7 +324,15 @@ class Tracing:
                     watch.logged_ns, watch.log_position = watch.operation.started_ns, position
         if position > self.node.releasable:
             self.node.want_sync()  # No reply is held back yet that would ask for it.
+        self.released()
+
+    def released(self) -> None:
+        """The log may be safer than before. What has ended by now is answered in the next tick:
+
+        a repair that its end has caused leaves in this one.
+        """
         self.look()
+        self._ended = [traced for traced in self.active if self._is_over(traced)]
 
     def look(self) -> None:
         """Note what has come since the last look."""
@@ -354,7 +363,7 @@ class Tracing:
 
     @property
     def has_ended(self) -> bool:
-        return any(map(self._is_over, self.active))
+        return bool(self._ended)
 
     def _is_over(self, traced: Traced) -> bool:
         return traced.inner.is_done and all(
@@ -364,7 +373,8 @@ class Tracing:
 
     def work(self) -> None:
         """Answer what has ended. Within a tick, before the log is written."""
-        for traced in [each for each in self.active if self._is_over(each)]:
+        ended, self._ended = self._ended, []
+        for traced in ended:
             self._unwatch(traced)
             elapsed_ns = self.clock_ns() - traced.started_ns
             traced.data = self._data_of(traced)

@@ -85,6 +85,7 @@ async def test_a_mute_link_that_is_healed_before_anybody_noticed_is_made_anew() 
         a.told.events.clear()
         a.bus.heal()
         await until(lambda: a.told.events == [("lost", "b"), ("connected", "b")])
+        assert a.told.reasons("node disconnected") == ["KV.DRILL has healed the network"]
         await connected(a, b)
         a.bus.send("b", [b"HELLO"])
         await until(lambda: texts(b, "a") == [[b"HELLO"]])
