@@ -13,7 +13,7 @@ Core: it is handed ways to ask nodes, to say something and to wait.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -93,10 +93,8 @@ class Drill:
         self._wait_for_views(is_apart=False)
         self._wait_for_siblings(key)
         if leaves_siblings:
-            self._tell(f"The key {key} has siblings now. Look at them, and resolve them:")
+            self._tell(f"Both are kept: the key {key} has siblings now. This shows them:")
             self._say("$ " + self._typed(other, "KV.GET", key))
-            value = f"{MINORITY_VALUE},{MAJORITY_VALUE}"
-            self._say("$ " + self._typed(other, "KV.PUT", key, value, "CONTEXT", "...") + "\n")
             return
         self._resolve(key)
 
@@ -105,7 +103,7 @@ class Drill:
         self._tell("Both values are there, and a context that stands for having seen them:")
         context = _context_of(self._show(other, "KV.GET", key))
         self._tell("A write with that context replaces exactly what was seen:")
-        value = f"{MINORITY_VALUE},{MAJORITY_VALUE}"
+        value = f"{MINORITY_VALUE}, {MAJORITY_VALUE}"
         self._show(other, "KV.PUT", key, value, "CONTEXT", context)
         self._tell("Both sides agree:")
         answers = {node.name: self._show(node, "GET", key) for node in (self.one, self.others[-1])}
@@ -193,19 +191,18 @@ class Drill:
 
 def versions_of(reply: Any) -> Sequence[Any]:
     """The versions that KV.GET shows. Raises DrillFailed for an error."""
-    told = _told(reply)
-    versions: Sequence[Any] = told.get("versions", ())
+    versions: Sequence[Any] = _told(reply)[0]
     return versions
 
 
 def _context_of(reply: Any) -> str:
-    context: bytes = _told(reply).get("context", b"")
-    if not context:
-        raise DrillFailed("KV.GET gave no context")
+    context: bytes = _told(reply)[1]
     return context.decode()
 
 
-def _told(reply: Any) -> Mapping[str, Any]:
+def _told(reply: Any) -> tuple[Any, Any]:
+    """Versions and context, which KV.GET answers in this order."""
     if isinstance(reply, hiredis.ReplyError):
         raise DrillFailed(f"KV.GET was refused: {reply}")
-    return {} if reply is None else fields(reply)
+    versions, context = reply
+    return versions, context
