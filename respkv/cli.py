@@ -45,7 +45,6 @@ examples:
   respkv default-config > respkv.toml  see every setting, with its meaning
   respkv check-config respkv.toml      check a file before using it
   respkv cluster cluster.toml          run all nodes of a file on this machine
-  respkv status                        ask a running cluster how it is
 
 "respkv COMMAND --help" tells more about a command.
 """

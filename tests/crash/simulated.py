@@ -212,7 +212,9 @@ class World:
             self._kill()
         else:
             self._tick()
-            if self.replica.store.log.failure is not None:  # As a node, which then ends as if killed.
+            if (
+                self.replica.store.log.failure is not None
+            ):  # As a node, which then ends as if killed.
                 return self._kill()
             try:
                 self.replica.store.close()
