@@ -94,6 +94,16 @@ class WrongDirection(HandshakeError):
         return f"{self.name} must not dial: the node with the smaller name does"
 
 
+@dataclass(eq=False)
+class CutOff(HandshakeError):
+    """KV.DRILL keeps this node and the peer apart."""
+
+    name: NodeId
+
+    def __str__(self) -> str:
+        return f"{self.name} is cut off by KV.DRILL"
+
+
 @dataclass(slots=True)
 class _Dial:
     """A link that this node has to keep up."""
@@ -154,6 +164,7 @@ class Bus:
         self._last: Sequence[bytes] | None = None
         self._last_data = b""
         self._reported: dict[NodeId, str] = {}
+        self.cut: dict[NodeId, bool] = {}  # KV.DRILL: who is kept away, True if silently.
         self._told: dict[tuple[str, str], None] = {}
         self._wake = trio.Event()
         self._checked_s = self._now_s()
@@ -282,6 +293,31 @@ class Bus:
             if link.peer == peer:
                 link.give_up(reason)
 
+    # The drill
+
+    def cut_off(self, peers: Iterable[NodeId], *, is_silent: bool) -> None:
+        """Keep peers away until `heal`. `is_silent`: links go mute, and both ends find out by themselves.
+
+        Otherwise links end at once. Either way no new one is made: who dials is refused.
+        """
+        for peer in peers:
+            self.cut[peer] = is_silent
+            for link in self._all:
+                if link.peer == peer and is_silent:
+                    link.mute()
+                elif link.peer == peer:
+                    link.give_up("cut off by KV.DRILL")
+
+    def heal(self) -> None:
+        """Let everybody in again. Links that went mute have lost messages: they are made anew."""
+        for peer in self.cut:
+            self._give_up_all(peer, "KV.DRILL has healed the network")
+            for lane in Lane:
+                if (dial := self._dials.get((peer, lane))) is not None:
+                    dial.failures, dial.next_s = 0, 0.0
+        self.cut.clear()
+        self._wake.set()
+
     # Listening
 
     def listen(self, host: str, port: int) -> int:
@@ -369,6 +405,8 @@ class Bus:
             raise NotMember(done.peer_name)
         if done.peer_name > self._name:
             raise WrongDirection(done.peer_name)
+        if done.peer_name in self.cut:
+            raise CutOff(done.peer_name)
 
     def opened(self, link: Link) -> None:
         peer = link.peer
@@ -495,7 +533,7 @@ class Bus:
         """Dial whose time has come; returns how long nothing more is due."""
         delay_s = CHECK_S
         for dial in list(self._dials.values()):
-            if dial.link is not None or dial.is_looking_up:
+            if dial.link is not None or dial.is_looking_up or dial.peer in self.cut:
                 continue
             if dial.lane is Lane.BULK and dial.peer not in self._sends:
                 continue

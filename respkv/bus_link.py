@@ -142,8 +142,8 @@ class Link:
     __slots__ = (
         "_decoder", "_descriptors", "_end", "_limits", "_mask", "_owner", "_queue", "_queue_bytes_max",
         "_read_bytes", "_recv", "_sock", "_tls", "_urgent", "address", "connect_error", "doom", "fd",
-        "has_overflowed", "heard_s", "is_dialled", "is_dirty", "is_heard", "is_pinged", "lane", "peer",
-        "queued_bytes", "stage", "started_s", "unsent", "unsent_bytes",
+        "has_overflowed", "heard_s", "is_dialled", "is_dirty", "is_heard", "is_muted", "is_pinged", "lane",
+        "peer", "queued_bytes", "stage", "started_s", "unsent", "unsent_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -185,6 +185,7 @@ class Link:
         self.heard_s = now_s
         self.is_heard = False  # Since somebody looked.
         self.is_pinged = False
+        self.is_muted = False  # KV.DRILL: nothing arrives, and nobody is told.
         self._urgent: list[bytes] = []
         self._queue: list[bytes] = []
         self.queued_bytes = 0  # In these two.
@@ -226,7 +227,7 @@ class Link:
 
     def write(self, data: bytes) -> None:
         """Send bytes now, or as soon as the kernel takes them."""
-        if self.doom or self.stage is Stage.CLOSED:
+        if self.doom or self.is_muted or self.stage is Stage.CLOSED:
             return
         if self._tls is not None:
             try:
@@ -251,6 +252,13 @@ class Link:
             self._sock.shutdown(socket.SHUT_RDWR)
         # The kernel reports what is shut down as ready for reading, whatever the mask.
         self._set_mask(READ)
+
+    def mute(self) -> None:
+        """Play a network that loses everything, and says nothing: until the silence is noticed."""
+        if not self.doom and self.stage is not Stage.CLOSED:
+            self.is_muted = True
+            self._forget_output()
+            self._set_mask(0)
 
     def ready(self, mask: int) -> None:
         """The socket is ready for something, or so it was when the tick began."""

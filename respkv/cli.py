@@ -4,8 +4,9 @@ Not a client, and not the server: `serve` reads the configuration, decides where
 calls `respkv.node.run`, which is imported only then, so that help and errors come at once. `cluster`
 calls `respkv.supervisor.run` in the same way. The tools are in `respkv/tools/command.py`.
 
-This is where the environment is read (for the usual place of data and the host's name), and nowhere
-else. What a user got wrong is one line on standard error and exit status 2, never a traceback.
+This is where the environment is read (for the usual place of data and the host's name), and otherwise only by
+the tools that ask a cluster, for a password. What a user got wrong is one line on standard error and exit
+status 2, never a traceback.
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ from respkv.waits import note_written
 if TYPE_CHECKING:
     from respkv.gather import Gather
     from respkv.node import Node
+    from respkv.trace import Tracing
 
 SPLITTABLE: Final = frozenset(("MGET", "MSET", "DEL", "EXISTS", "UNLINK", "TOUCH"))
 RESULT_MODES: Final = REPLY_OFF | REPLY_SKIP
@@ -88,6 +89,7 @@ class Dispatch:
     """One per node of a cluster."""
 
     gather: Gather  # Commands on the whole keyspace; `respkv/peers.py` sets it.
+    tracing: Tracing  # KV.TRACE; set there too.
 
     def __init__(
         self,
@@ -169,6 +171,7 @@ class Dispatch:
                 return self._take_exec(session, now_ms)
             if command is not None and (
                 (taken := self.gather.take(session, command, args, now_ms)) is not None
+                or (taken := self.tracing.take(session, command, args, now_ms)) is not None
             ):
                 return taken
             pipeline = session.pipeline
@@ -291,6 +294,8 @@ class Dispatch:
         return True
 
     def admit(self, session: Session, pipeline: Pipeline, operation: Operation) -> None:
+        if self.tracing.is_wanted:
+            operation = self.tracing.adopt(operation)
         session.last_command = operation.command
         if session.mode & RESULT_MODES:
             operation.is_silent = True

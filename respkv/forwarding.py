@@ -6,7 +6,9 @@
                                                        tracks what it reads; quorums: "R W", as the sender has decided
     FORWARD.EXEC number ms begin db mode time quorums packed
                                                        packed: commands and watches, MessagePack
-    REPLY number bytes (kind channel payload)*         RESP, ready for the client, and what EXEC has published
+    FORWARD.TRACE ...                                  as FORWARD, for KV.TRACE (`respkv/trace.py`)
+    REPLY number bytes (kind channel payload)*         RESP, ready for the client, and what EXEC has published; for
+                                                       KV.TRACE what it tells
     REFUSED number reason                              it was not executed
     FORWARD.SETS number ms begin db (key value)*       plain SETs with the usual quorums
     REPLY.SETS number (index error)*                   all were done, but for these
@@ -36,6 +38,7 @@ from respkv.refusal import TIMED_OUT, UNKNOWN
 from respkv.reply import ReplyError
 from respkv.session import TRACKING, Session, Transaction
 from respkv.spread_part import PARTS
+from respkv.trace import traced_by
 
 if TYPE_CHECKING:
     from cluster.coordinator import Quorums
@@ -43,11 +46,12 @@ if TYPE_CHECKING:
 
 FORWARD: Final = b"FORWARD"
 FORWARD_EXEC: Final = b"FORWARD.EXEC"
+FORWARD_TRACE: Final = b"FORWARD.TRACE"
 REPLY: Final = b"REPLY"
 REFUSED: Final = b"REFUSED"
 FORWARD_SETS: Final = b"FORWARD.SETS"
 REPLY_SETS: Final = b"REPLY.SETS"
-VERBS: Final = (FORWARD, FORWARD_EXEC, FORWARD_SETS, REPLY, REPLY_SETS, REFUSED)
+VERBS: Final = (FORWARD, FORWARD_EXEC, FORWARD_TRACE, FORWARD_SETS, REPLY, REPLY_SETS, REFUSED)
 PATIENCE: Final = (
     0.25  # Of an operation's time: then an idempotent one is sent to another node too.
 )
@@ -112,7 +116,11 @@ class Forwarding:
             )
             self.transport.send(target, (FORWARD_EXEC, *head, msgspec.msgpack.encode(packed)))
         else:
-            self.transport.send(target, (FORWARD, *head, *operation.args))
+            verb = FORWARD
+            if operation.parent is not None and (traced := traced_by(operation)) is not None:
+                self._dispatch.tracing.forward(traced, operation, target)
+                verb = FORWARD_TRACE
+            self.transport.send(target, (verb, *head, *operation.args))
 
     def receive(self, peer: NodeId, message: list[bytes]) -> bool:
         """Take a message of another node's dispatch; False if it is none."""
@@ -125,6 +133,9 @@ class Forwarding:
                 if len(message) > 3:
                     said = message[3:]
                     self.node.pubsub.say(list(zip(said[::3], said[1::3], said[2::3], strict=True)))
+                if operation.parent is not None and (traced := traced_by(operation)) is not None:
+                    data = self._dispatch.tracing.answered(traced, operation, message[2])
+                    operation.data = data
                 if operation.command.name == "WATCH":
                     self._dispatch.execution.take_watched(operation)
                 elif operation.transaction is not None and operation.data[1:2].isdigit():
@@ -135,7 +146,7 @@ class Forwarding:
             self._take_set_replies(peer, message)
         elif verb == FORWARD_SETS:
             self._take_sets(peer, message)
-        elif verb in (FORWARD, FORWARD_EXEC):
+        elif verb in (FORWARD, FORWARD_EXEC, FORWARD_TRACE):
             self._take_forwarded(peer, message)
         elif verb == REFUSED:
             sets = self.forwards.get(int(message[1]))
@@ -179,6 +190,8 @@ class Forwarding:
         operation.quorums = self._quorums_of(message[7])
         operation.is_tracked = bool(mode & IS_TRACKED)
         self._dispatch.in_flight += 1
+        if message[0] == FORWARD_TRACE:
+            self._dispatch.tracing.adopt_forwarded(operation)
         self._dispatch.execution.execute(operation)
 
     def _is_late(self, peer: NodeId, message: list[bytes]) -> bool:
@@ -261,6 +274,8 @@ class Forwarding:
 
     def _try_another(self, operation: Operation, *, is_executed: bool) -> None:
         """The node that it was forwarded to refused, or is lost (`is_executed`: it may have run)."""
+        if operation.parent is not None and (traced := traced_by(operation)) is not None:
+            self._dispatch.tracing.not_answered(traced, operation, is_executed=is_executed)
         if is_executed:
             if not is_idempotent(operation):
                 self._dispatch.end(operation, UNKNOWN)

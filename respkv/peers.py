@@ -7,6 +7,7 @@ the log is as durable as the configuration asks for.
 
     dispatch       commands: here, forwarded, split              respkv/dispatch.py
     gather         commands on the whole keyspace                respkv/gather.py
+    tracing        KV.TRACE                                      respkv/trace.py
     coordinator    rounds: W and R                               cluster/coordinator.py
     participant    other nodes' rounds                           cluster/participant.py
     membership     who can be reached                            cluster/membership.py
@@ -69,6 +70,7 @@ from respkv.forwarding import VERBS
 from respkv.gather import Gather
 from respkv.interest import PREFIX as INTEREST
 from respkv.interest import Interest
+from respkv.trace import Tracing
 from respkv.waits import Waits
 
 if TYPE_CHECKING:
@@ -173,6 +175,7 @@ class Peers:
             node, node.pubsub, self.transport, timeout_s=settings.timeout_ms / 1000
         )
         node.pubsub.message_bytes_max = self.dispatch.message_bytes_max
+        self.tracing = self.dispatch.tracing = Tracing(self)
         self.is_clock_off = False
         self.received: dict[bytes, int] = {}  # Messages by verb.
         self._promises: deque[Promise] = deque()
@@ -231,6 +234,10 @@ class Peers:
             )
         else:
             self.received[verb] = self.received.get(verb, 0) + 1
+
+    def set_part(self, verbs: Iterable[bytes], part: Callable[[NodeId, Message], bool]) -> None:
+        """Have messages of these verbs taken by another part."""
+        self._parts.update(dict.fromkeys(verbs, part))
 
     def connected(self, peer: NodeId) -> None:
         """See `cluster.transport.Receiver`."""
@@ -307,6 +314,8 @@ class Peers:
 
     def prepare(self) -> None:
         """The tick ends: the last chance to execute something before the log is written."""
+        if self.tracing.active:
+            self.tracing.work()
         if self.dispatch.execution.has_parked and not self.node.runner.is_stalled:
             self.dispatch.execution.try_parked()
         self.work()
@@ -319,6 +328,8 @@ class Peers:
         """The tick has ended, and the log is written up to `position`, unless the disk took nothing."""
         self.interest.flush()
         self.coordinator.flush(is_logged=not self.node.store.log.pieces)
+        if self.tracing.active:
+            self.tracing.logged(position)
         promises, self._new_promises = self._new_promises, []
         if promises:
             if position <= self.node.releasable and not self._promises:
@@ -333,6 +344,9 @@ class Peers:
 
     def release(self, position: int) -> None:
         """The log is durable up to `position`."""
+        if self.tracing.active:
+            self.tracing.released()
+            self.node.want_timer()  # So that a tick answers what has ended.
         promises = self._promises
         if not promises:
             return
@@ -345,6 +359,8 @@ class Peers:
     def has_work(self) -> bool:
         """Whether `work` should be called in the next tick, without waiting for anything."""
         is_stalled = self.replica.store.is_stalled
+        if self.tracing.active and self.tracing.has_ended:
+            return True
         return (self._has_exchange_work and not is_stalled) or self.gather.has_work
 
     def work(self) -> None:

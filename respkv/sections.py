@@ -465,6 +465,18 @@ class Cluster:
     )
 
 
+@dataclass(slots=True)
+class Debug:
+    """What helps to find out how a cluster behaves, and has no place where data matters."""
+
+    drill: bool = setting(
+        Switch(),
+        False,
+        "Let clients cut nodes off from each other with KV.DRILL, as `respkv drill` does. Only where all "
+        "nodes have loopback addresses.",
+    )
+
+
 N_DEFAULT = 3
 """Replicas where `cluster.n` leaves it open and there are enough nodes."""
 
@@ -487,6 +499,7 @@ class Config:
     siblings: Siblings = field(default_factory=Siblings)
     pubsub: Pubsub = field(default_factory=Pubsub)
     cluster: Cluster = field(default_factory=Cluster)
+    debug: Debug = field(default_factory=Debug)
 
     path: str | None = None
     """The file that this was read from, for CONFIG REWRITE."""
@@ -559,6 +572,7 @@ SECTIONS: dict[str, type] = {
     "siblings": Siblings,
     "pubsub": Pubsub,
     "cluster": Cluster,
+    "debug": Debug,
 }
 
 SETTINGS: dict[str, Setting] = {
@@ -622,4 +636,17 @@ def _cluster_conflict_of(config: Config) -> tuple[set[str], str] | None:
             f"cluster.{missing[0]}: must be given too, since TLS between nodes needs "
             f"{', '.join(names[:2])} and {names[2]}",
         )
-    return None
+    return _drill_conflict_of(config)
+
+
+def _drill_conflict_of(config: Config) -> tuple[set[str], str] | None:
+    from respkv.members import is_loopback
+
+    away = next((each for each in config.nodes if not is_loopback(each.host)), None)
+    if not config.debug.drill or away is None:
+        return None
+    return (
+        {"debug.drill"},
+        "debug.drill = true: must be false, since it is for nodes with loopback addresses, and that of node "
+        f'"{away.name}" is {away.host}',
+    )

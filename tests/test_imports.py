@@ -29,6 +29,7 @@ SEAMS: dict[str, set[str]] = {
         "respkv/process.py",
         "respkv/supervisor.py",
         "respkv/tools/command.py",
+        "respkv/tools/live.py",
     },
     "fcntl": {"engine/disk.py"},
     # The network. `setting` only asks whether a text is an address.
@@ -42,7 +43,12 @@ SEAMS: dict[str, set[str]] = {
     "ssl": {"respkv/bus_tls.py"},
     "select": {"respkv/poller.py"},
     # The clock.
-    "time": {"respkv/logs.py", "respkv/node.py", "respkv/tools/command.py"},
+    "time": {
+        "respkv/logs.py",
+        "respkv/node.py",
+        "respkv/tools/command.py",
+        "respkv/tools/live.py",
+    },
     # `show` writes times that it is handed.
     "datetime": {"respkv/logs.py", "respkv/tools/show.py"},
     # Randomness. `random.Random` as the type of an argument is for everyone.

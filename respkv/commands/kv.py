@@ -1,5 +1,5 @@
 """KV.*: what Redis has no word for: snapshots of the data folder (`engine/snapshot.py`), damage (`engine/damage.py`),
-nodes, and what this one holds itself.
+and what this node holds itself. `kv_ring.py` has those that show the cluster.
 
 A snapshot is taken while others are served: what waits for the disk is done in a thread, and only the
 links are made between two commands. It may be interrupted at any time; what it leaves behind is
@@ -274,46 +274,6 @@ def kv_local(ctx: Context, key: Key) -> Reply:
     return ctx.string(key)
 
 
-@command(
-    "KV.NODES", arity=1, flags=Flag.STALE, since=SINCE, group="kv",
-    complexity="O(N) where N is the number of nodes", tips=("nondeterministic_output",),
-)  # fmt: skip
-def kv_nodes(ctx: Context) -> Reply:
-    """List the members of the cluster: name, address, and how this node sees each of them."""
-    node, topology = ctx.node, ctx.node.topology
-    if topology is None:
-        host = node.config.client.hosts[0]
-        return [
-            _member(
-                node.name, host, node.ready_port, is_me=True, is_reachable=True, is_complete=True
-            )
-        ]
-    return [
-        _member(
-            name,
-            info.host,
-            info.client_port,
-            is_me=name == topology.me,
-            is_reachable=topology.is_reachable(name),
-            is_complete=name not in topology.incomplete,
-        )
-        for name, info in topology.nodes.items()
-    ]
-
-
-def _member(
-    name: str, host: str, port: int, *, is_me: bool, is_reachable: bool, is_complete: bool
-) -> Reply:
-    return {
-        b"name": name.encode(),
-        b"host": host.encode(),
-        b"port": port,
-        b"myself": int(is_me),
-        b"reachable": int(is_reachable),
-        b"complete": int(is_complete),
-    }
-
-
 KV_HELP: Final = """\
 KV.<command> [<arg> ...]: what Redis has no word for. Commands are:
 KV.SNAPSHOT CREATE <name> | LIST | DROP <name>
@@ -337,6 +297,18 @@ KV.LOCAL <key>
 KV.NODES
     The members of the cluster: name, host and port for clients, and whether this node can reach them, and takes them
     for complete: a node is incomplete as long as it may lack what it had acknowledged, after a crash or a loss.
+KV.PREFLIST <key>
+    The slot of a key, its replicas in order of preference, and which of them coordinates now.
+KV.RING
+    Of each node how many slots it is the first replica of, holds and coordinates; of each preference list its slots.
+KV.CLOCK <slot>
+    What this node has seen of a slot: of each actor the last dot without a gap before it, and the dots beyond gaps;
+    and whether a write of the slot is still waiting for its replicas.
+KV.TRACE <command> [<arg> ...]
+    Run a command on keys: its reply, where it was executed, which replicas were asked what and answered what, and when,
+    in microseconds since it came.
+KV.DRILL CUT <node> [<node> ...] | MUTE <node> [<node> ...] | HEAL | SHOW
+    Play a broken network between nodes of one machine, where the configuration allows it (debug.drill).
 KV.HELP
     Print this help."""
 

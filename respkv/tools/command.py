@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final
 
+from respkv.tools import live
+
 if TYPE_CHECKING:
     from engine.disk import Disk, RealDisk
     from respkv.tools.importer import Importer, ImportState
@@ -168,6 +170,7 @@ def add_to(add: Add) -> None:
         help="progress file (default: respkv-import-HOST-PORT-DB.json, in this directory)",
     )
     load.set_defaults(tool=_import)
+    live.add_to(add)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -180,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
         status: int = arguments.tool(arguments)
         sys.stdout.flush()
         return status
-    except _Misused as error:
+    except (_Misused, live.Misused) as error:
         return _say(f"respkv {name}: {error}", STATUS_MISUSED)
     except (EngineError, ClientError) as error:
         return _say(f"respkv {name}: {error}", STATUS_FAILED)

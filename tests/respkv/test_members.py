@@ -193,6 +193,11 @@ def test_each_data_centre_has_n_replicas_on_nodes_with_weight(file: Path) -> Non
             'cluster.bus_frame_bytes_max = "64MiB": must be at most cluster.bytes_in_flight_max '
             '("32MiB")',
         ),
+        (
+            'n = 3\n[[node]]\nname = "far"\nhost = "10.0.0.9"\nport = 9000\ndata_dir = "far"\n[debug]\ndrill = true',
+            "debug.drill = true: must be false, since it is for nodes with loopback addresses, and that of "
+            'node "far" is 10.0.0.9',
+        ),
     ],
 )
 def test_an_impossible_cluster_is_refused(file: Path, text: str, line: str) -> None:

@@ -203,7 +203,8 @@ def test_a_node_on_its_own_lists_itself_and_answers_what_it_holds(alone: Alone) 
     (node,) = finished(alone, "KV.NODES").items
     assert fields(node) == {
         b"name": b"alone", b"host": b"127.0.0.1", b"port": b"0",
-        b"myself": b"1", b"reachable": b"1", b"complete": b"1",
+        b"myself": b"1", b"reachable": b"1", b"complete": b"1", b"state": b"up",
+        b"zone": b"", b"data_centre": b"", b"weight": b"1",
     }  # fmt: skip
     alone.ask("SET k v")
     assert line(alone, "KV.LOCAL k") == b"v"

@@ -8,7 +8,7 @@ import pytest
 
 from respkv.cli import _parser, main
 
-TOOLS = ("backup", "restore", "verify", "dump", "import")
+TOOLS = ("backup", "restore", "verify", "dump", "import", "status", "ring", "drill")
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
