@@ -435,14 +435,21 @@ class Store:
         cached = self.rows.get(row)
         if cached is not None:
             return cached or None
+        pages = self._pages
+        if pages.awaited and not pages.pinned and (missing := pages.missing(row)) is not None:
+            raise missing
         key = slot.to_bytes(2, "big") + row
-        if self.manifest.damages:
-            raw = self._lookup_beside_damage(slot, key)
-        elif self.manifest.drops:
-            tag = self.codec.tag(row)
-            raw = self.levels.lookup(key, self._pages, self.codec, self._drops(), tag)
-        else:
-            raw = self.levels.lookup(key, self._pages, self.codec)
+        try:
+            if self.manifest.damages:
+                raw = self._lookup_beside_damage(slot, key)
+            elif self.manifest.drops:
+                tag = self.codec.tag(row)
+                raw = self.levels.lookup(key, pages, self.codec, self._drops(), tag)
+            else:
+                raw = self.levels.lookup(key, pages, self.codec)
+        except PageFault as fault:
+            pages.note_missing(row, fault)
+            raise
         if len(row) + len(raw or ABSENT) < self.rows.bytes_max >> 4:
             self.rows.put(row, raw or ABSENT)
         return raw

@@ -9,6 +9,7 @@ keeps. The node holds what these share, and runs the background tasks:
         front.run      the tick
         _sync          fsync of the commit log: at once (`always`) or once a second (`everysec`)
         _work          flushes and compactions, in the worker process
+        pages.run      pages that were not in memory, in threads
         _ticker        time-outs, expiry, idle clients, free disk
 
 A stop has two steps: listeners close, what is under way is finished and sent within
@@ -25,9 +26,9 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
 import structlog
 import trio
@@ -56,6 +57,7 @@ from respkv.context import DATABASES_ROW, Context
 from respkv.front import Front
 from respkv.histogram import Histogram
 from respkv.latency import LatencyMonitor
+from respkv.pages import Offload, Pages, Resume
 from respkv.parser import Limits
 from respkv.peers import Peers
 from respkv.poller import EpollPoller, Poller
@@ -86,12 +88,7 @@ MEMORY_FULL: Final = ReplyError(
     "can. Reads go on."
 )
 JOB_FAILURES_PER_LINE: Final = 30
-FETCHES_MAX: Final = 8  # Pages that are read at the same time.
 STATUS_MISUSED: Final = 2
-
-
-Resume = Callable[[int, ReplyError | None], None]  # With the time, and why there is no page.
-Offload = Callable[[Callable[[], Any]], Awaitable[Any]]  # Does what blocks, beside the loop.
 
 
 class JobRunner(Protocol):
@@ -166,8 +163,7 @@ class Node:
         self.exit_status = 0
         self.ready_port = 0
         self._touched: list[Session] = []
-        self._faults: list[tuple[PageFault, Pins | None, Resume]] = []
-        self._fault_wake = trio.Event()
+        self.pages = Pages(self, self._offload)
         self._sync_wake = trio.Event()
         self._timer_wake = trio.Event()
         self.throttle = Throttle()
@@ -383,8 +379,7 @@ class Node:
 
     def fetch(self, fault: PageFault, pins: Pins | None, resume: Resume) -> None:
         """Have a page read beside the loop, pin it, and then go on with `resume`, within a tick."""
-        self._faults.append((fault, pins, resume))
-        self._fault_wake.set()
+        self.pages.add(fault, pins, resume)
 
     def _load_databases(self) -> list[int]:
         raw = self.store.active[SYSTEM_SLOT].get(DATABASES_ROW)
@@ -562,30 +557,6 @@ class Node:
         self.front.tick([])
 
     # Background
-
-    async def _fetch(self) -> None:
-        """Read pages that were not in memory, a few at a time, and let their sessions go on."""
-        limit = trio.CapacityLimiter(FETCHES_MAX)
-        async with trio.open_nursery() as nursery:
-            while True:
-                await self._fault_wake.wait()
-                self._fault_wake = trio.Event()
-                faults, self._faults = self._faults, []
-                for fault, pins, resume in faults:
-                    nursery.start_soon(self._fetch_one, fault, pins, resume, limit)
-
-    async def _fetch_one(
-        self, fault: PageFault, pins: Pins | None, resume: Resume, limit: trio.CapacityLimiter
-    ) -> None:
-        failure = None
-        try:
-            async with limit:
-                await self._offload(fault.fetch)
-            fault.arrive(pins)
-        except EngineError as error:
-            failure = self.data_error(error)
-        resume(self.begin_tick(), failure)
-        self.front.tick([])  # A sliced command goes on now: the front may be asleep.
 
     async def _work(self) -> None:
         """Flushes and compactions, one at a time, in the worker process."""
@@ -778,7 +749,7 @@ class Node:
             nursery.start_soon(self.front.run)
             nursery.start_soon(self._sync)
             nursery.start_soon(self._work)
-            nursery.start_soon(self._fetch)
+            nursery.start_soon(self.pages.run)
             nursery.start_soon(self._ticker)
             if self.bus is not None:
                 nursery.start_soon(self.bus.run)
