@@ -176,10 +176,11 @@ class Pages:
             self.cache.put(block_id, block)
         return block
 
-    def missing(self, row: Row) -> PageFault | None:
-        """The page that this row's look-up has just found missing: for those who have no pins yet."""
+    def refuse_missing(self, row: Row) -> None:
+        """Raise PageFault if this row's look-up has just found its page missing: for those who have no pins yet."""
         known = self.awaited.get(row)
-        return None if known is None else PageFault(self, *known)
+        if known is not None:
+            raise PageFault(self, *known)  # Kept in no variable: its traceback would keep it alive.
 
     def note_missing(self, row: Row, fault: PageFault) -> None:
         """A row's look-up faulted."""

@@ -88,6 +88,9 @@ MEMORY_FULL: Final = ReplyError(
     "can. Reads go on."
 )
 JOB_FAILURES_PER_LINE: Final = 30
+# Commands are lists, and waiting ones are many: with the usual thresholds everything would be looked
+# through every few seconds, for tens of milliseconds.
+GC_THRESHOLDS: Final = (5_000, 10, 50)
 STATUS_MISUSED: Final = 2
 
 
@@ -126,6 +129,7 @@ class Node:
         self.config = config
         self.replica = replica
         self.store = replica.store
+        self.store.is_cleared_by_owner = True
         self.name = name
         self.data_dir = data_dir
         self.rng = rng
@@ -563,6 +567,8 @@ class Node:
         try:
             while True:
                 self._freeze_for_save()
+                if self.store.has_leavings:
+                    await self._offload(self.store.clear_away)
                 job = self.store.next_job(self.now_ms(), self._room_bytes())
                 if job is None:
                     self.job_kind = "none"
@@ -732,6 +738,7 @@ class Node:
             nursery.start_soon(self._signals)
             gc.collect()
             gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
             await self.live(self._say_ready)
             nursery.cancel_scope.cancel()
         return self.exit_status

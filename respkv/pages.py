@@ -5,7 +5,7 @@ with the page is that of whoever waits.
 
     a command faults   -> `add`; and `read_ahead` looks at what its session has sent behind it
     a reader is free   -> it takes all that has gathered: one hop to a thread for many pages
-    they are here      -> all are kept, all who wait go on, in one tick
+    they are here      -> all are kept, and all who wait go on, in one tick or a few
 
 A hop costs as much processor time as executing ten commands, and a thread waits for the
 interpreter's lock after each call to the kernel; so what has gathered while one batch was read makes
@@ -46,6 +46,7 @@ READERS: Final = 2
 BATCH_MAX: Final = 64  # Pages that are read in one hop.
 ERRANDS_MAX: Final = 8  # That are under way at the same time.
 AHEAD_COMMANDS: Final = 32  # Of a session, behind one that waits.
+RESUMES_NS: Final = 2_000_000  # A tick's time for those who waited; one may take longer.
 # What is read ahead for one session may fill one part in so many of the block cache.
 AHEAD_SHARE: Final = 16
 
@@ -66,6 +67,9 @@ class Pages:
 
     def add(self, fault: PageFault, pins: Pins | None, resume: Resume) -> None:
         """Have a page read, pin it, and then go on with `resume`, within a tick."""
+        fault.__traceback__ = (
+            None  # Its frames hold whoever keeps the fault: only the collector ends that.
+        )
         (self._errands if isinstance(fault, Errand) else self._waiting).append(
             (fault, pins, resume)
         )
@@ -97,6 +101,7 @@ class Pages:
                 try:
                     store.get(slot_of(key), row_of(db, key))
                 except PageFault as fault:
+                    fault.__traceback__ = None
                     self._waiting.append((fault, None, None))
                     room -= 1
                 except EngineError:
@@ -122,14 +127,14 @@ class Pages:
             batch = self._waiting[:BATCH_MAX]
             del self._waiting[:BATCH_MAX]
             await self._offload(partial(fetch_all, [fault for fault, _, _ in batch]))
-            self._end(batch)
+            await self._end(batch)
 
     async def _do(self, errand: Waiting, limit: trio.CapacityLimiter) -> None:
         async with limit:
             await self._offload(errand[0].fetch)
-        self._end([errand])
+        await self._end([errand])
 
-    def _end(self, batch: list[Waiting]) -> None:
+    async def _end(self, batch: list[Waiting]) -> None:
         """Keep the pages, all of them first, and let those who waited go on."""
         node = self._node
         failures: list[ReplyError | None] = []
@@ -141,9 +146,16 @@ class Pages:
                 failure = node.data_error(error)
             failures.append(failure)
         now_ms = node.begin_tick()
+        until_ns = node.clock_ns() + RESUMES_NS
         for (_, _, resume), failure in zip(batch, failures, strict=True):
-            if resume is not None:
-                resume(now_ms, failure)
+            if resume is None:
+                continue
+            if node.clock_ns() >= until_ns:  # Each may go on with all that has queued up behind it.
+                node.front.tick([])
+                await trio.lowlevel.checkpoint()
+                now_ms = node.begin_tick()
+                until_ns = node.clock_ns() + RESUMES_NS
+            resume(now_ms, failure)
         node.front.tick([])  # A sliced command goes on now: the front may be asleep.
 
 
