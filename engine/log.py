@@ -161,7 +161,7 @@ class Recovery:
 class CommitLog:
     """The log of this process, open for writing. Made by `CommitLog.open` after `recover`.
 
-    One thread stages, writes, rolls and removes. `sync` may run in another one meanwhile, and calls
+    One thread stages, writes, rolls and forgets. `sync` may run in another one meanwhile, and calls
     of it wait for each other. Hot callers extend `pieces` themselves, which is what `stage` does.
     """
 

@@ -87,8 +87,7 @@ class Pages:
             return
         node = self._node
         store = node.store
-        settings = store.settings
-        room = settings.block_cache_bytes // (AHEAD_SHARE * settings.block_bytes)
+        room = store.blocks.bytes_max // (AHEAD_SHARE * store.settings.block_bytes)
         db = node.databases[session.db]
         for args in islice(session.queue, AHEAD_COMMANDS):
             command = TABLE.lookup(args)
