@@ -26,6 +26,7 @@ disk and the simulated one (`tests/sim/disk.py`) keep, and that their common tes
 Linux is assumed: `fdatasync`, `flock` and `preadv` with `RWF_NOWAIT`.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -82,6 +83,9 @@ class File(Protocol):
 
     def read_cached(self, offset: int, length: int) -> bytes | None:
         """Do as `read`, but only if no disk access is needed. None: ask `read`, in a thread."""
+
+    def will_read(self, offset: int, length: int) -> None:
+        """Say that these bytes will be read soon, so that several reads wait for the disk together."""
 
     def sync(self) -> None:
         """Make all bytes durable. Raises `SyncError`, after which no retry is allowed."""
@@ -343,6 +347,10 @@ class RealFile:
             return bytes(buffer)
         # Short: either the file ends here, or only the first pages are cached.
         return bytes(buffer[:count]) if offset + count >= self.size else None
+
+    def will_read(self, offset: int, length: int) -> None:
+        with contextlib.suppress(OSError):  # Only advice: `read` will tell what is wrong.
+            os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
     def sync(self) -> None:
         try:

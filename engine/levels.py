@@ -22,15 +22,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
+from operator import attrgetter
 from typing import Final
 
 from engine.bloom import hash_of
 from engine.cache import BlockCache, BlockId
-from engine.codec import COMPLETE, Key, RecordCodec
+from engine.codec import COMPLETE, Key, RecordCodec, Row
 from engine.damage import Damage, lost
-from engine.disk import Disk
+from engine.disk import Disk, File
 from engine.drop import DropIndex
-from engine.errors import EngineError, MissingFileError
+from engine.errors import EngineError
 from engine.job import Job, JobResult
 from engine.sstable import Block, Table
 from engine.stats import LevelStats, StoreStats
@@ -38,13 +39,17 @@ from engine.stats import LevelStats, StoreStats
 Pins = dict[BlockId, Block]
 """Blocks that a command waited for, kept for it until it is done: however small the caches are, it gets on."""
 
+AWAITED_MAX: Final = 1024
+"""Rows whose missing page is known."""
+
 NO_PINS: Final[Mapping[BlockId, Block]] = {}
 
 
 class PageFault(Exception):
     """A row or a page of a slot is not in memory.
 
-    The caller runs `fetch` in a thread, then `arrive` in the serving thread, and asks again.
+    The caller runs `fetch` (or `fetch_all`, for several) in a thread, then `arrive` in the serving
+    thread, and asks again.
     """
 
     def __init__(self, pages: Pages, table: Table, number: int, pins: Pins | None = None) -> None:
@@ -54,28 +59,36 @@ class PageFault(Exception):
         self._number = number
         self._pins = pins  # Of the scan that faulted.
         self._block: Block | None = None
-        self._missing: MissingFileError | None = None
+        self._failure: EngineError | None = None
+
+    @property
+    def block_id(self) -> BlockId:
+        """What names the page: two faults may wait for the same one."""
+        return self._table.id, self._number
+
+    @property
+    def page(self) -> tuple[Table, int]:
+        """The table, and the number of the block in it."""
+        return self._table, self._number
 
     def fetch(self) -> None:
-        """Read the page, waiting for the disk. Raises EngineError."""
-        try:
-            self._block = self._table.load_alone(self._pages.disk, self._number)
-        except MissingFileError as error:
-            self._missing = error
+        """Read the page, waiting for the disk. What goes wrong is raised by `arrive`."""
+        fetch_all([self])
 
     def arrive(self, pins: Pins | None = None) -> None:
         """Keep what was fetched, also in the caller's `pins`, which it shows to the store (`Store.pinned`).
 
-        That the table was replaced meanwhile is no error. Raises MissingFileError if it was not,
-        and its file is gone.
+        That the table was replaced meanwhile is no error. Otherwise raises EngineError if the page
+        could not be read.
         """
-        if self._table.id not in self._pages.table_ids:
+        block_id = self.block_id
+        self._pages.awaited.clear()
+        if block_id[0] not in self._pages.table_ids:
             return
-        if self._missing is not None:
-            raise self._missing
+        if self._failure is not None:
+            raise self._failure
         block, self._block = self._block, None
         assert block is not None, "fetch() comes first"
-        block_id = (self._table.id, self._number)
         self._pages.cache.put(block_id, block)
         for kept in (pins, self._pins):
             if kept is not None:
@@ -85,6 +98,47 @@ class PageFault(Exception):
         """Both, for those who may wait."""
         self.fetch()
         self.arrive(pins)
+
+    def _read(self, file: File) -> None:
+        try:
+            stored = file.read(*self._table.extent(self._number))
+            self._block = self._table.decode(self._number, stored)
+        except EngineError as error:
+            self._failure = error
+
+
+def fetch_all(faults: Sequence[PageFault]) -> None:
+    """Read the pages of several faults, waiting for the disk: as `fetch` for each, and cheaper.
+
+    Each page is read once, and in the order of the files. All are announced to the kernel before
+    the first is waited for, so that the disk can work at them together.
+    """
+    ordered = sorted(faults, key=attrgetter("block_id"))
+    files: dict[int, File] = {}
+    try:
+        readable = []
+        for fault in ordered:
+            table = fault._table
+            try:
+                file = files.get(table.id)
+                if file is None:
+                    file = files[table.id] = fault._pages.disk.open(table.name)
+            except EngineError as error:
+                fault._failure = error
+                continue
+            if len(ordered) > 1:
+                file.will_read(*table.extent(fault._number))
+            readable.append(fault)
+        read: PageFault | None = None
+        for fault in readable:
+            if read is not None and read.block_id == fault.block_id:
+                fault._block, fault._failure = read._block, read._failure
+                continue
+            fault._read(files[fault._table.id])
+            read = fault
+    finally:
+        for file in files.values():
+            file.close()
 
 
 @dataclass(slots=True)
@@ -98,6 +152,9 @@ class Pages:
         default_factory=lambda: NO_PINS
     )  # Of the command that runs now.
     table_ids: set[int] = field(default_factory=set)  # Of open tables.
+    # What look-ups of rows found missing since a page last arrived. A command that faults is tried
+    # again at once, the long way, and its page need not be looked for again.
+    awaited: dict[Row, tuple[Table, int]] = field(default_factory=dict)
 
     def block(self, table: Table, number: int, pins: Pins | None = None) -> Block:
         """Return a block. Raises PageFault. Hot: each look-up in a table ends here."""
@@ -118,6 +175,18 @@ class Pages:
                 raise PageFault(self, table, number, pins)
             self.cache.put(block_id, block)
         return block
+
+    def refuse_missing(self, row: Row) -> None:
+        """Raise PageFault if this row's look-up has just found its page missing: for those who have no pins yet."""
+        known = self.awaited.get(row)
+        if known is not None:
+            raise PageFault(self, *known)  # Kept in no variable: its traceback would keep it alive.
+
+    def note_missing(self, row: Row, fault: PageFault) -> None:
+        """A row's look-up faulted."""
+        if len(self.awaited) >= AWAITED_MAX:
+            self.awaited.clear()
+        self.awaited[row] = fault.page
 
 
 class Levels:

@@ -71,6 +71,7 @@ Applications Recover from fsync Failures?" (2020), for why a failed sync is fina
 import contextlib
 import re
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from struct import Struct
@@ -160,7 +161,7 @@ class Recovery:
 class CommitLog:
     """The log of this process, open for writing. Made by `CommitLog.open` after `recover`.
 
-    One thread stages, writes, rolls and removes. `sync` may run in another one meanwhile, and calls
+    One thread stages, writes, rolls and forgets. `sync` may run in another one meanwhile, and calls
     of it wait for each other. Hot callers extend `pieces` themselves, which is what `stage` does.
     """
 
@@ -367,23 +368,25 @@ class CommitLog:
             self._unsynced.remove(file)
             file.close()
 
-    def remove_before(self, position: int) -> None:
-        """Delete the sealed segments that lie wholly below `position`.
+    def forget_before(self, position: int) -> list[str]:
+        """Give up the sealed segments that lie wholly below `position`, and return their names, oldest first.
 
-        All their entries must be durable elsewhere, and so must be the `start` >= `position` of the
-        next recovery: then it is harmless that the removal itself is not synced. A file that is
-        being synced right now is closed by the next `sync` or removal.
+        The caller removes the files, in a thread if it likes: that takes a while for large ones. All
+        their entries must be durable elsewhere, and so must be the `start` >= `position` of the next
+        recovery: then it is harmless that the removal itself is late, or not synced. A file that is
+        being synced right now is closed by the next `sync` or call of this.
         """
         ends = [segment.base for segment in self._sealed[1:]] + [self._segment.base]
-        while self._sealed and ends[0] <= position:
-            self._disk.remove(self._sealed[0].name)
-            del self._sealed[0], ends[0]
+        count = bisect_right(ends, position) if self._sealed else 0
+        names = [segment.name for segment in self._sealed[:count]]
+        del self._sealed[:count]
         if self._sync_lock.acquire(blocking=False):
             try:
                 kept = {segment.name for segment in self._sealed} | {self._segment.name}
                 self._drop_files([file for file in self._unsynced if file.name not in kept])
             finally:
                 self._sync_lock.release()
+        return names
 
     def close(self) -> None:
         """Write and sync what is left, vouch for it with an empty frame, and close all files.

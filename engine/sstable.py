@@ -417,8 +417,7 @@ class Table:
         With `cached_only` it does not wait for the disk, and returns None if it would have to.
         Raises CorruptionError and what the disk raises.
         """
-        offset = self._offsets[block_no]
-        length = self._offsets[block_no + 1] - offset
+        offset, length = self.extent(block_no)
         stored: bytes | None
         if cached_only:
             stored = self._file.read_cached(offset, length)
@@ -426,21 +425,16 @@ class Table:
                 return None
         else:
             stored = self._file.read(offset, length)
-        return self._decoded(block_no, stored)
+        return self.decode(block_no, stored)
 
-    def load_alone(self, disk: Disk, block_no: int) -> Block:
-        """Read a block through a handle of its own, waiting for the disk.
+    def extent(self, block_no: int) -> tuple[int, int]:
+        """Return offset and length of a block in the file: for those who read it through another handle.
 
-        For threads: compaction may close the table's own handle meanwhile, and the number of a closed
-        descriptor is soon another file's. Raises as `load` does.
+        Threads do: compaction may close the table's own handle meanwhile, and the number of a closed
+        descriptor is soon another file's.
         """
-        file = disk.open(self.name)
-        try:
-            offset = self._offsets[block_no]
-            length = self._offsets[block_no + 1] - offset
-            return self._decoded(block_no, file.read(offset, length))
-        finally:
-            file.close()
+        offset = self._offsets[block_no]
+        return offset, self._offsets[block_no + 1] - offset
 
     def groups(
         self,
@@ -553,7 +547,7 @@ class Table:
         for number in range(block_no, end_no):
             stored = data[self._offsets[number] - start : self._offsets[number + 1] - start]
             try:
-                entries += self._decoded(number, stored).to_list()
+                entries += self.decode(number, stored).to_list()
             except CorruptionError as error:
                 if on_damage is None:
                     raise
@@ -566,8 +560,11 @@ class Table:
         is_last = block_no == self.block_count - 1
         return low, self.meta.key_max if is_last else self._index.separator(block_no)
 
-    def _decoded(self, block_no: int, stored: bytes) -> Block:
-        """Check and decompress; hot path of every read that misses the block cache."""
+    def decode(self, block_no: int, stored: bytes) -> Block:
+        """Check and decompress what stands at `extent(block_no)`: hot path of every read that misses the block cache.
+
+        Raises CorruptionError.
+        """
         offset = self._offsets[block_no]
         checksum = xxh3_64_intdigest(stored, offset)
         if checksum != self._checksums[block_no]:

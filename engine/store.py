@@ -8,6 +8,7 @@ shell that owns it
 - asks `next_job()`, has the job done elsewhere (a worker process, a thread, or at once in a
   simulation), and hands the result to `prepare`, `write_manifest` (which blocks: in a thread) and
   `install`; or gives it up with `abandon`,
+- may set `is_cleared_by_owner`, and then calls `clear_away` (in a thread) while `has_leavings`,
 - fetches rows whose look-up raised `PageFault`: `fetch` in a thread, then `arrive`,
 - holds back writes for `write_delay_s`, and while `is_stalled`.
 
@@ -143,6 +144,9 @@ class Store:
         self._next_table = current.next_table
         self.freeze_failure: DiskError | None = None  # Why a full memtable is not frozen.
         self._garbage: list[str] = []  # Files that may go once the next manifest is durable.
+        # Files of what was replaced: tables, and segments of the log by name.
+        self._leavings: list[Table | str] = []
+        self.is_cleared_by_owner = False  # Who calls `clear_away`; else it is done at once.
         self._lacks_room = False  # There is no room for the compaction that is wanted.
         self._retirement = Retirement()
         self._dead: list[
@@ -227,7 +231,8 @@ class Store:
         try:
             self.log.close()
         finally:
-            for table in self.tables + self._retirement.all():
+            left = [left for left in self._leavings if isinstance(left, Table)]
+            for table in [*self.tables, *self._retirement.all(), *left]:
                 table.close()
 
     # Writing
@@ -435,14 +440,21 @@ class Store:
         cached = self.rows.get(row)
         if cached is not None:
             return cached or None
+        pages = self._pages
+        if pages.awaited and not pages.pinned:
+            pages.refuse_missing(row)
         key = slot.to_bytes(2, "big") + row
-        if self.manifest.damages:
-            raw = self._lookup_beside_damage(slot, key)
-        elif self.manifest.drops:
-            tag = self.codec.tag(row)
-            raw = self.levels.lookup(key, self._pages, self.codec, self._drops(), tag)
-        else:
-            raw = self.levels.lookup(key, self._pages, self.codec)
+        try:
+            if self.manifest.damages:
+                raw = self._lookup_beside_damage(slot, key)
+            elif self.manifest.drops:
+                tag = self.codec.tag(row)
+                raw = self.levels.lookup(key, pages, self.codec, self._drops(), tag)
+            else:
+                raw = self.levels.lookup(key, pages, self.codec)
+        except PageFault as fault:
+            pages.note_missing(row, fault)
+            raise
         if len(row) + len(raw or ABSENT) < self.rows.bytes_max >> 4:
             self.rows.put(row, raw or ABSENT)
         return raw
@@ -701,9 +713,8 @@ class Store:
             self.rows.clear()  # `forget_below` relies on it.
         self._set_aside.update(damage.name for damage in result.damages)
         garbage, self._garbage = self._garbage, []
-        for name in garbage:
-            self._remove(name)
-        self._remove_retired()
+        self._leave(garbage)
+        self._leave_retired()
 
     def _count(
         self, job: Job, result: JobResult, before: Sequence[Table], made: Sequence[Table]
@@ -725,21 +736,43 @@ class Store:
     def _release(self, tables: Sequence[Table]) -> None:
         """A scan no longer needs them."""
         self._retirement.release(tables)
-        self._remove_retired()
+        self._leave_retired()
 
-    def _remove_retired(self) -> None:
-        """Close and remove what was replaced, as far as no scan reads it."""
+    def _leave_retired(self) -> None:
+        """Forget the tables that were replaced, as far as no scan reads them."""
         gone = self._retirement.due()
         for table in gone:
             self.blocks.drop_table(table.id)
             self._pages.table_ids.discard(table.id)
-            table.close()
-        for table in gone:
-            if table.name in self._set_aside:
-                self._set_aside.discard(table.name)
-                set_aside(self.disk, table.name)
+        self._leave(gone)
+
+    def _leave(self, leavings: Sequence[Table | str]) -> None:
+        self._leavings.extend(leavings)  # In place: another thread may take from it.
+        if not self.is_cleared_by_owner:
+            self.clear_away()
+
+    @property
+    def has_leavings(self) -> bool:
+        """Whether `clear_away` has something to do."""
+        return bool(self._leavings)
+
+    def clear_away(self) -> None:
+        """Close and remove the files of what was replaced. Blocks, for milliseconds a file: for a thread.
+
+        The kernel frees all that a file has on the disk and in its cache. If it is done late, or not
+        before a crash, the next start does it.
+        """
+        while self._leavings:  # The serving thread may add to it.
+            left = self._leavings.pop(0)
+            if isinstance(left, str):
+                self._remove(left)
+                continue
+            left.close()
+            if left.name in self._set_aside:
+                self._set_aside.discard(left.name)
+                set_aside(self.disk, left.name)
             else:
-                self._remove(table.name)
+                self._remove(left.name)
 
     def _forget_frozen(self, log_start: int) -> None:
         frozen = self.frozen.pop()
@@ -747,8 +780,7 @@ class Store:
         # The row cache has the tables' state as it was below these.
         for _, row in frozen.memtable.deltas:
             self.rows.invalidate(row)
-        with contextlib.suppress(DiskError):  # The next flush tries again.
-            self.log.remove_before(log_start)
+        self._leave(self.log.forget_before(log_start))
 
     def _remove(self, name: str) -> None:
         """Remove a file that no durable manifest names, now or at the next install."""

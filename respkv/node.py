@@ -9,6 +9,7 @@ keeps. The node holds what these share, and runs the background tasks:
         front.run      the tick
         _sync          fsync of the commit log: at once (`always`) or once a second (`everysec`)
         _work          flushes and compactions, in the worker process
+        pages.run      pages that were not in memory, in threads
         _ticker        time-outs, expiry, idle clients, free disk
 
 A stop has two steps: listeners close, what is under way is finished and sent within
@@ -25,9 +26,9 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
 import structlog
 import trio
@@ -58,6 +59,7 @@ from respkv.front import Front
 from respkv.histogram import Histogram
 from respkv.latency import LatencyMonitor
 from respkv.notification import Notifier
+from respkv.pages import Offload, Pages, Resume
 from respkv.parser import Limits
 from respkv.peers import Peers
 from respkv.policy_match import Policies
@@ -91,12 +93,10 @@ MEMORY_FULL: Final = ReplyError(
     "can. Reads go on."
 )
 JOB_FAILURES_PER_LINE: Final = 30
-FETCHES_MAX: Final = 8  # Pages that are read at the same time.
+# Commands are lists, and waiting ones are many: with the usual thresholds everything would be looked
+# through every few seconds, for tens of milliseconds.
+GC_THRESHOLDS: Final = (5_000, 10, 50)
 STATUS_MISUSED: Final = 2
-
-
-Resume = Callable[[int, ReplyError | None], None]  # With the time, and why there is no page.
-Offload = Callable[[Callable[[], Any]], Awaitable[Any]]  # Does what blocks, beside the loop.
 
 
 class JobRunner(Protocol):
@@ -135,6 +135,7 @@ class Node:
         self.config = config
         self.replica = replica
         self.store = replica.store
+        self.store.is_cleared_by_owner = True
         self.name = name
         self.data_dir = data_dir
         self.rng = rng
@@ -178,8 +179,7 @@ class Node:
         self.exit_status = 0
         self.ready_port = 0
         self._touched: list[Session] = []
-        self._faults: list[tuple[PageFault, Pins | None, Resume]] = []
-        self._fault_wake = trio.Event()
+        self.pages = Pages(self, self._offload)
         self._sync_wake = trio.Event()
         self._timer_wake = trio.Event()
         self.throttle = Throttle()
@@ -405,8 +405,7 @@ class Node:
 
     def fetch(self, fault: PageFault, pins: Pins | None, resume: Resume) -> None:
         """Have a page read beside the loop, pin it, and then go on with `resume`, within a tick."""
-        self._faults.append((fault, pins, resume))
-        self._fault_wake.set()
+        self.pages.add(fault, pins, resume)
 
     def _load_databases(self) -> list[int]:
         raw = self.store.active[SYSTEM_SLOT].get(DATABASES_ROW)
@@ -587,35 +586,13 @@ class Node:
 
     # Background
 
-    async def _fetch(self) -> None:
-        """Read pages that were not in memory, a few at a time, and let their sessions go on."""
-        limit = trio.CapacityLimiter(FETCHES_MAX)
-        async with trio.open_nursery() as nursery:
-            while True:
-                await self._fault_wake.wait()
-                self._fault_wake = trio.Event()
-                faults, self._faults = self._faults, []
-                for fault, pins, resume in faults:
-                    nursery.start_soon(self._fetch_one, fault, pins, resume, limit)
-
-    async def _fetch_one(
-        self, fault: PageFault, pins: Pins | None, resume: Resume, limit: trio.CapacityLimiter
-    ) -> None:
-        failure = None
-        try:
-            async with limit:
-                await self._offload(fault.fetch)
-            fault.arrive(pins)
-        except EngineError as error:
-            failure = self.data_error(error)
-        resume(self.begin_tick(), failure)
-        self.front.tick([])  # A sliced command goes on now: the front may be asleep.
-
     async def _work(self) -> None:
         """Flushes and compactions, one at a time, in the worker process."""
         try:
             while True:
                 self._freeze_for_save()
+                if self.store.has_leavings:
+                    await self._offload(self.store.clear_away)
                 job = self.store.next_job(self.now_ms(), self._room_bytes())
                 if job is None:
                     self.job_kind = "none"
@@ -785,6 +762,7 @@ class Node:
             nursery.start_soon(self._signals)
             gc.collect()
             gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
             await self.live(self._say_ready)
             nursery.cancel_scope.cancel()
         return self.exit_status
@@ -802,7 +780,7 @@ class Node:
             nursery.start_soon(self.front.run)
             nursery.start_soon(self._sync)
             nursery.start_soon(self._work)
-            nursery.start_soon(self._fetch)
+            nursery.start_soon(self.pages.run)
             nursery.start_soon(self._ticker)
             if self.bus is not None:
                 nursery.start_soon(self.bus.run)

@@ -439,6 +439,8 @@ class Runner:
                 self.node.touch(session)
 
         self.node.fetch(fault, wait.pins, resume)
+        if wait.slices is None:
+            self.node.pages.read_ahead(session)
 
     def call(self, command: Command, args: list[bytes]) -> Reply:
         """Run a handler on the bound context to its end. Raises ReplyError, PageFault."""

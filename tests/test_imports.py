@@ -59,6 +59,7 @@ SEAMS: dict[str, set[str]] = {
         "respkv/bus.py",
         "respkv/front.py",
         "respkv/node.py",
+        "respkv/pages.py",
         "respkv/poller.py",
         "respkv/supervisor.py",
     },

@@ -26,6 +26,7 @@ from engine.sstable import TEMPORARY_SUFFIX, Table, TableWriter
 from engine.store import Prepared, Store
 from tests.crash.simulated import World
 from tests.crash.simulated_counts import Counts
+from tests.engine.segments import remove_before
 from tests.sim.disk import FAULT_KINDS, SimDisk, SimFile
 
 SEEDS_MAX = 150
@@ -131,7 +132,7 @@ def log_removed_before_the_manifest(patch: pytest.MonkeyPatch) -> None:
     original = Store.write_manifest
 
     def write_manifest(self: Store, prepared: Prepared) -> None:
-        self.log.remove_before(prepared.manifest.log_start)
+        remove_before(self.log, prepared.manifest.log_start)
         original(self, prepared)
 
     patch.setattr(Store, "write_manifest", write_manifest)
@@ -203,7 +204,7 @@ def tables_without_checksums(patch: pytest.MonkeyPatch) -> None:
         raw_length = self._raw_lengths[number]
         return Block(stored if raw_length == len(stored) else self._unpack(stored, raw_length))
 
-    patch.setattr(Table, "_decoded", decoded)
+    patch.setattr(Table, "decode", decoded)
 
 
 def log_without_checksums(patch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,14 @@ def test_read_cached_returns_the_bytes_or_none(
         assert file.read_cached(offset, length) in (expected, None)
 
 
+@pytest.mark.parametrize(("offset", "length"), [(0, 4), (4, 100), (50, 5), (0, 0)])
+def test_what_is_announced_is_read_as_always(disk: Disk, offset: int, length: int) -> None:
+    with closing(disk.create("a")) as file:
+        file.append(b"0123456789")
+        file.will_read(offset, length)
+        assert file.read(offset, length) == b"0123456789"[offset : offset + length]
+
+
 def test_created_name_is_taken(disk: Disk) -> None:
     write_file(disk, "a", b"first")
     with pytest.raises(NameTakenError) as caught:

@@ -10,8 +10,9 @@ import pytest
 from engine.cache import BlockCache
 from engine.codec import COMPLETE, Entry
 from engine.drop import DropIndex
+from engine.errors import DiskError
 from engine.job import Job, JobResult
-from engine.levels import Levels, PageFault, Pages, Retirement
+from engine.levels import Levels, PageFault, Pages, Retirement, fetch_all
 from engine.manifest import ALL_TAGS, Drop
 from engine.sstable import Table, TableWriter
 from engine.stats import LevelStats, StoreStats
@@ -220,6 +221,56 @@ def test_a_page_of_a_table_that_is_closed_is_not_kept(folder: Folder) -> None:
     folder.pages.table_ids.discard(table.id)
     caught.value.arrive()
     assert len(folder.pages.cache) == 0
+
+
+def faults_of(folder: Folder, places: list[tuple[Table, int]]) -> list[PageFault]:
+    folder.disk.faults.is_cold = True
+    faults = []
+    for table, number in places:
+        with pytest.raises(PageFault) as caught:
+            folder.pages.block(table, number)
+        faults.append(caught.value)
+    return faults
+
+
+def test_pages_that_are_fetched_together_are_those_that_were_asked_for(folder: Folder) -> None:
+    one, two = folder.of_numbers("one", list(range(20))), folder.of_numbers("two", list(range(30)))
+    assert one.block_count > 3
+    places = [(two, 3), (one, 2), (two, 0), (one, 2), (one, 0)]
+    faults = faults_of(folder, places)
+    fetch_all(faults)
+    for fault in faults:
+        fault.arrive()
+    assert len(folder.pages.cache) == 4
+    for table, number in places:
+        expected = table.load(number, cached_only=False)
+        assert expected is not None
+        assert folder.pages.block(table, number).to_list() == expected.to_list()
+
+
+def test_a_page_that_several_wait_for_is_read_once(folder: Folder) -> None:
+    one = folder.of_numbers("one", list(range(20)))
+    faults = faults_of(folder, [(one, 1), (one, 2), (one, 1), (one, 1)])
+    folder.disk.faults.read_error_in = 3
+    fetch_all(faults)
+    for fault in faults:
+        fault.arrive()
+    assert folder.disk.faults.read_error_in == 1, "two reads"
+
+
+def test_a_page_that_cannot_be_read_fails_those_who_wait_for_it_and_no_others(
+    folder: Folder,
+) -> None:
+    one, gone = folder.of_numbers("one", list(range(20))), folder.of_numbers("gone", [1])
+    faults = faults_of(folder, [(one, 1), (one, 2), (one, 1), (gone, 0)])
+    folder.disk.remove("gone")
+    folder.disk.faults.read_error_in = 1
+    fetch_all(faults)
+    for failing in (faults[0], faults[2], faults[3]):
+        with pytest.raises(DiskError):
+            failing.arrive()
+    faults[1].arrive()
+    assert len(folder.pages.cache) == 1
 
 
 def test_what_is_held_is_not_due(folder: Folder) -> None:

@@ -41,6 +41,7 @@ from engine.log import (
     recover,
     segment_name,
 )
+from tests.engine.segments import remove_before
 from tests.sim.disk import Faults, PowerCut, SimDisk, SimFile
 
 ENTRY = (COMPLETE, 7, b"row", b"raw bytes")
@@ -266,12 +267,12 @@ def test_segments_below_a_position_are_removed(disk: SimDisk) -> None:
         write(log, entry)
         log.roll()
     ends = [segment.base for segment in log.sealed][1:]
-    log.remove_before(ends[1] - 1)
+    remove_before(log, ends[1] - 1)
     assert [segment.base for segment in log.sealed] == [ends[0], ends[1], ends[2]]
-    log.remove_before(log.position)
+    remove_before(log, log.position)
     assert log.sealed == ()
     assert disk.names() == [log.segment.name]
-    log.remove_before(log.position + 1000)  # Never the current one.
+    remove_before(log, log.position + 1000)  # Never the current one.
     assert disk.names() == [log.segment.name]
     assert log.sync() == log.position
     start = log.position
@@ -283,7 +284,7 @@ def test_segments_of_earlier_lives_are_removed_too(disk: SimDisk) -> None:
     write(open_log(disk), ENTRY)
     disk = disk.kill()
     log = open_log(disk)
-    log.remove_before(log.position)
+    remove_before(log, log.position)
     assert disk.names() == [log.segment.name]
 
 
@@ -298,7 +299,7 @@ def test_files_are_closed_when_synced_or_removed(tmp_path: Path, is_synced: bool
         if is_synced:
             log.sync()
         else:
-            log.remove_before(log.position)
+            remove_before(log, log.position)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     log.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before - 1
@@ -791,7 +792,7 @@ def test_sync_runs_while_another_thread_writes(tmp_path: Path) -> None:
             log.roll()
         if n % 170 == 0:
             start = log.sealed[-1].base
-            log.remove_before(start)
+            remove_before(log, start)
     is_done.set()
     syncer.join()
     assert failures == []
@@ -912,7 +913,7 @@ class CrashLoop:
         if base >= self.start:
             assert list(read_segment(self.disk, segments[index].name)) == wanted
         self.start = max(self.start, end)
-        log.remove_before(self.start)
+        remove_before(log, self.start)
 
     def _end_process(self) -> None:
         is_cut = self.rng.random() < 0.6

@@ -20,6 +20,7 @@ from engine.codec import Fate, RecordCodec
 from engine.compaction import L0_COUNT
 from engine.errors import CorruptionError, DiskFullError, LockedError
 from engine.job import Job, JobResult, run_job
+from engine.levels import AWAITED_MAX
 from engine.manifest import Drop
 from engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
 from engine.store import FROZEN_MAX, NO_PINS, PageFault, Pins, SlotScan, Store, StoreSettings
@@ -464,7 +465,89 @@ def test_a_page_is_read_by_whoever_waits_and_only_then_seen() -> None:
         store.get(0, b"a1")
     caught.value.arrive()
     assert store.get(0, b"a1") == b"x"
-    assert store.stats.faults == 2
+    assert store.stats.faults == 1  # The second time its page was known to be missing.
+
+
+def test_a_page_that_is_known_to_be_missing_is_not_looked_for_until_one_arrives() -> None:
+    store = new_store()
+    store.apply(0, b"a1", b"x")
+    flush(store)
+    disk_of(store).faults.is_cold = True
+    for _ in range(3):
+        with pytest.raises(PageFault) as caught:
+            store.get(0, b"a1")
+    assert store.stats.table_reads == 1
+    store.apply(0, b"a1", b"y")
+    assert store.get(0, b"a1") == b"y", "a write needs no page"
+    flush(store)  # The page is another table's now.
+    caught.value.resolve()
+    assert store.read_now(0, b"a1") == b"y"
+
+
+def test_who_has_pins_looks_for_a_page_that_another_misses() -> None:
+    """Otherwise two commands with a cache that keeps nothing could take turns for ever."""
+    store = new_store(SETTINGS["no caches"])
+    store.apply(0, b"a1", b"x")
+    flush(store)
+    disk_of(store).faults.is_cold = True
+    pins: Pins = {}
+    with pytest.raises(PageFault) as caught:
+        store.get(0, b"a1")
+    caught.value.resolve(pins)
+    with pytest.raises(PageFault):
+        store.get(0, b"a1")
+    store.pinned = pins
+    assert store.get(0, b"a1") == b"x"
+
+
+def test_what_is_known_to_be_missing_is_bounded() -> None:
+    store = new_store()
+    for number in range(2 * AWAITED_MAX):
+        store.apply(0, b"%05d" % number, b"x")
+    flush(store)
+    disk_of(store).faults.is_cold = True
+    for number in range(2 * AWAITED_MAX):
+        with pytest.raises(PageFault):
+            store.get(0, b"%05d" % number)
+    assert len(store._pages.awaited) <= AWAITED_MAX
+
+
+def test_an_owner_may_clear_away_later() -> None:
+    store = new_store()
+    store.is_cleared_by_owner = True
+    disk = disk_of(store)
+    for number in range(L0_COUNT):
+        store.apply(0, b"a1", bytes(range(97, 98 + number)))
+        flush(store)
+    assert len([name for name in disk.names() if name.endswith(".log")]) == L0_COUNT + 1
+    store.clear_away()
+    before = set(disk.names())
+    assert do_job(store).kind == "compact"
+    assert store.has_leavings
+    live = {table.name for table in store.tables}
+    assert before - {"lock"} <= set(disk.names())
+    assert store.get(0, b"a1") == b"abcdefgh"
+    store.clear_away()
+    assert not store.has_leavings
+    assert {name for name in disk.names() if name.endswith(".sst")} == live
+
+
+def test_what_was_not_cleared_away_is_removed_at_the_next_start() -> None:
+    store = new_store()
+    store.is_cleared_by_owner = True
+    disk = disk_of(store)
+    for number in range(L0_COUNT):
+        store.apply(0, b"a1", bytes(range(97, 98 + number)))
+        flush(store)
+    assert do_job(store).kind == "compact"
+    assert store.has_leavings
+    again = open_store(disk.kill(), SETS, SETTINGS["tiny caches"])
+    names = disk_of(again).names()
+    assert [name for name in names if name.endswith(".sst")] == [t.name for t in again.tables]
+    assert again.read_now(0, b"a1") == b"abcdefgh"
+    again.apply(0, b"b", b"x")
+    flush(again)
+    assert len([name for name in disk_of(again).names() if name.endswith(".log")]) == 1
 
 
 def test_pins_show_a_page_that_no_cache_keeps_to_its_command_alone() -> None:

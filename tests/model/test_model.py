@@ -19,6 +19,7 @@ from engine.levels import Levels, Retirement
 from engine.log import CommitLog
 from engine.memtable import Memtable
 from engine.store import Store
+from tests.engine.segments import remove_before
 from tests.model.configuration import CONFIGURATIONS, WEIGHTS
 from tests.model.machine import Machine
 from tests.model.record import CODEC, Record, decode
@@ -146,7 +147,7 @@ def delta_that_ends_a_lookup(patch: pytest.MonkeyPatch) -> None:
 def row_cache_that_outlives_a_flush(patch: pytest.MonkeyPatch) -> None:
     def forget_frozen(self: Store, log_start: int) -> None:
         self.frozen.pop()
-        self.log.remove_before(log_start)
+        remove_before(self.log, log_start)
 
     patch.setattr(Store, "_forget_frozen", forget_frozen)
 
@@ -170,7 +171,7 @@ def log_that_is_removed_too_early(patch: pytest.MonkeyPatch) -> None:
 
     def roll(self: CommitLog) -> str:
         name = original(self)
-        self.remove_before(self.position)
+        remove_before(self, self.position)
         return name
 
     patch.setattr(CommitLog, "roll", roll)

@@ -25,7 +25,7 @@ from respkv.front import (
     _is_loopback,
     _shown,
 )
-from respkv.node import Resume
+from respkv.pages import Resume
 from respkv.poller import READ
 from respkv.session import CLOSING, LARGE_REPLY_BYTES, WAITING, Session
 from tests.respkv.serving import Client, TestNode, connect, encode, make_node, serving, until

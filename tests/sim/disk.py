@@ -586,6 +586,9 @@ class SimFile:
         self._check("read")
         return None if self._disk.faults.is_cold else self.read(offset, length)
 
+    def will_read(self, offset: int, length: int) -> None:
+        self._check("read")
+
     def sync(self) -> None:
         self._disk.check_alive()
         if self._is_closed:

@@ -18,7 +18,8 @@ from cluster.replica import Replica
 from engine.store import PageFault, Pins
 from respkv.commands import load
 from respkv.config import Config
-from respkv.node import Node, Resume, _store_settings
+from respkv.node import Node, _store_settings
+from respkv.pages import Resume
 from respkv.parser import Limits
 from respkv.process import CpuTimes
 from respkv.session import Session

@@ -140,11 +140,11 @@ class NodeStage:
     def _fetch(self) -> None:
         """Read the pages that sessions wait for."""
         node = self.node
-        faults, node._faults = node._faults, []
-        for fault, pins, resume in faults:
+        for fault, pins, resume in node.pages.take():
             fault.fetch()
             fault.arrive(pins)
-            resume(node.begin_tick(), None)
+            if resume is not None:
+                resume(node.begin_tick(), None)
 
     def evict(self) -> None:
         """Move everything to a table and forget all caches: the next read faults."""

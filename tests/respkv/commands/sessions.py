@@ -28,7 +28,8 @@ from engine.job import run_job
 from engine.store import PageFault, Pins
 from respkv.commands import load
 from respkv.config import Config
-from respkv.node import Node, Resume
+from respkv.node import Node
+from respkv.pages import Resume
 from respkv.parser import Limits
 from respkv.session import Session
 from tests.respkv.commands.harness import SETTINGS, START_MS
