@@ -766,16 +766,20 @@ class Coordinator:
     ) -> None:
         """Undo writes of rows that all others refused: what they replaced is there again, and what others have.
 
-        A blind write among them stays: it runs again, and replaces all this.
+        What a blind write replaced was not kept. If it came first, and nobody said what he has instead, it
+        stays: it runs again, and replaces all this.
         """
         dots: dict[Place, set[Dot]] = {}
+        blind_dots: dict[Place, set[Dot]] = {}
         pasts: dict[Place, list[Record]] = {}
         for round_ in sorted(rounds, key=lambda each: each.id):
             for entry in round_.entries:
                 op, _, slot, row, raw = entry
-                if raw and not op.is_blind and entry in entries:
-                    dots.setdefault((slot, row), set()).update(decode(raw).dots)
-                    pasts.setdefault((slot, row), []).append(past_of(round_, entry))
+                if raw and entry in entries:
+                    kind = blind_dots if op.is_blind else dots
+                    kind.setdefault((slot, row), set()).update(decode(raw).dots)
+                    if not op.is_blind:
+                        pasts.setdefault((slot, row), []).append(past_of(round_, entry))
         try:
             held = {each: self._record(each) for each in dots}
         except PageFault as fault:
@@ -783,11 +787,17 @@ class Coordinator:
             return
         shown: dict[Place, tuple[Version, ...]] = {}
         for each, own in dots.items():
-            past = next((past for past in pasts[each] if past.dots.isdisjoint(own)), None)
             others = [decode(state) for state in states] if each == place else []
-            if past is None:
+            every = own | blind_dots.get(each, set())
+            known = [past for past in pasts[each] if past.dots.isdisjoint(every)]
+            if known or others:
+                own |= every
+            else:
+                known = [past for past in pasts[each] if past.dots.isdisjoint(own)]
+            if not known and not others:
                 then(False)
                 return
+            past = known[0] if known else Record(())
             shown[each] = restored(past, own, others, held[each])
         for (slot, row), versions in shown.items():
             if not held[slot, row].dots.isdisjoint(dots[slot, row]):
