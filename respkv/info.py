@@ -402,6 +402,8 @@ def _rounds(peers: Peers) -> Fields:
         "conflicts": coordinator.conflicts_total,
         "repairs": coordinator.repairs_total,
         "retries": coordinator.retries_total,
+        "inquests": coordinator.inquest.closed_total + len(coordinator.inquest.cases),
+        "inquests_open": len(coordinator.inquest.cases),
     }
 
 
