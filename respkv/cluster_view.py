@@ -326,7 +326,7 @@ def redirect(
 
     It takes commands without keys, and those of one slot that it coordinates. If it is another
     replica of the slot, it takes reads after READONLY and everything after ASKING, which the caller
-    resets behind the next command.
+    resets behind the next command; and everything while it is not fit to coordinate itself.
     """
     slot: Slot | None = None
     for each in slots:
@@ -345,6 +345,8 @@ def redirect(
         topology.owns(slot)
     ):
         return None
+    if topology.me in topology.incomplete and topology.owns(slot):
+        return None  # Forwarded: where it would be sent may not know yet, and send it back again and again.
     assert name is not None
     return moved(slot, topology.nodes[name])
 

@@ -422,6 +422,16 @@ def test_redirection(words: bytes, me: str, down: str, expected: str) -> None:
     assert answer(words, me=me, down=down) == expected
 
 
+def test_who_is_not_fit_to_coordinate_forwards_what_may_come_back_to_it() -> None:
+    command, args = resolve(b"SET b v")
+    for me, expected in (("a", False), ("b", False), ("d", True)):
+        cluster = by_hand(*PARTED, me=me)
+        cluster.mark_complete(me, is_complete=False)
+        session = client()
+        error = redirect(session, command, slots_of(session, command, args), cluster)
+        assert (error is not None) == expected
+
+
 @pytest.mark.parametrize(
     ("words", "me", "expected"),
     [

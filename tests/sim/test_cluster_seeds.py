@@ -24,6 +24,7 @@ CANARY_SEEDS = {
     "early promise": 2,
     "last writer wins": 0,
     "missed refresh": 1,
+    "removed first": 6,
     "retried increment": 1,
     "reused dot": 2,
     "stale coordinator": 0,

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
+from cluster.coordinator import Quorums
 from cluster.record import STRING
 from cluster.replica import Effect, Replica
 from cluster.slot import row_of, slot_of
@@ -106,7 +108,7 @@ def test_what_a_full_disk_does_not_take_may_be_several_entries_in_one_piece() ->
 def test_of_what_was_tried_before_no_error_says_that_nothing_was_done() -> None:
     commands.load()
     session = Session(1, "peer:1", "here:1", Limits(), 0.0, authenticated=True)
-    nobody = cast(Dispatch, None)
+    nobody = cast(Dispatch, SimpleNamespace(coordinator=SimpleNamespace(quorums=Quorums(3, 2, 2))))
     operation = Operation(nobody, session, TABLE.commands["SET"], [b"SET", b"k", b"v"], 0, 1.0)
     operation.is_blind = True
     assert not operation.may_have_run
