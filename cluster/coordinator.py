@@ -509,17 +509,26 @@ class Coordinator:
         """Whether this node is the first of a slot's preference list."""
         return self.topology.preferences[slot][0] == self.topology.me
 
-    def send_row(self, op: Pending, place: Place, raw: bytes) -> None:
-        """Have a majority take a row as it is here, whole, as a checked write of `op`."""
+    def send_rows(self, op: Pending, rows: Sequence[tuple[Place, bytes]]) -> None:
+        """Have a majority take rows as they are here, whole: a checked write of `op`, all or nothing."""
         self.seal()
         self.look()
-        slot, row = place
-        mine = self.batches[slot]
-        batch = Batch(mine.peers, self.quorums, alive=mine.alive)
-        op.waits = 1
-        entry = (op, op.attempt, slot, row, raw)
-        pieces: list[bytes] = [ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw]
-        self._send_writes(batch, [entry], pieces, self.quorums.majority - 1, CHECKED)
+        op.waits = len(rows)
+        by_peers: dict[tuple[NodeId, ...], list[tuple[Place, bytes]]] = {}
+        for place, raw in rows:
+            by_peers.setdefault(tuple(sorted(self.batches[place[0]].peers)), []).append(
+                (place, raw)
+            )
+        for unit in by_peers.values():
+            mine = self.batches[unit[0][0][0]]
+            batch = Batch(mine.peers, self.quorums, alive=mine.alive)
+            entries: list[WriteEntry] = []
+            pieces: list[bytes] = []
+            for (slot, row), raw in unit:
+                entries.append((op, op.attempt, slot, row, raw))
+                pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
+            flags = UNIT if len(unit) > 1 else CHECKED
+            self._send_writes(batch, entries, pieces, self.quorums.majority - 1, flags)
 
     def ask_state(self, peer: NodeId, place: Place, dots: bytes, flag: bytes) -> int:
         """Ask a replica for its state of a row; the number of the message."""

@@ -174,9 +174,11 @@ class Comparison:
         for group in same.groups:
             if group not in peer.matched_groups:
                 peer.matched_groups[group] = None
+                matched, counts = peer.matched, self.match_counts
                 for slot in self.shared(peer, group):
-                    if not peer.matched[slot]:
-                        self.match(peer, slot)
+                    if not matched[slot]:  # As `match` does.
+                        matched[slot] = True
+                        counts[slot] += 1
 
     def _is_valid(self, peer: Peer, asked: RoundId) -> bool:
         return max(self._first_round, peer.first_round) <= asked <= self._round

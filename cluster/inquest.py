@@ -13,9 +13,11 @@ majority of the replicas, this one among them, has said what it holds:
                                                           node that has seen the open one, and so removes it
                                                           wherever it may be
 
-In the last two cases the row is sent as a checked write, and the case is closed when a majority has taken it; if it is
-refused, the inquest begins again. As in Paxos, who goes on with an unfinished write first asks a majority
-what came after it. New dots, since a replica that did take the open write has seen what it replaced as gone.
+Rows that one command wrote together (RENAME, MSETNX, EXEC) are judged together, so that all of it stands or
+none. In the last two cases the row is sent as a checked write, and the case is closed when a majority has taken
+it; if it is refused, the inquest begins again. As in Paxos, who goes on with an unfinished write first asks a
+majority what came after it. New dots, since a replica that did take the open write has seen what it replaced as
+gone.
 
 Commands on the row wait here meanwhile; other nodes are answered that it is undecided, but for an inquest of
 their own: that is told what the row was before. Two nodes with an open write each of the same row need the
@@ -69,6 +71,12 @@ class Case:
     is_refused: bool = False  # By others that have open writes of their own.
     is_undone: bool = False  # The row was written again without the open writes.
     chosen: set[Dot] = field(default_factory=set)  # Writes that a majority has seen.
+    group: list[Case] = field(
+        default_factory=list
+    )  # Those to be judged together, this one among them.
+
+    def __post_init__(self) -> None:
+        self.group.append(self)
 
     @property
     def past(self) -> Record:
@@ -80,25 +88,25 @@ class Case:
 
 
 class Closing(Pending):
-    """The write that closes a case. `is_undone`: it takes the open ones back."""
+    """The write that closes cases."""
 
-    __slots__ = ("case", "inquest", "is_undone")
+    __slots__ = ("cases", "inquest")
 
-    def __init__(self, inquest: Inquest, case: Case, *, is_undone: bool) -> None:
+    def __init__(self, inquest: Inquest, cases: list[Case]) -> None:
         super().__init__()
         self.inquest = inquest
-        self.case = case
-        self.is_undone = is_undone
+        self.cases = cases
         self.is_blind = True  # Refused, it is not taken back: the inquest begins again.
 
     def settled(self) -> None:
-        self.inquest.close(self.case, is_undone=self.is_undone)
+        for case in self.cases:
+            self.inquest.close(case, is_known=True)
 
     def stale(self) -> None:
-        self.inquest.begin_again(self.case)
+        self.inquest.begin_again(self.cases)
 
     def failed(self, error: ClusterError) -> None:
-        self.inquest.begin_again(self.case)
+        self.inquest.begin_again(self.cases)
 
 
 class Inquest:
@@ -108,11 +116,12 @@ class Inquest:
         self._coordinator = coordinator
         self.cases: dict[Place, Case] = {}
         self._asked: dict[int, Case] = {}
+        self._by_command: dict[Pending, Case] = {}  # One of those that a command has opened.
         self.closed_total = 0
 
     def open(self, round_: WriteRound, entry: WriteEntry) -> None:
         """Find out about a row that this entry of a round wrote: nobody knows how that ended."""
-        _, _, slot, row, raw = entry
+        op, _, slot, row, raw = entry
         place = (slot, row)
         case = self.cases.get(place)
         if case is None:
@@ -120,6 +129,11 @@ class Inquest:
         case.dots |= decode(raw).dots
         case.pasts.append(past_of(round_, entry))
         self._forget_answers(case)
+        other = self._by_command.setdefault(op, case)
+        if other.group is not case.group:
+            other.group += case.group
+            for each in case.group:
+                each.group = other.group
 
     def attach(self, entry: WriteEntry, deadline_s: float) -> bool:
         """Have a command wait for the end of a case, if there is one of this row."""
@@ -153,8 +167,6 @@ class Inquest:
         coordinator = self._coordinator
         if coordinator.undecided(case.place) is not None:
             return  # An earlier write, on which an open one was built, or a later one.
-        if not self._is_live(case):
-            return
         case.next_s = coordinator.now_s + case.wait_s
         case.wait_s = min(2 * case.wait_s, ASK_MOST_S)
         for number in case.asked:
@@ -165,7 +177,7 @@ class Inquest:
                 number = coordinator.ask_state(peer, case.place, UNLIKE, INQUEST)
                 case.asked[number] = peer
                 self._asked[number] = case
-        self._judge(case)
+        self._judge(case.group)
 
     def receive(self, peer: NodeId, number: int, state: bytes | None) -> bool:
         """Take a replica's state of a row, or None if it cannot tell. False if it was not asked."""
@@ -174,56 +186,83 @@ class Inquest:
             return False
         if case.asked.pop(number) == peer and state is not None and case.closing is None:
             case.answers[peer] = record_of(state) if state else Record(())
-            self._judge(case)
+            self._judge(case.group)
         return True
 
-    def _judge(self, case: Case) -> None:
+    def _judge(self, group: list[Case]) -> None:
+        """Decide about rows of which a majority has been heard."""
         coordinator = self._coordinator
-        if case.closing is not None or len(case.answers) < coordinator.quorums.majority - 1:
+        needed = coordinator.quorums.majority - 1
+        if any(case.closing is not None or len(case.answers) < needed for case in group):
             return
-        slot, row = case.place
-        now_ms = coordinator.now_ms
-        replica = coordinator.replica
-        states = list(case.answers.values())
         try:
-            raw = replica.store.get(slot, row)
-            held = Record(()) if raw is None else decode(raw)
-            if held.dots.isdisjoint(case.dots):
-                self._supersede(case)
-                return
-            case.chosen |= self._chosen(case)
-            case.dots -= case.chosen
-            if held.dots.isdisjoint(case.dots):
-                self.close(case, is_undone=case.is_undone)
-                return
-            seen = clock_of(case.past)
-            for dot in case.dots:
-                seen.add(dot)
-            others = [v for state in (*states, held) for v in state.versions]
-            is_undone = any(v.dot not in case.dots and not seen.covers(v.dot) for v in others)
-            for state in states:
-                if state.versions:
-                    replica.merge(slot, row, state, now_ms)
-            if is_undone:
-                raw = replica.store.get(slot, row)
-                held = Record(()) if raw is None else decode(raw)
-                versions = restored(case.past, case.dots, states, held)
-                case.dots |= replica.rewrite(slot, row, versions, now_ms)
-                case.is_undone = True
-            elif case.is_refused and not coordinator.is_first(slot):
-                if not self._is_nowhere(case):
-                    return  # All have to answer.
-                replica.put_back(slot, row, restored(case.past, case.dots, states, held))
-                self.close(case, is_undone=True)
-                return
-            raw = replica.state_of(slot, row)
+            for case in list(group):
+                self._note_chosen(case)
+            rows = self._resolved(group) if group else []
         except PageFault as fault:
-            coordinator.fetch(fault, lambda: self._judge(case))
+            coordinator.fetch(fault, lambda: self._judge(group))
             return
         except EngineError:
             return  # It is asked again.
-        case.closing = Closing(self, case, is_undone=case.is_undone)
-        coordinator.send_row(case.closing, case.place, raw)
+        if rows:
+            closing = Closing(self, list(group))
+            for case in group:
+                case.closing = closing
+            coordinator.send_rows(closing, rows)
+
+    def _note_chosen(self, case: Case) -> None:
+        """A case is over where the row shows no open write any more, or where a majority has them. Raises PageFault."""
+        held = self._held(case)
+        if held.dots.isdisjoint(case.dots):
+            self.close(case, is_known=False)
+            return
+        case.chosen |= self._chosen(case)
+        case.dots -= case.chosen
+        if held.dots.isdisjoint(case.dots):
+            self.close(case, is_known=True)
+
+    def _resolved(self, group: list[Case]) -> list[tuple[Place, bytes]]:
+        """The rows as they are to be, for a majority to take; none if that has to wait. Raises PageFault."""
+        coordinator = self._coordinator
+        replica, now_ms = coordinator.replica, coordinator.now_ms
+        is_undone = any(self._is_overtaken(case) for case in group)
+        is_dropped = False
+        if not is_undone and any(case.is_refused for case in group):
+            is_dropped = not coordinator.is_first(group[0].place[0])
+            if is_dropped and not all(map(self._is_nowhere, group)):
+                return []  # All have to answer.
+        for case in group:
+            for state in case.answers.values():
+                if state.versions:
+                    replica.merge(*case.place, state, now_ms)
+        if is_undone or is_dropped:
+            shown = [
+                restored(case.past, case.dots, list(case.answers.values()), self._held(case))
+                for case in group
+            ]
+            for case, versions in zip(list(group), shown, strict=True):
+                case.is_undone = True
+                if is_dropped:
+                    replica.put_back(*case.place, versions)
+                    self.close(case, is_known=True)
+                else:
+                    case.dots |= replica.rewrite(*case.place, versions, now_ms)
+        return [(case.place, replica.state_of(*case.place)) for case in group]
+
+    def _is_overtaken(self, case: Case) -> bool:
+        """Whether anybody has anything that an open write had not seen. Raises PageFault."""
+        seen = clock_of(case.past)
+        for dot in case.dots:
+            seen.add(dot)
+        return any(
+            version.dot not in case.dots and not seen.covers(version.dot)
+            for state in (*case.answers.values(), self._held(case))
+            for version in state.versions
+        )
+
+    def _held(self, case: Case) -> Record:
+        raw = self._coordinator.replica.store.get(*case.place)
+        return Record(()) if raw is None else decode(raw)
 
     def _chosen(self, case: Case) -> set[Dot]:
         """The open writes that a majority has seen: whatever came after them has seen them, too."""
@@ -241,33 +280,13 @@ class Inquest:
             answer.has_seen(dot) for answer in case.answers.values() for dot in case.dots
         )
 
-    def _is_live(self, case: Case) -> bool:
-        """Whether an open write is still what the row shows; if not, what replaced it had seen it."""
-        slot, row = case.place
-        coordinator = self._coordinator
-        try:
-            raw = coordinator.replica.store.get(slot, row)
-        except PageFault as fault:
-            coordinator.fetch(fault, lambda: None)
-            return True
-        except EngineError:
-            return True
-        if raw is not None and not decode(raw).dots.isdisjoint(case.dots):
-            return True
-        self._supersede(case)
-        return False
-
-    def _supersede(self, case: Case) -> None:
-        self._forget_answers(case)
-        self.cases.pop(case.place, None)
-        self._tell(case, is_undone=False, is_known=False)
-
-    def begin_again(self, case: Case) -> None:
-        """The write that was to close a case was not taken."""
-        case.is_refused |= case.closing is not None
-        case.closing = None
-        self._forget_answers(case)
-        case.next_s = self._coordinator.now_s + case.wait_s
+    def begin_again(self, cases: list[Case]) -> None:
+        """The write that was to close cases was not taken."""
+        for case in cases:
+            case.is_refused = True
+            case.closing = None
+            self._forget_answers(case)
+            case.next_s = self._coordinator.now_s + case.wait_s
 
     def _forget_answers(self, case: Case) -> None:
         case.answers.clear()
@@ -275,17 +294,19 @@ class Inquest:
             self._asked.pop(number, None)
         case.asked.clear()
 
-    def close(self, case: Case, *, is_undone: bool) -> None:
-        """A majority has the row as it is to be."""
+    def close(self, case: Case, *, is_known: bool) -> None:
+        """A majority has the row as it is to be, or (not `is_known`) what has replaced it had seen it."""
         self.closed_total += 1
         self._forget_answers(case)
         self.cases.pop(case.place, None)
-        self._tell(case, is_undone=is_undone, is_known=True)
-
-    def _tell(self, case: Case, *, is_undone: bool, is_known: bool) -> None:
+        case.group.remove(case)
+        for op in [op for op, each in self._by_command.items() if each is case]:
+            del self._by_command[op]
+            if case.group:
+                self._by_command[op] = case.group[0]
         for _, (op, attempt, slot, row, raw) in case.waiting:
             is_chosen = bool(raw) and decode(raw).dots <= case.chosen
-            if not raw or (is_undone and not is_chosen):
+            if not raw or (case.is_undone and not is_chosen):
                 op.again(attempt, (slot, row))
             elif is_known or is_chosen:
                 op.confirm(attempt)
