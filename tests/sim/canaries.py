@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cluster import delta
 from cluster.coordinator import SAME
 from cluster.delta import clock_of
 from cluster.life import Life
@@ -96,19 +95,6 @@ def _note_twice(round_: WriteRound, peer: str, refused: dict[Place, bytes]) -> b
     return True
 
 
-def _last_writer_wins(
-    original: Callable[[Record, Record], Record],
-) -> Callable[[Record, Record], Record]:
-    """Of two versions that did not see each other the later one stays."""
-
-    def join(a: Record, b: Record) -> Record:
-        both = original(a, b)
-        versions = sorted((*a.versions, *b.versions), key=lambda version: version.hlc)
-        return Record(tuple(versions[-1:]), both.context, both.beyond)
-
-    return join
-
-
 def _always_same(original: Callable[..., None]) -> Callable[..., None]:
     """A replica confirms whatever another one has read."""
     return lambda participant, peer, message: participant._promise(peer, (SAME, message[1]))
@@ -151,7 +137,12 @@ _TWO_COORDINATORS: Final = {
 
 CANARIES = {
     "removed first": Canary(
-        "RENAME removes before it writes", spread, "stages", _removed_first, 5, {"n": 3}
+        "RENAME removes before it writes",
+        spread,
+        "stages",
+        _removed_first,
+        5,
+        {"n": 3, "rate": 100.0, "fault_interval_s": 0.5, "clients": 12},
     ),
     # What a power cut takes from a log has left for others already; the next process writes to the same
     # slots before it hears of that.
@@ -196,14 +187,6 @@ CANARIES = {
             "reordering": 0.1,
             "skew_s": 0.0,
         },
-    ),
-    "last writer wins": Canary(
-        "a join keeps the latest version only",
-        delta,
-        "join_records",
-        _last_writer_wins,
-        3,
-        _TWO_COORDINATORS,
     ),
     "missed refresh": Canary(
         "a replica confirms what it does not have", Participant, "_read", _always_same, 3

@@ -1,6 +1,7 @@
 """Siblings through faults: clients that merge what they read, and those that never read, on a few keys.
 
     python -m tests.sim.siblings --seeds 300 --from 0
+    python -m tests.sim.siblings --canary NAME         a bug is planted: some seed has to find it
 
 The world, its faults and its clients are those of `tests/sim/trial.py`; the workload and the checker are
 here. A client reads a key (KV.GET), and writes a value that nobody else writes with the context that it got; or
@@ -25,13 +26,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import trio
 import trio.testing
 
-from cluster import sibling
+from cluster import delta, sibling
 from cluster.clock import SlotClock
 from cluster.record import Record
 from cluster.replica import Beside
@@ -51,7 +52,11 @@ UNDER_WAY_S = (
 AUDITOR = 1000
 CLIENTS = 8
 SOFT_MAX = Siblings().soft_max
-CANARIES = ("a write replaces all that is here", "a context covers nothing")
+CANARIES = (
+    "a write replaces all that is here",
+    "a context covers nothing",
+    "last writer wins",  # A join keeps the latest version only.
+)
 Values = frozenset[bytes]
 
 
@@ -273,7 +278,7 @@ async def _end(
 @contextmanager
 def planted(name: str) -> Iterator[None]:
     """A bug, for the checker to find."""
-    beside, seen_with = sibling.beside, sibling.seen_with
+    beside, seen_with, join = sibling.beside, sibling.seen_with, vars(delta)["join_records"]
 
     def replacing_all(stored: bytes, clock: SlotClock, seen: Seen, now_ms: int) -> Beside:
         return beside(stored, clock, Seen(clock), now_ms)
@@ -281,15 +286,23 @@ def planted(name: str) -> Iterator[None]:
     def seeing_nothing(record: Record, clock: SlotClock) -> Seen:
         return Seen()
 
+    def latest_alone(a: Record, b: Record) -> Record:
+        both = join(a, b)
+        versions = sorted(both.versions, key=lambda version: version.rank)
+        return Record(tuple(versions[-1:]), both.context, both.beyond)
+
     if name == CANARIES[0]:
         sibling.beside = replacing_all
-    else:
-        assert name == CANARIES[1]
+    elif name == CANARIES[1]:
         sibling.seen_with = seeing_nothing
+    else:
+        assert name == CANARIES[2]
+        vars(delta)["join_records"] = latest_alone
     try:
         yield
     finally:
         sibling.beside, sibling.seen_with = beside, seen_with
+        vars(delta)["join_records"] = join
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -298,7 +311,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--from", dest="first", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--log", action="store_true", help="show the log of runs that fail")
+    parser.add_argument("--canary", choices=CANARIES, help="plant a bug, and stop when it is found")
     args = parser.parse_args(arguments)
+    with planted(args.canary) if args.canary else nullcontext():
+        return _campaign(args)
+
+
+def _campaign(args: argparse.Namespace) -> int:
     failed = 0
     total: Counter[str] = Counter()
     started_s = time.monotonic()
@@ -311,9 +330,12 @@ def main(arguments: list[str] | None = None) -> int:
             failed += 1
             print(result.log if args.log else "", f"seed {seed}: {result.plan}")
             print(*(f"  {finding}" for finding in result.findings[:5]), sep="\n", flush=True)
+            if args.canary:
+                print(f"found in run {seed - args.first + 1}")
+                return 0
     print(f"{args.seeds} runs, {failed} failed, {time.monotonic() - started_s:.0f} s")
     print(*(f"  {count:8} {kind}" for kind, count in sorted(total.items()) if count), sep="\n")
-    return 1 if failed else 0
+    return 1 if failed or args.canary else 0
 
 
 if __name__ == "__main__":

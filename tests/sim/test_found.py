@@ -56,7 +56,7 @@ def test_what_was_acknowledged_is_not_hidden_by_what_failed() -> None:
     An APPEND or INCR that had lost stayed beside the one that won, and hid it by a later timestamp.
     """
     plans = [Plan.contended(seed, nodes=5, seconds=20, rate=20) for seed in (2, 9, 10, 13)]
-    findings = [run(replace(plan, **CANARIES["last writer wins"].plan)).findings for plan in plans]
+    findings = [run(replace(plan, **CANARIES["stale coordinator"].plan)).findings for plan in plans]
     assert not any(findings)
 
 
