@@ -123,9 +123,9 @@ class Quorums:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """What goes to the other replicas of one preference list with one pair of quorums, until it is sealed."""
+    """What goes to the same other replicas with one pair of quorums, until it is sealed."""
 
-    peers: tuple[NodeId, ...]  # All others, in order of preference.
+    peers: tuple[NodeId, ...]  # See `_in_turn`.
     quorums: Quorums
     pieces: list[bytes] = field(default_factory=list)
     writes: list[WriteEntry] = field(default_factory=list)
@@ -202,11 +202,12 @@ class Coordinator:
         self._doomed: dict[Place, list[WriteRound]] = {}
         batches: dict[tuple[NodeId, ...], Batch] = {}
         self.batches: list[Batch] = []  # By slot.
+        by_preference: dict[tuple[NodeId, ...], Batch] = {}
         for replicas in topology.preferences:
-            batch = batches.get(replicas)
+            batch = by_preference.get(replicas)
             if batch is None:
-                peers = tuple(name for name in replicas if name != topology.me)
-                batch = batches[replicas] = Batch(peers, quorums)
+                peers = _in_turn(replicas, topology.me)
+                batch = by_preference[replicas] = batches.setdefault(peers, Batch(peers, quorums))
             self.batches.append(batch)
         self._all_batches = list(batches.values())
         self._looked = -1
@@ -389,7 +390,7 @@ class Coordinator:
         needed = self.needed(quorums, is_checked=True)
         by_peers: dict[tuple[NodeId, ...], list[tuple[Slot, Row, bytes]]] = {}
         for write in writes:
-            by_peers.setdefault(tuple(sorted(self.batches[write[0]].peers)), []).append(write)
+            by_peers.setdefault(self.batches[write[0]].peers, []).append(write)
         for unit in by_peers.values():
             mine = self.batches[unit[0][0]]
             batch = Batch(mine.peers, quorums, alive=mine.alive)
@@ -516,9 +517,7 @@ class Coordinator:
         op.waits = len(rows)
         by_peers: dict[tuple[NodeId, ...], list[tuple[Place, bytes]]] = {}
         for place, raw in rows:
-            by_peers.setdefault(tuple(sorted(self.batches[place[0]].peers)), []).append(
-                (place, raw)
-            )
+            by_peers.setdefault(self.batches[place[0]].peers, []).append((place, raw))
         for unit in by_peers.values():
             mine = self.batches[unit[0][0][0]]
             batch = Batch(mine.peers, self.quorums, alive=mine.alive)
@@ -1023,6 +1022,17 @@ class Coordinator:
                 self._close(round_)
                 if self._doomed:
                     self._judge_doomed()
+
+
+def _in_turn(replicas: Sequence[NodeId], me: NodeId) -> tuple[NodeId, ...]:
+    """The others of some replicas, beginning with the name that follows this node's.
+
+    Alike for all slots of the same replicas: so they share messages, and one node confirms all that a
+    command reads of them. What was written together is there together, or not yet.
+    """
+    return tuple(
+        sorted((name for name in replicas if name != me), key=lambda name: (name < me, name))
+    )
 
 
 def _refused(message: list[bytes]) -> dict[Place, bytes]:
