@@ -24,6 +24,10 @@ their own: that is told what the row was before. Two nodes with an open write ea
 answers of all: while one is gone, nobody can know whose write it has taken. Once all have answered, a write
 that only its author has is dropped, unless the author comes first in the slot's preference list.
 
+A case is in the log, so that the next process of this node goes on with it; and that process begins with all
+rows that were written in the last moments before it (`open_at_start`), since it does not know which of these
+had their answers. What such a row was before is not known: if its write has to go, what others have is taken.
+
 Core: time is an argument; messages go out with the coordinator's.
 
     READ id question i       as `cluster/coordinator.py`; `i`: for an inquest. Always answered by the state.
@@ -36,7 +40,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from cluster.clock import Dot, SlotClock
-from cluster.delta import clock_of
+from cluster.delta import clock_of, joined
 from cluster.errors import ClusterError
 from cluster.record import Record, Version, decode, join_records
 from cluster.replica import decode_clock, delta_of, record_of
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
 INQUEST: Final = b"i"
 ASK_S: Final = 0.1  # Then the replicas are asked again; twice as long after each time, up to:
 ASK_MOST_S: Final = 2.0
+ASKED_MAX: Final = 128  # Cases in one tick.
 UNLIKE: Final = b"?"  # No row has these dots, so that a replica answers its state.
 
 
@@ -71,6 +76,7 @@ class Case:
     is_refused: bool = False  # By others that have open writes of their own.
     is_undone: bool = False  # The row was written again without the open writes.
     chosen: set[Dot] = field(default_factory=set)  # Writes that a majority has seen.
+    seen: SlotClock | None = None  # Of one from before the start: what the node had seen then.
     group: list[Case] = field(
         default_factory=list
     )  # Those to be judged together, this one among them.
@@ -116,6 +122,7 @@ class Inquest:
         self._coordinator = coordinator
         self.cases: dict[Place, Case] = {}
         self._asked: dict[int, Case] = {}
+        self._slots: dict[Slot, int] = {}  # Cases, by slot.
         self._by_command: dict[Pending, Case] = {}  # One of those that a command has opened.
         self.closed_total = 0
 
@@ -125,7 +132,9 @@ class Inquest:
         place = (slot, row)
         case = self.cases.get(place)
         if case is None:
-            case = self.cases[place] = Case(place, set(), [], [], self._coordinator.now_s)
+            case = self._begin(place)
+            coordinator = self._coordinator
+            coordinator.replica.note_open(slot, row, coordinator.now_ms, is_open=True)
         case.dots |= decode(raw).dots
         case.pasts.append(past_of(round_, entry))
         self._forget_answers(case)
@@ -134,6 +143,20 @@ class Inquest:
             other.group += case.group
             for each in case.group:
                 each.group = other.group
+
+    def open_at_start(self, places: Sequence[Place], now_s: float) -> None:
+        """Find out about rows that the process before may have left open."""
+        coordinator = self._coordinator
+        for place in places:
+            if place not in self.cases and len(coordinator.batches[place[0]].peers) > 0:
+                case = self._begin(place)
+                case.next_s = now_s
+                case.seen = coordinator.replica.clocks.clock(place[0])
+
+    def _begin(self, place: Place) -> Case:
+        case = self.cases[place] = Case(place, set(), [], [], self._coordinator.now_s)
+        self._slots[place[0]] = self._slots.get(place[0], 0) + 1
+        return case
 
     def attach(self, entry: WriteEntry, deadline_s: float) -> bool:
         """Have a command wait for the end of a case, if there is one of this row."""
@@ -145,13 +168,14 @@ class Inquest:
     def past(self, place: Place) -> Record | None:
         """What others are told of a row in an inquest of theirs: how it was before its open writes."""
         case = self.cases.get(place)
-        return None if case is None else case.past
+        return None if case is None or case.seen is not None else case.past
 
     def has_slot(self, slot: Slot) -> bool:
-        return any(place[0] == slot for place in self.cases)
+        return slot in self._slots
 
     def tick(self, now_s: float) -> None:
         """Ask again where answers are late, and give up what has waited for too long."""
+        asked = 0
         for case in list(self.cases.values()):
             if case.waiting:
                 late = [entry for deadline_s, entry in case.waiting if deadline_s <= now_s]
@@ -160,11 +184,14 @@ class Inquest:
                     quorums = self._coordinator.quorums
                     error = QuorumNotMet(quorums.majority, 1, bool(raw))
                     op.fail(attempt, error, (slot, row))
-            if case.next_s <= now_s and case.closing is None:
+            if case.next_s <= now_s and case.closing is None and asked < ASKED_MAX:
+                asked += 1
                 self._ask(case)
 
     def _ask(self, case: Case) -> None:
         coordinator = self._coordinator
+        if case.seen is not None and not case.dots and not self._find(case):
+            return
         if coordinator.undecided(case.place) is not None:
             return  # An earlier write, on which an open one was built, or a later one.
         case.next_s = coordinator.now_s + case.wait_s
@@ -188,6 +215,22 @@ class Inquest:
             case.answers[peer] = record_of(state) if state else Record(())
             self._judge(case.group)
         return True
+
+    def _find(self, case: Case) -> bool:
+        """See which writes a case from before the start is about; False if that has to wait, or there are none."""
+        try:
+            held = self._held(case)
+        except PageFault as fault:
+            self._coordinator.fetch(fault, lambda: None)
+            return False
+        except EngineError:
+            return False
+        assert case.seen is not None
+        mine = self._coordinator.replica.actors
+        case.dots = {dot for dot in held.dots if dot[0] in mine and case.seen.covers(dot)}
+        if not case.dots:
+            self.close(case, is_known=False)
+        return bool(case.dots)
 
     def _judge(self, group: list[Case]) -> None:
         """Decide about rows of which a majority has been heard."""
@@ -251,7 +294,7 @@ class Inquest:
 
     def _is_overtaken(self, case: Case) -> bool:
         """Whether anybody has anything that an open write had not seen. Raises PageFault."""
-        seen = clock_of(case.past)
+        seen = clock_of(case.past) if case.seen is None else joined(case.seen, SlotClock())
         for dot in case.dots:
             seen.add(dot)
         return any(
@@ -299,6 +342,12 @@ class Inquest:
         self.closed_total += 1
         self._forget_answers(case)
         self.cases.pop(case.place, None)
+        slot, row = case.place
+        self._slots[slot] -= 1
+        if not self._slots[slot]:
+            del self._slots[slot]
+        coordinator = self._coordinator
+        coordinator.replica.note_open(slot, row, coordinator.now_ms, is_open=False)
         case.group.remove(case)
         for op in [op for op, each in self._by_command.items() if each is case]:
             del self._by_command[op]

@@ -71,10 +71,12 @@ class Beside(NamedTuple):
     seen: SlotClock | None
 
 
+OPEN_ROW: Final = b"open"  # And a slot and a row: see `note_open`.
 CLOCK_ROW: Final = (
     b"clock"  # And the slot as two bytes: rows of the system's slot, see `join_clock`.
 )
 COUNTER_MAX: Final = (1 << 63) - 1  # What a column of `SlotClocks` holds.
+RECENT_MAX: Final = 100_000  # Rows that are remembered while the log is read.
 SKEW_MAX_MS: Final = 60_000  # What is timestamped further ahead does not advance this node's clock.
 
 pack_header = HEADER.pack
@@ -115,6 +117,7 @@ class ReplicaState(msgspec.Struct, array_like=True):
     beyond: dict[Slot, list[Dot]] = {}
     unsettled: dict[Slot, tuple[list[Dot], list[Dot]]] = {}
     origin: Actor = 0  # The first actor of this data, of which copies are made too.
+    doubtful: list[tuple[Slot, Row]] = []  # See `Replica.note_open`.
 
 
 def state_of_copy(state: bytes) -> bytes:
@@ -158,6 +161,9 @@ class Replica:
         self.keeps_one: Callable[[Row], bool] | None = None
         # Rows of which a write of this node was lost, and is about to be taken back.
         self.contested: set[tuple[Slot, Row]] = set()
+        # Rows with writes of this node of which nobody knows whether they count: see `note_open`.
+        self.doubtful: dict[tuple[Slot, Row], None] = {}
+        self._recent: dict[tuple[Slot, Row], int] = {}  # Found at recovery: when they were written.
         self._new_actor = actor
         self._before: Life | None = None
 
@@ -208,6 +214,12 @@ class Replica:
     @property
     def actor(self) -> Actor:
         return self.clocks.actor
+
+    @property
+    def actors(self) -> frozenset[Actor]:
+        """This process' actor and that of the one before."""
+        before = self._before
+        return frozenset({self.actor} if before is None else {self.actor, before.actor})
 
     @property
     def is_complete(self) -> bool:
@@ -261,6 +273,7 @@ class Replica:
                 clocks.beyond,
                 unsettled,
                 self.origin,
+                list(self.doubtful),
             )
         )
 
@@ -277,6 +290,7 @@ class Replica:
             slot: SlotClock(dict(base), set(beyond))
             for slot, (base, beyond) in kept.unsettled.items()
         }
+        self.doubtful = dict.fromkeys(kept.doubtful)
 
     def changes(self) -> array[int]:
         """A count for each slot that grows with every change: to see which changed."""
@@ -643,6 +657,23 @@ class Replica:
         if at_ms := CODEC.expires_at_ms(raw):
             self.expiry.add(slot, row, at_ms)
 
+    def note_open(self, slot: Slot, row: Row, now_ms: int, *, is_open: bool) -> None:
+        """Have it in the log that nobody knows what came of a write of a row, or that it is known now."""
+        if is_open != ((slot, row) in self.doubtful):
+            if is_open:
+                self.doubtful[slot, row] = None
+            else:
+                del self.doubtful[slot, row]
+            name = OPEN_ROW + slot.to_bytes(2, "big") + row
+            self.write({name: (SYSTEM_SLOT, STRING if is_open else DELETION, 0, b"")}, now_ms)
+
+    def doubtful_at_start(self, within_ms: int) -> list[tuple[Slot, Row]]:
+        """The rows that the process before may have left open: noted, or written in its last moments. Once."""
+        recent, self._recent = self._recent, {}
+        last = max(recent.values(), default=0)
+        found = [place for place, hlc in recent.items() if hlc >= last - (within_ms << 16)]
+        return list(dict.fromkeys((*self.doubtful, *found)))
+
     def join_clock(self, slot: Slot, clock: SlotClock, now_ms: int) -> None:
         """All that a clock covers is here now. Logged as a row of the system's slot."""
         if not lacks(self.clocks.clock(slot), clock):
@@ -712,12 +743,30 @@ class Replica:
         if context is not None and slot != SYSTEM_SLOT:
             expected = self.unsettled.get(slot)
             self.unsettled[slot] = context if expected is None else joined(expected, context)
+        if slot == SYSTEM_SLOT and row.startswith(OPEN_ROW):
+            place = (
+                int.from_bytes(row[len(OPEN_ROW) : len(OPEN_ROW) + 2], "big"),
+                row[len(OPEN_ROW) + 2 :],
+            )
+            if raw[0] == DELETION:
+                self.doubtful.pop(place, None)
+            else:
+                self.doubtful[place] = None
         for actor, counter, hlc in seen:
             self.has_heard |= actor != self.clocks.actor
             self.clocks.add(slot, (actor, counter))
             self.clock.observe(hlc)
+            if self._before is not None and actor == self._before.actor and slot != SYSTEM_SLOT:
+                self._note_recent((slot, row), hlc)
         if at_ms := CODEC.expires_at_ms(raw):
             self.expiry.add(slot, row, at_ms)
+
+    def _note_recent(self, place: tuple[Slot, Row], hlc: int) -> None:
+        recent = self._recent
+        recent.pop(place, None)
+        recent[place] = hlc
+        while len(recent) > RECENT_MAX:
+            del recent[next(iter(recent))]
 
 
 def entries_of(blob: bytes) -> Iterator[tuple[int, Slot, Row, bytes]]:
