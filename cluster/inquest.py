@@ -228,6 +228,8 @@ class Inquest:
         assert case.seen is not None
         mine = self._coordinator.replica.actors
         case.dots = {dot for dot in held.dots if dot[0] in mine and case.seen.covers(dot)}
+        if len(case.dots) > 1:
+            case.dots.clear()  # Siblings: they were written beside each other, and stay.
         if not case.dots:
             self.close(case, is_known=False)
         return bool(case.dots)

@@ -71,6 +71,7 @@ class Beside(NamedTuple):
     seen: SlotClock | None
 
 
+UNCHECKED_ROW: Final = b"unchecked"  # Which row was written so last: see `doubtful_at_start`.
 OPEN_ROW: Final = b"open"  # And a slot and a row: see `note_open`.
 CLOCK_ROW: Final = (
     b"clock"  # And the slot as two bytes: rows of the system's slot, see `join_clock`.
@@ -362,6 +363,9 @@ class Replica:
                 memtable.weight_bytes += len(row) + len(raw) + ENTRY_OVERHEAD_BYTES
                 store.forget_below(slot, row)
         clock.last = hlc - 1
+        for row in beside or ():
+            place = effects[row][0].to_bytes(2, "big") + row
+            self.write({UNCHECKED_ROW: (SYSTEM_SLOT, STRING, 0, place)}, now_ms)
 
     def _with_context(self, slot: Slot, raw: bytes, stored: bytes, beside: Beside | None) -> bytes:
         """A write in an unsettled slot, or beside others: with all that the slot and its row have seen.
@@ -668,7 +672,10 @@ class Replica:
             self.write({name: (SYSTEM_SLOT, STRING if is_open else DELETION, 0, b"")}, now_ms)
 
     def doubtful_at_start(self, within_ms: int) -> list[tuple[Slot, Row]]:
-        """The rows that the process before may have left open: noted, or written in its last moments. Once."""
+        """The rows that the process before may have left open: noted, or written in its last moments. Once.
+
+        Not those that were written beside siblings: such a write stays, whatever others have.
+        """
         recent, self._recent = self._recent, {}
         last = max(recent.values(), default=0)
         found = [place for place, hlc in recent.items() if hlc >= last - (within_ms << 16)]
@@ -743,11 +750,11 @@ class Replica:
         if context is not None and slot != SYSTEM_SLOT:
             expected = self.unsettled.get(slot)
             self.unsettled[slot] = context if expected is None else joined(expected, context)
+        if slot == SYSTEM_SLOT and row == UNCHECKED_ROW:
+            place = _place_in(raw[HEADER_BYTES:])
+            self._recent.pop(place, None)
         if slot == SYSTEM_SLOT and row.startswith(OPEN_ROW):
-            place = (
-                int.from_bytes(row[len(OPEN_ROW) : len(OPEN_ROW) + 2], "big"),
-                row[len(OPEN_ROW) + 2 :],
-            )
+            place = _place_in(row[len(OPEN_ROW) :])
             if raw[0] == DELETION:
                 self.doubtful.pop(place, None)
             else:
@@ -767,6 +774,10 @@ class Replica:
         recent[place] = hlc
         while len(recent) > RECENT_MAX:
             del recent[next(iter(recent))]
+
+
+def _place_in(key: bytes) -> tuple[Slot, Row]:
+    return int.from_bytes(key[:2], "big"), key[2:]
 
 
 def entries_of(blob: bytes) -> Iterator[tuple[int, Slot, Row, bytes]]:

@@ -136,8 +136,9 @@ class Peers:
             self.coordinator.survey_quorums = self.coordinator.quorums_of(*greatest)
             if node.policies.keeps_one_somewhere:
                 self.replica.keeps_one = node.policies.keeps_one
-        within_ms = settings.timeout_ms + 1000
-        self.coordinator.inquest.open_at_start(self.replica.doubtful_at_start(within_ms), now_s)
+        if self.quorums.checks_all:
+            doubtful = self.replica.doubtful_at_start(settings.timeout_ms + 1000)
+            self.coordinator.inquest.open_at_start(doubtful, now_s)
         self.participant = Participant(self.replica, promise=self.promise, fetch=self._fetch)
         self.exchange = Exchange(
             self.topology,

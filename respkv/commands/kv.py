@@ -292,6 +292,12 @@ KV.DEL <key> [CONTEXT <context>]
     Delete the versions that the context covers, or all that are here; answers how many were here.
 KV.RESOLVE <key> [VALUE <value>]
     Keep the winner alone, or the value given instead; answers how many versions that has removed.
+KV.POLICY <key>
+    What holds for a key: how many replicas a read and a write need, and what says so.
+KV.CONSISTENCY [READ <level>] [WRITE <level>]
+    How many replicas the commands of this connection need; without arguments: what holds.
+KV.WITH [R <level>] [W <level>] [TIMEOUT <ms>] <command> [<arg> ...]
+    The same for one command. A level is a number of replicas, or ONE, QUORUM, ALL.
 KV.LOCAL <key>
     The value of a key as this node holds it, or nil: no other node is asked, so it may be older than what GET answers.
 KV.NODES
