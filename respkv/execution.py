@@ -256,6 +256,9 @@ class Execution:
     def run_again(self, operation: Operation) -> None:
         """What it saw has been overtaken."""
         operation.phase = Phase.FIRST
+        if operation.is_blind and operation.origin is not None and not operation.hlc:
+            # Who forwarded it may have had it done elsewhere meanwhile, and others may have written since.
+            operation.hlc = operation.now_ms << 16
         if operation.attempt > self.retries_max:
             operation.is_over = True
             self._dispatch.end(operation, text_of(ConflictLost(is_partial=False), is_early=False))
