@@ -268,12 +268,12 @@ def check_locks(history: History) -> list[Finding]:
     """Between the reply to a holder's SET NX and its DEL nobody else gets the lock.
 
     A DEL with an unknown outcome may free the lock of a later holder; so a key is judged up to the
-    first of those only.
+    first of those only. Keys on which anybody may do anything may look like locks; they are judged elsewhere.
     """
     findings = []
     for key, operations in with_only(history, (b"SET", b"SETNX", b"GET", b"DEL")).items():
         acquired = [op for op in operations if _acquires(op)]
-        if not _is_lock(operations):
+        if key.startswith(b"change:") or not _is_lock(operations):
             continue
         dels = [op for op in operations if op.name == b"DEL"]
         horizon = min((op.begin for op in dels if not op.is_acknowledged), default=FOREVER)
