@@ -25,7 +25,7 @@ CANARY_SEEDS = {
     "missed refresh": 1,
     "removed first": 9,
     "retried increment": 1,
-    "reused dot": 2,
+    "reused dot": 100,
     "stale coordinator": 0,
 }
 CANARY_TRIES = 10
