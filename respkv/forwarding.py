@@ -3,14 +3,16 @@
     FORWARD number ms begin db mode time quorums name argument*
                                                        ms: what is left of its time; begin: when it must have
                                                        begun, by the sender's calendar; mode: 1 RESP3, 2 the client
-                                                       tracks what it reads; quorums: "R W", as the sender has decided
+                                                       tracks what it reads; time: when a write came, as a timestamp,
+                                                       negative unless it may have been made elsewhere before;
+                                                       quorums: "R W", as the sender has decided
     FORWARD.EXEC number ms begin db mode time quorums packed
                                                        packed: commands and watches, MessagePack
     FORWARD.TRACE ...                                  as FORWARD, for KV.TRACE (`respkv/trace.py`)
     REPLY number bytes (kind channel payload)*         RESP, ready for the client, and what EXEC has published; for
                                                        KV.TRACE what it tells
     REFUSED number reason                              it was not executed
-    FORWARD.SETS number ms begin db (key value)*       plain SETs with the usual quorums
+    FORWARD.SETS number ms begin db time (key value)*  plain SETs with the usual quorums
     REPLY.SETS number (index error)*                   all were done, but for these
 
 A request is forwarded once at most: who gets it executes it or refuses it, and then it may go to another.
@@ -105,7 +107,7 @@ class Forwarding:
             b"%d" % (self.node.now_ms() + begin_ms),
             b"%d" % operation.db,
             b"%d" % (operation.is_resp3 * IS_RESP3 + operation.is_tracked * IS_TRACKED),
-            b"%d" % operation.hlc,
+            b"%d" % (operation.hlc or -self._time_of(operation)),
             b"%d %d" % (operation.quorums.r, operation.quorums.w),
         )
         if operation.transaction is not None:
@@ -121,6 +123,17 @@ class Forwarding:
                 self._dispatch.tracing.forward(traced, operation, target)
                 verb = FORWARD_TRACE
             self.transport.send(target, (verb, *head, *operation.args))
+
+    @staticmethod
+    def _time_of(operation: Operation) -> int:
+        """When a write came, as a timestamp: what is made of it there is later, as `_is_overtaken` expects."""
+        return operation.now_ms << 16 if operation.command.is_write else 0
+
+    def _hear_time(self, hlc: int, now_ms: int) -> None:
+        """What is written from now on is later than this, if that is no further ahead than clocks may be apart."""
+        apart_ms = 2 * self.node.config.cluster.clock_skew_max_ms
+        if hlc <= (now_ms + apart_ms) << 16:
+            self.node.replica.clock.observe(hlc)
 
     def receive(self, peer: NodeId, message: list[bytes]) -> bool:
         """Take a message of another node's dispatch; False if it is none."""
@@ -186,7 +199,9 @@ class Forwarding:
             self.promise(peer, (REFUSED, number, b"not here"))
             return
         operation.origin = (peer, number)
-        operation.hlc = int(message[6])
+        time = int(message[6])
+        self._hear_time(abs(time), now_ms)
+        operation.hlc = max(time, 0)
         operation.quorums = self._quorums_of(message[7])
         operation.is_tracked = bool(mode & IS_TRACKED)
         self._dispatch.in_flight += 1
@@ -281,7 +296,7 @@ class Forwarding:
                 self._dispatch.end(operation, UNKNOWN)
                 return
             if operation.command.is_write and not operation.hlc:
-                operation.hlc = operation.now_ms << 16
+                operation.hlc = self._time_of(operation)
         assert operation.target is not None
         operation.tried = (*operation.tried, operation.target)
         if operation.deadline_s <= self.node.now_s:
@@ -357,6 +372,7 @@ class Forwarding:
         ms = max(1, int(self.timeout_s * 1000))
         begin_ms = self.node.now_ms() + self._begin_ms
         message = [FORWARD_SETS, b"%d" % self._next_id, b"%d" % ms, b"%d" % begin_ms, b"%d" % db]
+        message.append(b"%d" % (now_ms << 16))
         for member in members:
             message += member[3][1:]
         self.transport.send(target, message)
@@ -375,12 +391,13 @@ class Forwarding:
         agent = self.agent(peer)
         db = int(message[4])
         agent.db, agent.is_resp3 = db, False
-        answers = Answers(self._dispatch, peer, number, (len(message) - 5) >> 1)
+        answers = Answers(self._dispatch, peer, number, (len(message) - 6) >> 1)
         members: list[Member] = [
             (agent, answers, index, [b"SET", *message[at : at + 2]])
-            for index, at in enumerate(range(5, len(message) - 1, 2))
+            for index, at in enumerate(range(6, len(message) - 1, 2))
         ]
         now_ms = self.node.now_ms()
+        self._hear_time(int(message[5]), now_ms)
         grouping = self._dispatch.grouping
         if grouping.is_usual:
             members = grouping.set_here(members, self.node.databases[agent.db], now_ms)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import trio
 
-from cluster.slot import slot_of
+from cluster.record import decode
+from cluster.slot import row_of, slot_of
 from tests.respkv.gather_harness import Cluster, clustered
 
 HANG_S = 1.2
@@ -154,3 +155,24 @@ def test_a_replica_that_cannot_keep_up_gets_the_rest_later(monkeypatch: pytest.M
             assert await cluster.ask("c", "GET", key) == b"v"
         now_held = {row for rows in slow.active for row in rows}
         assert len(now_held) - len(held) > 20
+
+
+@pytest.mark.parametrize("count", [1, 40])  # Forwarded alone, and in a group.
+def test_what_another_node_makes_of_a_write_is_later_than_the_write_came(count: int) -> None:
+    """However far its clock is behind: else a SET that is tried again would not be known there, and be made twice."""
+
+    @clustered(nodes=3)
+    async def _(cluster: Cluster) -> None:
+        cluster.world.machines["a"].jump(0.3)
+        keys = keys_of(cluster, "b", count)
+        came_ms = cluster.node("a").now_ms()
+        session = cluster.session("a")
+        for key in keys:
+            session.send("SET", key, b"v" * (2000 if count == 1 else 1))
+        for _ in keys:
+            assert await session.reply() == b"OK"
+        store = cluster.node("b").replica.store
+        for key in keys:
+            raw = store.get(slot_of(key), row_of(0, key))
+            assert raw is not None
+            assert decode(raw).versions[0].hlc >= came_ms << 16

@@ -56,6 +56,7 @@ def test_what_was_found_is_not_found_again(seed: int) -> None:
 # The same with many crashes and few keys, on three nodes.
 FOUND_HARD = {
     7013: "an INCR that had failed won by its timestamp, after its node had been killed",
+    7029: "a SET was made twice: the node that made it first had a clock behind that of the node that was asked",
     7041: "an APPEND lost its race, nobody said what had won, and it won by its timestamp",
     7044: "the same of an INCR for which nobody had answered",
 }
