@@ -85,6 +85,17 @@ class Expected:
         self.stream += encode_command(b"message", CHANNEL, payload)
 
 
+def _received(sock: socket.socket, size: int) -> bytes:
+    """At least so many bytes. Raises ConnectionEnded."""
+    received = b""
+    while len(received) < size:
+        data = sock.recv(RECEIVE_BYTES)
+        if not data:
+            raise ConnectionEnded("closed instead of an answer")
+        received += data
+    return received
+
+
 class Listener:
     """One subscribed connection."""
 
@@ -99,12 +110,7 @@ class Listener:
         sock = socket.create_connection(address, timeout=WAIT_S)
         sock.sendall(encode_command(b"SUBSCRIBE", CHANNEL))
         confirmed = b"*3\r\n$9\r\nsubscribe\r\n$%d\r\n%b\r\n:1\r\n" % (len(CHANNEL), CHANNEL)
-        received = b""
-        while len(received) < len(confirmed):
-            data = sock.recv(RECEIVE_BYTES)
-            if not data:
-                raise ConnectionEnded("closed instead of a confirmation")
-            received += data
+        received = _received(sock, len(confirmed))
         if received != confirmed:
             raise Misheard(0, received)
         return cls(sock, expected)
@@ -148,12 +154,7 @@ class Publisher:
             parts.append(encode_command(b"PUBLISH", CHANNEL, payload))
         sock.sendall(b"".join(parts))
         answers = b":%d\r\n" % wanted * count
-        received = b""
-        while len(received) < len(answers):
-            data = sock.recv(RECEIVE_BYTES)
-            if not data:
-                raise ConnectionEnded("the publisher was closed")
-            received += data
+        received = _received(sock, len(answers))
         if received != answers:
             raise ErrorAnswered(f"PUBLISH answered {received[:80]!r}, and not {wanted} each time")
 

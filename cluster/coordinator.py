@@ -52,7 +52,14 @@ from typing import Final
 from cluster.clock import Dot
 from cluster.inquest import Inquest, past_of, restored
 from cluster.record import HEADER, MANY, Record, Version, decode
-from cluster.replica import MalformedDelta, Replica, encode_clock, record_of
+from cluster.replica import (
+    MalformedDelta,
+    Replica,
+    encode_clock,
+    pack_place,
+    record_of,
+    unpack_place,
+)
 from cluster.ring import NodeId
 from cluster.round import (
     ConflictLost,
@@ -65,7 +72,7 @@ from cluster.round import (
     WriteEntry,
     WriteRound,
 )
-from cluster.slot import SLOT_COUNT, Row, Slot
+from cluster.slot import Row, Slot
 from cluster.slot_clocks import NOBODY
 from cluster.topology import Topology
 from cluster.transport import Transport
@@ -213,7 +220,7 @@ class Coordinator:
         self._looked = -1
         replica.before_hearing = self.seal
         replica.is_undecided = lambda slot, row: self._is_undecided((slot, row))
-        replica.has_siblings = lambda slot, row: self._doubt((slot, row))
+        replica.has_siblings = lambda slot, row: self._note_contradiction((slot, row))
         replica.past = lambda slot, row: self.inquest.past((slot, row))
 
     def look(self) -> None:
@@ -385,21 +392,35 @@ class Coordinator:
         self, op: Pending, writes: Sequence[tuple[Slot, Row, bytes]], quorums: Quorums
     ) -> None:
         """Several rows: a round of their own for each set of replicas, in order with the others."""
+        needed = self.needed(quorums, is_checked=True)
+        units = self._units(op, writes, quorums, is_whole=False)
+        if needed > 0:
+            op.waits += len(writes)
+        for batch in units:
+            self._send_writes(batch, batch.writes, batch.pieces, needed, UNIT)
+
+    def _units(
+        self,
+        op: Pending,
+        writes: Iterable[tuple[Slot, Row, bytes]],
+        quorums: Quorums,
+        *,
+        is_whole: bool,
+    ) -> list[Batch]:
+        """A batch for each set of replicas that rows have. `is_whole`: the rows bring their contexts themselves."""
         self.seal()
         self.look()
-        needed = self.needed(quorums, is_checked=True)
-        by_peers: dict[tuple[NodeId, ...], list[tuple[Slot, Row, bytes]]] = {}
-        for write in writes:
-            by_peers.setdefault(self.batches[write[0]].peers, []).append(write)
-        for unit in by_peers.values():
-            mine = self.batches[unit[0][0]]
-            batch = Batch(mine.peers, quorums, alive=mine.alive)
-            for slot, row, raw in unit:
+        units: dict[tuple[NodeId, ...], Batch] = {}
+        for slot, row, raw in writes:
+            usual = self.batches[slot]
+            batch = units.get(usual.peers)
+            if batch is None:
+                batch = units[usual.peers] = Batch(usual.peers, quorums, alive=usual.alive)
+            if not is_whole:
                 self.note_context(batch, slot)
-                batch.writes.append((op, op.attempt, slot, row, raw))
-                batch.pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
-                op.waits += needed > 0
-            self._send_writes(batch, batch.writes, batch.pieces, needed, UNIT)
+            batch.writes.append((op, op.attempt, slot, row, raw))
+            batch.pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
+        return list(units.values())
 
     # Sending
 
@@ -510,24 +531,14 @@ class Coordinator:
         """Whether this node is the first of a slot's preference list."""
         return self.topology.preferences[slot][0] == self.topology.me
 
-    def send_rows(self, op: Pending, rows: Sequence[tuple[Place, bytes]]) -> None:
+    def send_rows(self, op: Pending, rows: Sequence[tuple[Slot, Row, bytes]]) -> None:
         """Have a majority take rows as they are here, whole: a checked write of `op`, all or nothing."""
-        self.seal()
-        self.look()
+        units = self._units(op, rows, self.quorums, is_whole=True)
         op.waits = len(rows)
-        by_peers: dict[tuple[NodeId, ...], list[tuple[Place, bytes]]] = {}
-        for place, raw in rows:
-            by_peers.setdefault(self.batches[place[0]].peers, []).append((place, raw))
-        for unit in by_peers.values():
-            mine = self.batches[unit[0][0][0]]
-            batch = Batch(mine.peers, self.quorums, alive=mine.alive)
-            entries: list[WriteEntry] = []
-            pieces: list[bytes] = []
-            for (slot, row), raw in unit:
-                entries.append((op, op.attempt, slot, row, raw))
-                pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
-            flags = UNIT if len(unit) > 1 else CHECKED
-            self._send_writes(batch, entries, pieces, self.quorums.majority - 1, flags)
+        for batch in units:
+            flags = UNIT if len(batch.writes) > 1 else CHECKED
+            needed = self.quorums.majority - 1
+            self._send_writes(batch, batch.writes, batch.pieces, needed, flags)
 
     def ask_state(self, peer: NodeId, place: Place, dots: bytes, flag: bytes) -> int:
         """Ask a replica for its state of a row; the number of the message."""
@@ -616,7 +627,7 @@ class Coordinator:
         decided = round_.decided
         for number, entry in enumerate(round_.entries):
             if not decided or number not in decided:
-                if round_.doubtful:
+                if round_.contradicted:
                     self._confirm(round_, number)
                 else:
                     entry[0].confirm(entry[1])
@@ -624,14 +635,14 @@ class Coordinator:
     def _confirm(self, round_: WriteRound, number: int) -> None:
         """Enough replicas have taken a row. But what one of them has seen as gone already need not have won."""
         op, attempt, slot, row, raw = round_.entries[number]
-        if raw and number in round_.doubtful:
+        if raw and number in round_.contradicted:
             held = self.replica.store.active[slot].get(row)
             if held is None or decode(held).dots.isdisjoint(decode(raw).dots):
                 op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
                 return
         op.confirm(attempt)
 
-    def _doubt(self, place: Place) -> None:
+    def _note_contradiction(self, place: Place) -> None:
         """A row in which there is an undecided write of this node has become one of several versions.
 
         A SET may replace them all now, and then nobody finds a conflict any more.
@@ -640,7 +651,7 @@ class Coordinator:
             if round_.needed and not round_.is_decided:
                 for number, (_, _, slot, row, raw) in enumerate(round_.entries):
                     if raw and (slot, row) == place:
-                        round_.doubtful[number] = None
+                        round_.contradicted[number] = None
 
     def _close(self, round_: WriteRound) -> None:
         if self.writes.pop(round_.id, None) is not None:
@@ -939,7 +950,7 @@ class Coordinator:
             number, (peer,), 1, entries, self.now_s + self.timeout_s, False, len(state)
         )
         self.in_flight_bytes += len(state)
-        self.outbox.append((peer, (REPAIR, b"%d" % number, key_of(place), state)))
+        self.outbox.append((peer, (REPAIR, b"%d" % number, pack_place(*place), state)))
 
     def _merge(
         self, place: Place, states: list[bytes], then: Callable[[bytes | None], None]
@@ -1042,7 +1053,7 @@ def _refused(message: list[bytes]) -> dict[Place, bytes]:
         state = message[at + 1]
         if state:
             record_of(state)
-        refused[place_of(message[at])] = state
+        refused[unpack_place(message[at])] = state
     return refused
 
 
@@ -1056,18 +1067,6 @@ def dots_of(raw: bytes | None) -> bytes:
     if not raw[0] & MANY:
         return raw[1:17]
     return b"".join(HEADER.pack(0, *dot, 0)[1:17] for dot in sorted(decode(raw).dots))
-
-
-def key_of(place: Place) -> bytes:
-    return place[0].to_bytes(2, "big") + place[1]
-
-
-def place_of(key: bytes) -> Place:
-    """Raises MalformedDelta."""
-    slot = int.from_bytes(key[:2], "big")
-    if len(key) < 9 or slot >= SLOT_COUNT:
-        raise MalformedDelta("no such row")
-    return slot, key[2:]
 
 
 def _number(message: list[bytes]) -> int:

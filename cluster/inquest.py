@@ -46,7 +46,7 @@ from cluster.record import Record, Version, decode, join_records
 from cluster.replica import decode_clock, delta_of, record_of
 from cluster.ring import NodeId
 from cluster.round import ConflictLost, Pending, Place, QuorumNotMet, WriteEntry, WriteRound
-from cluster.slot import Slot
+from cluster.slot import Row, Slot
 from engine.errors import EngineError
 from engine.store import PageFault
 
@@ -266,7 +266,7 @@ class Inquest:
         if held.dots.isdisjoint(case.dots):
             self.close(case, is_known=True)
 
-    def _resolved(self, group: list[Case]) -> list[tuple[Place, bytes]]:
+    def _resolved(self, group: list[Case]) -> list[tuple[Slot, Row, bytes]]:
         """The rows as they are to be, for a majority to take; none if that has to wait. Raises PageFault."""
         coordinator = self._coordinator
         replica, now_ms = coordinator.replica, coordinator.now_ms
@@ -292,7 +292,7 @@ class Inquest:
                     self.close(case, is_known=True)
                 else:
                     case.dots |= replica.rewrite(*case.place, versions, now_ms)
-        return [(case.place, replica.state_of(*case.place)) for case in group]
+        return [(*case.place, replica.state_of(*case.place)) for case in group]
 
     def _is_overtaken(self, case: Case) -> bool:
         """Whether anybody has anything that an open write had not seen. Raises PageFault."""

@@ -34,12 +34,17 @@ from cluster.coordinator import (
     WRITE,
     Fetch,
     dots_of,
-    key_of,
-    place_of,
 )
 from cluster.inquest import INQUEST
 from cluster.record import MANY, encode
-from cluster.replica import MalformedDelta, Replica, decode_clock, record_of
+from cluster.replica import (
+    MalformedDelta,
+    Replica,
+    decode_clock,
+    pack_place,
+    record_of,
+    unpack_place,
+)
 from cluster.ring import NodeId
 from cluster.slot import SLOT_COUNT, Slot
 from engine.errors import EngineError
@@ -126,13 +131,13 @@ class Participant:
         try:
             if flags == UNIT:
                 for conflict in replica.refusals(blob, contexts):
-                    refused[key_of((conflict.slot, conflict.row))] = conflict.state
+                    refused[pack_place(conflict.slot, conflict.row)] = conflict.state
             if not refused or flags != UNIT:
                 taken = replica.accept(
                     blob, contexts, self.now_ms, is_checked=is_checked and flags != UNIT
                 )
                 for conflict in taken:
-                    refused[key_of((conflict.slot, conflict.row))] = conflict.state
+                    refused[pack_place(conflict.slot, conflict.row)] = conflict.state
         except PageFault as fault:
             self._fetch(fault, lambda: self._write(peer, message, refused))
             return
@@ -145,7 +150,7 @@ class Participant:
     def _repair(self, peer: NodeId, message: list[bytes]) -> None:
         try:
             for at in range(2, len(message) - 1, 2):
-                slot, row = place_of(message[at])
+                slot, row = unpack_place(message[at])
                 self.replica.repair(slot, row, record_of(message[at + 1]), self.now_ms)
         except PageFault as fault:
             self._fetch(fault, lambda: self._repair(peer, message))

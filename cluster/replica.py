@@ -71,7 +71,7 @@ class Beside(NamedTuple):
     seen: SlotClock | None
 
 
-UNCHECKED_ROW: Final = b"unchecked"  # Which row was written so last: see `doubtful_at_start`.
+UNCHECKED_ROW: Final = b"unchecked"  # Which row was written so last: see `open_at_start`.
 OPEN_ROW: Final = b"open"  # And a slot and a row: see `note_open`.
 CLOCK_ROW: Final = (
     b"clock"  # And the slot as two bytes: rows of the system's slot, see `join_clock`.
@@ -118,7 +118,7 @@ class ReplicaState(msgspec.Struct, array_like=True):
     beyond: dict[Slot, list[Dot]] = {}
     unsettled: dict[Slot, tuple[list[Dot], list[Dot]]] = {}
     origin: Actor = 0  # The first actor of this data, of which copies are made too.
-    doubtful: list[tuple[Slot, Row]] = []  # See `Replica.note_open`.
+    open_rows: list[tuple[Slot, Row]] = []  # See `Replica.note_open`.
 
 
 def state_of_copy(state: bytes) -> bytes:
@@ -163,7 +163,7 @@ class Replica:
         # Rows of which a write of this node was lost, and is about to be taken back.
         self.contested: set[tuple[Slot, Row]] = set()
         # Rows with writes of this node of which nobody knows whether they count: see `note_open`.
-        self.doubtful: dict[tuple[Slot, Row], None] = {}
+        self.open_rows: dict[tuple[Slot, Row], None] = {}
         self._recent: dict[tuple[Slot, Row], int] = {}  # Found at recovery: when they were written.
         self._new_actor = actor
         self._before: Life | None = None
@@ -274,7 +274,7 @@ class Replica:
                 clocks.beyond,
                 unsettled,
                 self.origin,
-                list(self.doubtful),
+                list(self.open_rows),
             )
         )
 
@@ -291,7 +291,7 @@ class Replica:
             slot: SlotClock(dict(base), set(beyond))
             for slot, (base, beyond) in kept.unsettled.items()
         }
-        self.doubtful = dict.fromkeys(kept.doubtful)
+        self.open_rows = dict.fromkeys(kept.open_rows)
 
     def changes(self) -> array[int]:
         """A count for each slot that grows with every change: to see which changed."""
@@ -364,7 +364,7 @@ class Replica:
                 store.forget_below(slot, row)
         clock.last = hlc - 1
         for row in beside or ():
-            place = effects[row][0].to_bytes(2, "big") + row
+            place = pack_place(effects[row][0], row)
             self.write({UNCHECKED_ROW: (SYSTEM_SLOT, STRING, 0, place)}, now_ms)
 
     def _with_context(self, slot: Slot, raw: bytes, stored: bytes, beside: Beside | None) -> bytes:
@@ -663,15 +663,15 @@ class Replica:
 
     def note_open(self, slot: Slot, row: Row, now_ms: int, *, is_open: bool) -> None:
         """Have it in the log that nobody knows what came of a write of a row, or that it is known now."""
-        if is_open != ((slot, row) in self.doubtful):
+        if is_open != ((slot, row) in self.open_rows):
             if is_open:
-                self.doubtful[slot, row] = None
+                self.open_rows[slot, row] = None
             else:
-                del self.doubtful[slot, row]
-            name = OPEN_ROW + slot.to_bytes(2, "big") + row
+                del self.open_rows[slot, row]
+            name = OPEN_ROW + pack_place(slot, row)
             self.write({name: (SYSTEM_SLOT, STRING if is_open else DELETION, 0, b"")}, now_ms)
 
-    def doubtful_at_start(self, within_ms: int) -> list[tuple[Slot, Row]]:
+    def open_at_start(self, within_ms: int) -> list[tuple[Slot, Row]]:
         """The rows that the process before may have left open: noted, or written in its last moments. Once.
 
         Not those that were written beside siblings: such a write stays, whatever others have.
@@ -679,7 +679,7 @@ class Replica:
         recent, self._recent = self._recent, {}
         last = max(recent.values(), default=0)
         found = [place for place, hlc in recent.items() if hlc >= last - (within_ms << 16)]
-        return list(dict.fromkeys((*self.doubtful, *found)))
+        return list(dict.fromkeys((*self.open_rows, *found)))
 
     def join_clock(self, slot: Slot, clock: SlotClock, now_ms: int) -> None:
         """All that a clock covers is here now. Logged as a row of the system's slot."""
@@ -751,14 +751,14 @@ class Replica:
             expected = self.unsettled.get(slot)
             self.unsettled[slot] = context if expected is None else joined(expected, context)
         if slot == SYSTEM_SLOT and row == UNCHECKED_ROW:
-            place = _place_in(raw[HEADER_BYTES:])
+            place = unpack_place(raw[HEADER_BYTES:])
             self._recent.pop(place, None)
         if slot == SYSTEM_SLOT and row.startswith(OPEN_ROW):
-            place = _place_in(row[len(OPEN_ROW) :])
+            place = unpack_place(row[len(OPEN_ROW) :])
             if raw[0] == DELETION:
-                self.doubtful.pop(place, None)
+                self.open_rows.pop(place, None)
             else:
-                self.doubtful[place] = None
+                self.open_rows[place] = None
         for actor, counter, hlc in seen:
             self.has_heard |= actor != self.clocks.actor
             self.clocks.add(slot, (actor, counter))
@@ -776,8 +776,17 @@ class Replica:
             del recent[next(iter(recent))]
 
 
-def _place_in(key: bytes) -> tuple[Slot, Row]:
-    return int.from_bytes(key[:2], "big"), key[2:]
+def pack_place(slot: Slot, row: Row) -> bytes:
+    """A row and its slot, as messages and the log name them."""
+    return slot.to_bytes(2, "big") + row
+
+
+def unpack_place(key: bytes) -> tuple[Slot, Row]:
+    """Raises MalformedDelta."""
+    slot = int.from_bytes(key[:2], "big")
+    if len(key) < 9 or slot >= SLOT_COUNT:
+        raise MalformedDelta("no such row")
+    return slot, key[2:]
 
 
 def entries_of(blob: bytes) -> Iterator[tuple[int, Slot, Row, bytes]]:

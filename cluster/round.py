@@ -130,7 +130,8 @@ class WriteRound:
     weight_bytes: int
     # Of slots with several writers, what their entries had seen.
     contexts: Mapping[Slot, bytes] = field(default_factory=dict)
-    doubtful: dict[int, None] = field(default_factory=dict)  # Entries: see `Coordinator._doubt`.
+    # Entries: see `Coordinator._note_contradiction`.
+    contradicted: dict[int, None] = field(default_factory=dict)
     answers: dict[NodeId, dict[Place, bytes]] = field(default_factory=dict)  # Rows refused.
     unreachable: dict[NodeId, None] = field(default_factory=dict)
     is_decided: bool = False

@@ -145,7 +145,7 @@ class Dispatch:
                     if budget <= 0:
                         return
                     continue
-            if not self._take(session, args, now_ms):
+            if not self.take(session, args, now_ms):
                 queue.appendleft(args)
                 session.mode |= WAITING
                 return
@@ -155,7 +155,7 @@ class Dispatch:
             if budget <= 0:
                 return  # The front brings it back in the next tick.
 
-    def _take(self, session: Session, args: list[bytes], now_ms: int) -> bool:
+    def take(self, session: Session, args: list[bytes], now_ms: int) -> bool:
         """Begin a command; False if earlier ones have to end first."""
         command = FIND(args[0]) or TABLE.find(args[0])
         if command is not None and command.subcommands:
@@ -197,7 +197,7 @@ class Dispatch:
         except ReplyError as error:
             if session.pipeline is not None and session.pipeline.operations:
                 return False
-            self.node.runner._refuse(session, command, error)
+            self.node.runner.refuse(session, command, error)
             return True
         if self._must_pause(session, request.command):
             return False

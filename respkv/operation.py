@@ -208,14 +208,16 @@ class Pipeline:
         """How many plain reads of these keys may start now, one after the other."""
         if self._other_count:
             return 0
-        taken = self._remote_keys if is_local else self._keys
+        if not is_local:
+            return self.count_writes(keys)  # Two reads of a key may be answered by different nodes.
+        taken = self._remote_keys
         for count, key in enumerate(keys):
             if key in taken:
                 return count
         return len(keys)
 
     def count_writes(self, keys: list[Key]) -> int:
-        """The same of plain writes."""
+        """The same of plain writes: each of another key."""
         if self._other_count:
             return 0
         taken = self._keys

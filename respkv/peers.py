@@ -137,8 +137,8 @@ class Peers:
             if node.policies.keeps_one_somewhere:
                 self.replica.keeps_one = node.policies.keeps_one
         if self.quorums.checks_all:
-            doubtful = self.replica.doubtful_at_start(settings.timeout_ms + 1000)
-            self.coordinator.inquest.open_at_start(doubtful, now_s)
+            rows = self.replica.open_at_start(settings.timeout_ms + 1000)
+            self.coordinator.inquest.open_at_start(rows, now_s)
         self.participant = Participant(self.replica, promise=self.promise, fetch=self._fetch)
         self.exchange = Exchange(
             self.topology,

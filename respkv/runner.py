@@ -316,32 +316,32 @@ class Runner:
             error.__traceback__ = None
             found = TABLE.lookup(args)
             session.last_command = found
-            self._refuse(session, found, error)
+            self.refuse(session, found, error)
             return True
         if session.mode & UNAUTHENTICATED and Flag.NO_AUTH not in command.flags:
-            self._refuse(session, command, NOAUTH)
+            self.refuse(session, command, NOAUTH)
             return True
         if command is self._with and not session.mode & IN_MULTI:
             try:
                 request = self._request_of(args)
             except ReplyError as error:
-                self._refuse(session, command, error)
+                self.refuse(session, command, error)
                 return True
             command, args = request.command, request.args
         if session.mode & MONITORING and command.flags & _OF_THE_KEYSPACE:
-            self._refuse(session, command, MONITOR_READS)
+            self.refuse(session, command, MONITOR_READS)
             return True
         if session.is_cluster and command.keys and self.dispatch is not None:
             refusal = self.dispatch.redirection(session, command, args)
             if refusal is not None:
-                self._refuse(session, command, refusal)
+                self.refuse(session, command, refusal)
                 return True
         refusal = self.node.refusal
         if refusal is not None and _writes(command, session):
-            self._refuse(session, command, refusal)
+            self.refuse(session, command, refusal)
             return True
         if session.mode & SUBSCRIBED and command.name not in WHILE_SUBSCRIBED:
-            self._refuse(session, command, not_while_subscribed(command))
+            self.refuse(session, command, not_while_subscribed(command))
             return True
         if session.mode & IN_MULTI and Flag.CONTROL not in command.flags:
             self._queue(session, command, args)
@@ -356,7 +356,7 @@ class Runner:
         self._execute(Wait(args, command, now_ms), session)
         return True
 
-    def _refuse(self, session: Session, command: Command | None, error: ReplyError) -> None:
+    def refuse(self, session: Session, command: Command | None, error: ReplyError) -> None:
         """A command that is not run: a transaction that it stood in is broken, or over if it is EXEC."""
         if command is not None and command.name == "EXEC":
             self.end_transaction(session)
@@ -370,7 +370,7 @@ class Runner:
 
     def _queue(self, session: Session, command: Command, args: list[bytes]) -> None:
         if Flag.NO_MULTI in command.flags:
-            self._refuse(
+            self.refuse(
                 session, command, ReplyError("ERR Command not allowed inside a transaction")
             )
             return
@@ -380,7 +380,7 @@ class Runner:
             transaction.add(command, args)
             if transaction.weight_bytes > self.node.config.client.query_buffer_bytes_max:
                 transaction.commands.clear()
-                self._refuse(session, command, QUEUE_FULL)
+                self.refuse(session, command, QUEUE_FULL)
                 return
         self._answer(session, QUEUED)
 
@@ -390,7 +390,7 @@ class Runner:
         wait.fault = None
         unlogged = self.node.unlogged
         if unlogged is not None and unlogged.is_shown_by(command, args, session):
-            self._refuse(session, command, UNLOGGED)
+            self.refuse(session, command, UNLOGGED)
             return
         context = self.context
         context.bind(session, wait.now_ms)

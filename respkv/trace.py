@@ -35,8 +35,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from cluster.coordinator import ACK, NOT, READ, REPAIR, SAME, STATES, WRITE, key_of, place_of
+from cluster.coordinator import ACK, NOT, READ, REPAIR, SAME, STATES, WRITE
 from cluster.errors import ClusterError
+from cluster.replica import pack_place, unpack_place
 from cluster.ring import NodeId
 from cluster.round import Place
 from cluster.slot import Slot
@@ -199,11 +200,11 @@ class Tracing:
             return False
         refusal = TOO_MANY if len(self.active) >= ACTIVE_MAX else _refusal(args[1:])
         if refusal is not None:
-            self.node.runner._refuse(session, command, refusal)
+            self.node.runner.refuse(session, command, refusal)
             return True
         self.is_wanted = True
         try:
-            return self._dispatch._take(session, args[1:], now_ms)
+            return self._dispatch.take(session, args[1:], now_ms)
         finally:
             self.is_wanted = False
 
@@ -287,7 +288,7 @@ class Tracing:
             for op, (traced, attempt, places) in mine.items()
         ]
         if what == "repair" and not found:  # Nobody waits for it, but a row that was asked for.
-            place = place_of(message[2])
+            place = unpack_place(message[2])
             found = [
                 (traced, watch, watch.operation.attempt, {0: place})
                 for traced in self.active
@@ -299,7 +300,7 @@ class Tracing:
             me = self._topology.me
             asked = Asked(me, peer, what, slots, attempt + 1, self._us(traced))
             traced.asked.append(asked)
-            watch.places.update((key_of(place), None) for place in places.values())
+            watch.places.update((pack_place(*place), None) for place in places.values())
             key = (message[1], peer)
             self._asked.setdefault(key, []).append((traced, asked, watch, list(places)))
 

@@ -11,26 +11,14 @@ from cluster.inquest import restored
 from cluster.record import STRING, Record, Version
 from cluster.replica import Replica
 from cluster.sibling import Seen, beside
-from cluster.slot import Row, Slot, row_of, slot_of
-from engine.store import StoreSettings
+from tests.cluster.cluster_world import NOW_MS, SETTINGS, place_of
 from tests.sim.disk import SimDisk
 
-NOW_MS = 1_700_000_000_000
-SETTINGS = StoreSettings(
-    memtable_bytes=1 << 20,
-    row_cache_bytes=1 << 20,
-    block_cache_bytes=1 << 20,
-    log_bytes_max=1 << 30,
-)
 HERE, THERE = 1, 2
 
 
 def opened(disk: SimDisk) -> Replica:
     return Replica.open(disk, SETTINGS, 7, boot="one", is_durable=True)
-
-
-def place_of(key: bytes) -> tuple[Slot, Row]:
-    return slot_of(key), row_of(0, key)
 
 
 def write(replica: Replica, key: bytes, now_ms: int, *, is_put: bool = False) -> None:
@@ -50,8 +38,8 @@ def test_what_was_written_in_the_last_moments_may_be_open() -> None:
     write(replica, b"new", NOW_MS + 5000)
     write(replica, b"newer", NOW_MS + 6000)
     again = opened(disk.kill())
-    assert again.doubtful_at_start(2000) == [place_of(b"new"), place_of(b"newer")]
-    assert again.doubtful_at_start(2000) == []  # Once.
+    assert again.open_at_start(2000) == [place_of(b"new"), place_of(b"newer")]
+    assert again.open_at_start(2000) == []  # Once.
 
 
 def test_what_was_written_beside_siblings_is_not() -> None:
@@ -62,7 +50,7 @@ def test_what_was_written_beside_siblings_is_not() -> None:
     write(replica, b"both", NOW_MS, is_put=True)
     write(replica, b"both", NOW_MS + 1)
     again = opened(disk.kill())
-    assert again.doubtful_at_start(2000) == [place_of(b"set"), place_of(b"both")]
+    assert again.open_at_start(2000) == [place_of(b"set"), place_of(b"both")]
 
 
 def test_what_is_noted_stays_noted_until_it_is_known() -> None:
@@ -73,10 +61,10 @@ def test_what_is_noted_stays_noted_until_it_is_known() -> None:
     replica.note_open(*place_of(b"two"), NOW_MS, is_open=False)
     replica.store.write()
     again = opened(disk.kill())
-    assert again.doubtful_at_start(2000) == [place_of(b"one")]
+    assert again.open_at_start(2000) == [place_of(b"one")]
     kept = Replica(7)
     kept.restore(again.capture())  # As after a flush, when the log is gone.
-    assert list(kept.doubtful) == [place_of(b"one")]
+    assert list(kept.open_rows) == [place_of(b"one")]
 
 
 def version(actor: int, counter: int, payload: bytes = b"") -> Version:

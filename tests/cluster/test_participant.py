@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from cluster.clock import SlotClock
-from cluster.coordinator import QUESTION, key_of
+from cluster.coordinator import QUESTION
 from cluster.participant import ANSWERS_MAX, Participant
 from cluster.record import STRING, Record, Version, decode, encode, encode_version
-from cluster.replica import MalformedDelta, Replica, encode_clock
+from cluster.replica import MalformedDelta, Replica, encode_clock, pack_place
 from cluster.slot import Row, Slot, row_of, slot_of
 from engine.log import COMPLETE, ENVELOPE
 from engine.store import PageFault, StoreSettings
@@ -23,7 +23,7 @@ SETTINGS = StoreSettings(
 )
 SLOT, ROW = slot_of(b"k"), row_of(0, b"k")
 OTHER = row_of(0, b"{k}2")
-PLACE, OTHER_PLACE = key_of((SLOT, ROW)), key_of((SLOT, OTHER))
+PLACE, OTHER_PLACE = pack_place(SLOT, ROW), pack_place(SLOT, OTHER)
 
 
 class Seat:

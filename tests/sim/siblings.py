@@ -27,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import trio
 import trio.testing
@@ -43,6 +43,7 @@ from tests.sim.fault import Faults
 from tests.sim.history import History, Operation
 from tests.sim.plan import Plan
 from tests.sim.timeline import deterministic
+from tests.sim.trial import Result
 from tests.sim.world import World, claimed_once, quiet
 
 DEADLINE_S = 40.0
@@ -78,17 +79,6 @@ class Known:
     context: bytes = b""
     covered: Values = frozenset()
     read: Values = frozenset()  # If the context is of a reading.
-
-
-@dataclass(slots=True)
-class Result:
-    plan: Plan
-    findings: list[str] = field(default_factory=list)
-    fired: Counter[str] = field(default_factory=Counter)
-    operations: int = 0
-    acknowledged: int = 0
-    digest: str = ""
-    log: str = ""
 
 
 class Workload:
