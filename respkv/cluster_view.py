@@ -19,8 +19,10 @@ run is such, one slot is cut off and shown without the replicas that come too ea
 that all hold everything, one slot seems to have no replica, and another one replica.
 
 Redirection is Redis' too, in its order: an unserved slot, several slots, the wrong node. A replica
-that is not the coordinator answers MOVED to writes although it could forward them: so clients learn
-the short way.
+that is not the coordinator answers MOVED although it could forward: so clients learn the short way. Who
+comes back with a read of the slot wants to read here, and does: clients that read from replicas without saying
+READONLY (ioredis with `scaleReads`, since it takes each node for a master) would be sent away for ever. A write
+in between counts as the first visit again, so that a pipeline with both is sent away as a whole.
 
 Core: no I/O. Source: the Redis Cluster specification, and redis-server 7.0 where it is silent.
 """
@@ -326,7 +328,8 @@ def redirect(
 
     It takes commands without keys, and those of one slot that it coordinates. If it is another
     replica of the slot, it takes reads after READONLY and everything after ASKING, which the caller
-    resets behind the next command; and everything while it is not fit to coordinate itself.
+    resets behind the next command; reads of a client that was sent away from it with one before; and
+    everything while it is not fit to coordinate itself.
     """
     slot: Slot | None = None
     for each in slots:
@@ -341,14 +344,26 @@ def redirect(
     name = topology.coordinator(slot)
     if name == topology.me:
         return None
-    if (session.is_asking or (session.is_readonly and only_reads(session, command))) and (
-        topology.owns(slot)
-    ):
-        return None
-    if topology.me in topology.incomplete and topology.owns(slot):
-        return None  # Forwarded: where it would be sent may not know yet, and send it back again and again.
+    if topology.owns(slot):
+        if session.is_asking or (session.is_readonly and only_reads(session, command)):
+            return None
+        if topology.me in topology.incomplete:
+            return None  # Forwarded: where it would be sent may not know yet, and send it back again and again.
+        if _comes_back(session, command, slot):
+            return None
     assert name is not None
     return moved(slot, topology.nodes[name])
+
+
+def _comes_back(session: Session, command: Command, slot: Slot) -> bool:
+    """Whether a client reads what it was sent away with before; notes that it is sent away."""
+    if session.transaction is not None or Flag.READONLY not in command.flags:
+        session.sent_away.pop(slot, None)
+        return False
+    if slot in session.sent_away:
+        return True
+    session.sent_away[slot] = None
+    return False
 
 
 def only_reads(session: Session, command: Command) -> bool:

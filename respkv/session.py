@@ -117,6 +117,7 @@ class Session:
         "peer",
         "pipeline",
         "queue",
+        "sent_away",
         "subscriptions",
         "tracking",
         "transaction",
@@ -149,6 +150,8 @@ class Session:
         self.is_grouped = False  # A command of it waits in a `respkv.group.Group`.
         self.is_readonly = False  # READONLY: reads may be answered by any replica.
         self.is_asking = False  # ASKING: the next command is taken here, not redirected.
+        # Slots of which reads were answered MOVED, with no write since: see `respkv/cluster_view.py`.
+        self.sent_away: dict[int, None] = {}
         self.db = 0
         self.is_resp3 = False
         self.name = b""

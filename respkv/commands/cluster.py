@@ -235,6 +235,7 @@ def readwrite(ctx: Context) -> Reply:
     """Undo READONLY."""
     _topology(ctx)
     ctx.session.is_readonly = False
+    ctx.session.sent_away.clear()
     return OK
 
 

@@ -117,6 +117,7 @@ def reset(ctx: Context) -> Reply:
     session.is_resp3 = False
     session.no_touch = False
     session.is_readonly = session.is_asking = False
+    session.sent_away.clear()
     if node.config.client.requirepass:
         session.mode |= UNAUTHENTICATED
         session.parser.limits = Limits.unauthenticated()

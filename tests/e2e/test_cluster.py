@@ -550,7 +550,9 @@ def test_redis_cli(cluster: RunningCluster) -> None:
 
 @needs("node", "npm")
 @pytest.mark.usefixtures("node_modules")
-@pytest.mark.parametrize("script", ["ioredis_cluster.js", "node_redis_cluster.js"])
+@pytest.mark.parametrize(
+    "script", ["ioredis_cluster.js", "ioredis_replicas.js", "node_redis_cluster.js"]
+)
 def test_node_js(cluster: RunningCluster, script: str) -> None:
     ports = [str(member.cluster_port) for member in cluster]
     assert run("node", script, *ports, cwd=NODE_FOLDER) == "ok\n"

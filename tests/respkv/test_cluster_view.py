@@ -449,6 +449,30 @@ def test_after_readonly_any_replica_takes_reads(words: bytes, me: str, expected:
     assert answer(words, me=me, is_readonly=True) == expected
 
 
+def test_who_comes_back_with_a_read_is_answered() -> None:
+    cluster = by_hand(*PARTED, me="b")
+    session = client()
+
+    def ask(words: bytes) -> str:
+        command, args = resolve(words)
+        error = redirect(session, command, slots_of(session, command, args), cluster)
+        return error.line.decode() if error is not None else ""
+
+    assert [ask(b"GET b"), ask(b"STRLEN b"), ask(b"GET b")] == [TO_A, "", ""]
+    assert ask(b"GET a") == TO_D  # Another slot.
+    # A pipeline that writes and reads goes away as a whole.
+    assert [ask(b"SET b v"), ask(b"GET b"), ask(b"GET b")] == [TO_A, TO_A, ""]
+    # A transaction does, too.
+    session.transaction = Transaction()
+    assert ask(b"GET b") == TO_A
+    session.transaction = None
+    # And who is no replica of it never answers.
+    elsewhere = by_hand(*PARTED, me="d")
+    command, args = resolve(b"GET b")
+    for _ in range(3):
+        assert redirect(session, command, slots_of(session, command, args), elsewhere) is not None
+
+
 def test_after_asking_any_replica_takes_the_command() -> None:
     assert answer(b"SET b v", me="b", is_asking=True) == ""
     assert answer(b"SET b v", me="d", is_asking=True) == TO_A
