@@ -51,7 +51,7 @@ from typing import Final
 
 from cluster.clock import Dot
 from cluster.inquest import Inquest, past_of, restored
-from cluster.record import HEADER, MANY, Record, Version, decode
+from cluster.record import MANY, Record, Version, decode, pack_dots
 from cluster.replica import (
     MalformedDelta,
     Replica,
@@ -221,7 +221,7 @@ class Coordinator:
         replica.before_hearing = self.seal
         replica.is_undecided = lambda slot, row: self._is_undecided((slot, row))
         replica.has_siblings = lambda slot, row: self._note_contradiction((slot, row))
-        replica.past = lambda slot, row: self.inquest.past((slot, row))
+        replica.testimony = lambda slot, row: self.inquest.testimony((slot, row))
 
     def look(self) -> None:
         """See again, if anything changed, where enough replicas can be reached for plain reads and writes."""
@@ -529,7 +529,11 @@ class Coordinator:
 
     def is_first(self, slot: Slot) -> bool:
         """Whether this node is the first of a slot's preference list."""
-        return self.topology.preferences[slot][0] == self.topology.me
+        return self.first(slot) == self.topology.me
+
+    def first(self, slot: Slot) -> NodeId:
+        """The first node of a slot's preference list."""
+        return self.topology.preferences[slot][0]
 
     def send_rows(self, op: Pending, rows: Sequence[tuple[Slot, Row, bytes]]) -> None:
         """Have a majority take rows as they are here, whole: a checked write of `op`, all or nothing."""
@@ -578,9 +582,7 @@ class Coordinator:
         verb = message[0]
         if verb == ACK:
             self._take_ack(peer, message)
-        elif verb == STATES and self.inquest.receive(
-            peer, _number(message), message[3] if len(message) > 3 else b""
-        ):
+        elif verb == STATES and self.inquest.receive(peer, _number(message), message[3:]):
             pass
         elif verb == SAME:
             round_ = self.reads.get(_number(message))
@@ -1066,7 +1068,7 @@ def dots_of(raw: bytes | None) -> bytes:
         return b""
     if not raw[0] & MANY:
         return raw[1:17]
-    return b"".join(HEADER.pack(0, *dot, 0)[1:17] for dot in sorted(decode(raw).dots))
+    return pack_dots(decode(raw).dots)
 
 
 def _number(message: list[bytes]) -> int:

@@ -27,10 +27,15 @@ that only its author has is dropped, unless the author comes first in the slot's
 A case is in the log, so that the next process of this node goes on with it; and that process begins with all
 rows that were written in the last moments before it (`open_at_start`), since it does not know which of these
 had their answers. What such a row was before is not known: if its write has to go, what others have is taken.
+So others are told the row as it is, and which of its writes are *in doubt*. An answer with a doubt counts when a
+majority has seen the write after all, or when all have answered: then the write was never confirmed, and is
+looked away from. Where all others are in doubt, and nobody can tell what was before, a node that drops its own
+write takes that of the first, which keeps it.
 
 Core: time is an argument; messages go out with the coordinator's.
 
-    READ id question i       as `cluster/coordinator.py`; `i`: for an inquest. Always answered by the state.
+    READ id question i       as `cluster/coordinator.py`; `i`: for an inquest. Always answered by the state:
+    STATES id 0 state dots   where `dots` are those in doubt, if any
 """
 
 from __future__ import annotations
@@ -42,7 +47,15 @@ from typing import TYPE_CHECKING, Final
 from cluster.clock import Dot, SlotClock
 from cluster.delta import clock_of, joined
 from cluster.errors import ClusterError
-from cluster.record import Record, Version, decode, join_records
+from cluster.record import (
+    Record,
+    Version,
+    decode,
+    encode,
+    join_records,
+    pack_dots,
+    unpack_dots,
+)
 from cluster.replica import decode_clock, delta_of, record_of
 from cluster.ring import NodeId
 from cluster.round import ConflictLost, Pending, Place, QuorumNotMet, WriteEntry, WriteRound
@@ -71,6 +84,10 @@ class Case:
     next_s: float
     wait_s: float = ASK_S
     answers: dict[NodeId, Record] = field(default_factory=dict)
+    doubts: dict[NodeId, frozenset[Dot]] = field(
+        default_factory=dict
+    )  # In answers, if there are any.
+    heard: list[Record] = field(default_factory=list)  # What counts of the answers.
     asked: dict[int, NodeId] = field(default_factory=dict)  # Messages under way.
     closing: Closing | None = None
     is_refused: bool = False  # By others that have open writes of their own.
@@ -165,10 +182,17 @@ class Inquest:
             case.waiting.append((deadline_s, entry))
         return case is not None
 
-    def past(self, place: Place) -> Record | None:
-        """What others are told of a row in an inquest of theirs: how it was before its open writes."""
+    def testimony(self, place: Place) -> tuple[bytes, bytes] | None:
+        """What others are told of a row in an inquest of theirs, and of which dots in it this node is in doubt.
+
+        None: nothing yet. Raises PageFault.
+        """
         case = self.cases.get(place)
-        return None if case is None or case.seen is not None else case.past
+        if case is None or (case.seen is not None and not case.dots):
+            return None
+        if case.seen is None:
+            return encode(case.past), b""
+        return self._coordinator.replica.state_of(*place), pack_dots(case.dots)
 
     def has_slot(self, slot: Slot) -> bool:
         return slot in self._slots
@@ -200,19 +224,23 @@ class Inquest:
             self._asked.pop(number, None)
         case.asked.clear()
         for peer in coordinator.batches[case.place[0]].peers:
-            if peer not in case.answers and coordinator.can_confirm(peer):
+            is_clear = peer in case.answers and peer not in case.doubts
+            if not is_clear and coordinator.can_confirm(peer):
                 number = coordinator.ask_state(peer, case.place, UNLIKE, INQUEST)
                 case.asked[number] = peer
                 self._asked[number] = case
         self._judge(case.group)
 
-    def receive(self, peer: NodeId, number: int, state: bytes | None) -> bool:
-        """Take a replica's state of a row, or None if it cannot tell. False if it was not asked."""
+    def receive(self, peer: NodeId, number: int, told: Sequence[bytes] | None) -> bool:
+        """Take a replica's state of a row, and what it doubts; None: it cannot tell. False if it was not asked."""
         case = self._asked.pop(number, None)
         if case is None:
             return False
-        if case.asked.pop(number) == peer and state is not None and case.closing is None:
-            case.answers[peer] = record_of(state) if state else Record(())
+        if case.asked.pop(number) == peer and told is not None and case.closing is None:
+            case.answers[peer] = record_of(told[0]) if told and told[0] else Record(())
+            case.doubts.pop(peer, None)
+            if len(told) > 1 and told[1]:
+                case.doubts[peer] = unpack_dots(told[1])
             self._judge(case.group)
         return True
 
@@ -237,8 +265,7 @@ class Inquest:
     def _judge(self, group: list[Case]) -> None:
         """Decide about rows of which a majority has been heard."""
         coordinator = self._coordinator
-        needed = coordinator.quorums.majority - 1
-        if any(case.closing is not None or len(case.answers) < needed for case in group):
+        if any(case.closing is not None or not self._has_heard(case) for case in group):
             return
         try:
             for case in list(group):
@@ -254,6 +281,39 @@ class Inquest:
             for case in group:
                 case.closing = closing
             coordinator.send_rows(closing, rows)
+
+    def _has_heard(self, case: Case) -> bool:
+        """Whether enough is known of a row, which is then in `heard`."""
+        coordinator = self._coordinator
+        unseen = self._unseen(case)
+        clear = [
+            state
+            for peer, state in case.answers.items()
+            if unseen.isdisjoint(case.doubts.get(peer, ()))
+        ]
+        if len(clear) >= coordinator.quorums.majority - 1:
+            case.heard = clear
+        elif self._have_all_answered(case):
+            case.heard = [without(state, unseen) for state in case.answers.values()]
+        else:
+            return False
+        return True
+
+    def _unseen(self, case: Case) -> set[Dot]:
+        """The writes in doubt that no majority has seen, as far as is known."""
+        replica, majority = self._coordinator.replica, self._coordinator.quorums.majority
+        mine = replica.clocks.view(case.place[0])
+        return {
+            dot
+            for dots in case.doubts.values()
+            for dot in dots
+            if sum(state.has_seen(dot) for state in case.answers.values()) + mine.covers(dot)
+            < majority
+        }
+
+    def _have_all_answered(self, case: Case) -> bool:
+        peers = self._coordinator.batches[case.place[0]].peers
+        return all(peer in case.answers for peer in peers)
 
     def _note_chosen(self, case: Case) -> None:
         """A case is over where the row shows no open write any more, or where a majority has them. Raises PageFault."""
@@ -277,13 +337,14 @@ class Inquest:
             if is_dropped and not all(map(self._is_nowhere, group)):
                 return []  # All have to answer.
         for case in group:
-            for state in case.answers.values():
+            for state in case.heard:
                 if state.versions:
                     replica.merge(*case.place, state, now_ms)
         if is_undone or is_dropped:
+            others = [self._instead(case) if is_dropped else case.heard for case in group]
             shown = [
-                restored(case.past, case.dots, list(case.answers.values()), self._held(case))
-                for case in group
+                restored(case.past, case.dots, states, self._held(case))
+                for case, states in zip(group, others, strict=True)
             ]
             for case, versions in zip(list(group), shown, strict=True):
                 case.is_undone = True
@@ -294,6 +355,24 @@ class Inquest:
                     case.dots |= replica.rewrite(*case.place, versions, now_ms)
         return [(*case.place, replica.state_of(*case.place)) for case in group]
 
+    def _instead(self, case: Case) -> list[Record]:
+        """What others have, for a row whose open writes are dropped.
+
+        Where all others are in doubt, too, nobody shows what was before. The first of them keeps its write.
+        """
+        unseen = self._unseen(case)
+        first = case.answers.get(self._coordinator.first(case.place[0]))
+        if (
+            first is not None
+            and self._have_all_answered(case)
+            and all(not unseen.isdisjoint(case.doubts.get(peer, ())) for peer in case.answers)
+            and all(
+                first.has_seen(version.dot) for state in case.heard for version in state.versions
+            )
+        ):
+            return [first]
+        return case.heard
+
     def _is_overtaken(self, case: Case) -> bool:
         """Whether anybody has anything that an open write had not seen. Raises PageFault."""
         seen = clock_of(case.past) if case.seen is None else joined(case.seen, SlotClock())
@@ -301,7 +380,7 @@ class Inquest:
             seen.add(dot)
         return any(
             version.dot not in case.dots and not seen.covers(version.dot)
-            for state in (*case.answers.values(), self._held(case))
+            for state in (*case.heard, self._held(case))
             for version in state.versions
         )
 
@@ -320,8 +399,7 @@ class Inquest:
 
     def _is_nowhere(self, case: Case) -> bool:
         """Whether all other replicas have said that they have seen none of the open writes."""
-        peers = self._coordinator.batches[case.place[0]].peers
-        return all(peer in case.answers for peer in peers) and not any(
+        return self._have_all_answered(case) and not any(
             answer.has_seen(dot) for answer in case.answers.values() for dot in case.dots
         )
 
@@ -335,6 +413,7 @@ class Inquest:
 
     def _forget_answers(self, case: Case) -> None:
         case.answers.clear()
+        case.doubts.clear()
         for number in case.asked:
             self._asked.pop(number, None)
         case.asked.clear()
@@ -382,18 +461,18 @@ def past_of(round_: WriteRound, entry: WriteEntry) -> Record:
     return Record(() if before is None else decode(before).versions, *seen.freeze())
 
 
+def without(state: Record, dots: set[Dot]) -> Record:
+    """A row without some writes. Who has taken one of them has dropped what it replaced, and that tells nothing."""
+    if dots.isdisjoint(state.dots):
+        return state
+    return Record(tuple(version for version in state.versions if version.dot not in dots))
+
+
 def restored(
     past: Record, dots: set[Dot], states: Sequence[Record], held: Record
 ) -> tuple[Version, ...]:
-    """The versions of a row without some writes: what was before them, and what others have.
-
-    Who has taken one of them has dropped what it replaced, and that tells nothing.
-    """
+    """The versions of a row without some writes: what was before them, and what others have."""
     result = past
     for state in (*states, held):
-        if dots.isdisjoint(state.dots):
-            result = join_records(result, state)
-        else:
-            others = tuple(version for version in state.versions if version.dot not in dots)
-            result = join_records(result, Record(others))
+        result = join_records(result, without(state, dots))
     return tuple(version for version in result.versions if version.dot not in dots)

@@ -36,7 +36,7 @@ from cluster.coordinator import (
     dots_of,
 )
 from cluster.inquest import INQUEST
-from cluster.record import MANY, encode
+from cluster.record import MANY
 from cluster.replica import (
     MalformedDelta,
     Replica,
@@ -187,12 +187,13 @@ class Participant:
                 if blob[dots_at:at] != (raw[1:17] if raw and not raw[0] & MANY else dots_of(raw)):
                     state = replica.state_of(slot, row)
                     if replica.is_undecided(slot, row):
-                        past = replica.past(slot, row) if INQUEST in message[3:] else None
-                        if past is None:
+                        told = replica.testimony(slot, row) if INQUEST in message[3:] else None
+                        if told is None:
                             self._promise(peer, (NOT, number, UNDECIDED))
                             return
-                        state = encode(past)
-                    states += (b"%d" % count, state)
+                        states += (b"%d" % count, *told)
+                    else:
+                        states += (b"%d" % count, state)
                 count += 1
         except PageFault as fault:
             self._fetch(fault, lambda: self._read(peer, message))

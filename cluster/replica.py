@@ -155,8 +155,8 @@ class Replica:
         self.is_undecided: Callable[[Slot, Row], bool] = lambda slot, row: False
         # Called with each row that may have got several versions by a join.
         self.has_siblings: Callable[[Slot, Row], None] = lambda slot, row: None
-        # What others are told in their inquests of a row that is undecided; None: that it is.
-        self.past: Callable[[Slot, Row], Record | None] = lambda slot, row: None
+        # What others are told in their inquests of a row that is undecided; None: that it is. Raises PageFault.
+        self.testimony: Callable[[Slot, Row], tuple[bytes, bytes] | None] = lambda slot, row: None
         self.origin = actor
         # Whether only the winner of a row's siblings is kept: see `_winner_alone`.
         self.keeps_one: Callable[[Row], bool] | None = None

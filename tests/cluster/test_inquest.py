@@ -6,12 +6,17 @@ Whole stories are in `tests/cluster/test_coordinator.py` and in the simulation.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import permutations
 
-from cluster.inquest import restored
+import pytest
+
+from cluster.coordinator import Quorums
+from cluster.inquest import Inquest, restored
 from cluster.record import STRING, Record, Version
 from cluster.replica import Replica
 from cluster.sibling import Seen, beside
-from tests.cluster.cluster_world import NOW_MS, SETTINGS, place_of
+from tests.cluster.cluster_world import NOW_MS, SETTINGS, Weather, World, place_of
 from tests.sim.disk import SimDisk
 
 HERE, THERE = 1, 2
@@ -92,3 +97,100 @@ def test_who_has_taken_the_open_write_does_not_hide_what_it_replaced() -> None:
     past = Record((BEFORE,), ((HERE, 1),))
     taken = Record((OPEN,), ((HERE, 2),))
     assert restored(past, {OPEN.dot}, [taken], taken) == (BEFORE,)
+
+
+# Nodes that end with an open write each, and do not know in their next lives what these had replaced.
+
+
+STEPS = {"a": 1, "b": 2, "c": 4}
+
+
+def named(world: World, letters: str) -> list[str]:
+    """Nodes by their place in the preference list of `k`: the first is `a`."""
+    replicas = world.nodes[world.names[0]].topology.replicas(place_of(b"k")[0])
+    return [replicas["abc".index(letter)] for letter in letters]
+
+
+def parted(open_at: str, acknowledged: str) -> World:
+    """`k` is 10 everywhere; then only one pair can meet, and each of some nodes counts once; then all end."""
+    world = World(1, 3, Quorums(3, 2, 2), Weather(delay_s=0.001))
+    world.run(0.05)
+    op = world.do(world.names[0], b"SET", b"k", b"10")
+    world.run(0.2)
+    assert op.outcome == b"OK"
+    world.cut = {
+        frozenset(named(world, line)) for line in ("ab", "ac", "bc") if line != acknowledged
+    }
+    for letter, name in zip(open_at, named(world, open_at), strict=True):
+        counted = world.do(name, b"INCRBY", b"k", b"%d" % STEPS[letter])
+        world.run(1.5)
+        assert (counted.outcome == 10 + STEPS[letter]) == (letter in acknowledged)
+    world.cut = {frozenset(named(world, line)) for line in ("ab", "ac", "bc")}
+    for name in named(world, open_at):
+        node = world.nodes[name]
+        node.coordinator.inquest = Inquest(node.coordinator)
+        node.coordinator.inquest.open_at_start([place_of(b"k")], world.now_s)
+    return world
+
+
+def meet(world: World, order: Sequence[str]) -> set[object]:
+    """What is read at each node after all lines are there again, one after the other."""
+    for line in order:
+        world.cut.discard(frozenset(named(world, line)))
+        world.run(2.5)
+    world.settle()
+    assert not any(node.coordinator.inquest.cases for node in world.nodes.values())
+    reads = [world.do(name, b"GET", b"k") for name in world.names]
+    world.run(0.5)
+    return {read.outcome for read in reads}
+
+
+ORDERS = list(permutations(("ab", "ac", "bc")))
+
+
+@pytest.mark.parametrize("open_at", ["a", "b", "ab", "bc", "abc", "cba", "bca"])
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+def test_nodes_that_have_all_ended_agree_on_one_of_their_open_writes(
+    open_at: str, order: tuple[str, ...]
+) -> None:
+    shown = meet(parted(open_at, ""), order)
+    # Nobody was told anything; and nothing from before is lost.
+    possible = [{b"%d" % (10 + STEPS[letter])} for letter in open_at]
+    assert shown in ([*possible, {b"10"}] if len(open_at) < 3 else possible)
+
+
+@pytest.mark.parametrize("acknowledged", ["ab", "ac", "bc"])
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+def test_what_one_of_them_had_acknowledged_stays(acknowledged: str, order: tuple[str, ...]) -> None:
+    outsider = next(name for name in "abc" if name not in acknowledged)
+    for open_at in (acknowledged[0] + outsider, outsider + acknowledged[1]):
+        shown = meet(parted(open_at, acknowledged), order)
+        told = next(letter for letter in open_at if letter in acknowledged)
+        assert shown == {b"%d" % (10 + STEPS[told])}
+
+
+def late(open_at: str, acknowledged: str) -> World:
+    """The second one asks much later than the first."""
+    world = parted(open_at, acknowledged)
+    (second,) = named(world, open_at[1])
+    world.nodes[second].coordinator.inquest.cases[place_of(b"k")].next_s += 5.0
+    return world
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+def test_the_first_that_asks_does_not_take_an_open_write_for_a_confirmed_one(
+    order: tuple[str, ...],
+) -> None:
+    assert meet(late("ac", "ab"), order) == {b"11"}
+    assert meet(late("ca", "ab"), order) == {b"11"}
+
+
+def test_a_doubt_that_is_not_told_loses_what_was_acknowledged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told(self: Inquest, place: tuple[int, bytes]) -> tuple[bytes, bytes] | None:
+        case = self.cases.get(place)
+        return None if case is None else (self._coordinator.replica.state_of(*place), b"")
+
+    monkeypatch.setattr(Inquest, "testimony", told)
+    assert meet(late("ac", "ab"), ("ac", "ab", "bc")) == {b"14"}
