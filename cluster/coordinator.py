@@ -43,7 +43,7 @@ optimistic concurrency control by validation (Kung and Robinson); Riak's read re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from struct import Struct
@@ -544,12 +544,12 @@ class Coordinator:
             needed = self.quorums.majority - 1
             self._send_writes(batch, batch.writes, batch.pieces, needed, flags)
 
-    def ask_state(self, peer: NodeId, place: Place, dots: bytes, flag: bytes) -> int:
-        """Ask a replica for its state of a row; the number of the message."""
+    def ask_state(self, peer: NodeId, place: Place, dots: bytes, *flags: bytes) -> int:
+        """Ask a replica for its state of a row, unless that is `dots`; the number of the message."""
         slot, row = place
         number = self._new_id()
         question = b"".join((QUESTION(slot, len(row), len(dots)), row, dots))
-        self.outbox.append((peer, (READ, b"%d" % number, question, flag)))
+        self.outbox.append((peer, (READ, b"%d" % number, question, *flags)))
         return number
 
     def can_confirm(self, peer: NodeId) -> bool:
@@ -704,7 +704,7 @@ class Coordinator:
                 )
 
     def _repair_after(self, peer: NodeId, place: Place, _: bytes | None) -> None:
-        self._repair(peer, place, None)
+        self._repair(peer, place)
 
     def _lose(self, round_: WriteRound, place: Place) -> None:
         """A checked write lost its race: join the winner, and run again what was built upon the loser."""
@@ -714,6 +714,9 @@ class Coordinator:
         self._judge_lost(place)
 
     def _judge_lost(self, place: Place) -> None:
+        """Decide about a row whose writes were refused, unless that has to wait: till then it stays doomed."""
+        if place not in self._doomed:
+            return
         self.seal()  # What was built upon it in this tick is lost, too.
         rounds = list(self._doomed[place])
         entries = [
@@ -739,43 +742,48 @@ class Coordinator:
         is_blind = all(entry[0].is_blind for entry in entries)
         if not is_blind and not all(each.is_complete for each in rounds):
             return
-        del self._doomed[place]
-        is_clean = all(each.is_clean(place) for each in rounds)
-        for round_, number in later:
-            round_.decided[number] = None
         states = [
             refused[place]
             for each in rounds
             for refused in each.answers.values()
             if refused.get(place)
         ]
-
-        contested = self.replica.contested
-        contested.update((slot, row) for _, _, slot, row, _ in entries)
-
-        def merged(_: bytes | None) -> None:
-            if is_clean and not is_blind and place not in self.inquest.cases:
-                self._take_back(rounds, entries, place, states, decide)
-            else:
-                decide(is_blind)
-
-        def decide(is_undone: bool) -> None:
-            contested.difference_update((slot, row) for _, _, slot, row, _ in entries)
-            for op, attempt, slot, row, raw in entries:
-                if op.is_blind or is_undone:
-                    self.retries_total += 1
-                    op.again(attempt, (slot, row))
-                    continue
-                entry = (op, attempt, slot, row, raw)
-                is_more = False  # Than a majority: that is not found out.
-                if raw:
-                    round_ = next(each for each in rounds if entry in each.entries)
-                    self.inquest.open(round_, entry)
-                    is_more = round_.needed >= self.quorums.majority
-                if is_more or not self.inquest.attach(entry, rounds[0].deadline_s):
-                    op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
-
-        self._merge(place, states, merged)
+        is_clean = all(each.is_clean(place) for each in rounds)
+        contested = {(slot, row) for _, _, slot, row, _ in entries}
+        self.replica.contested |= contested
+        try:
+            self._join(place, states)
+            is_undone = (
+                is_clean
+                and not is_blind
+                and place not in self.inquest.cases
+                and self._take_back(rounds, entries, place, states)
+            )
+        except PageFault as fault:
+            self.fetch(fault, lambda: self._judge_lost(place))
+            return
+        finally:
+            self.replica.contested -= contested
+        del self._doomed[place]
+        for round_, number in later:
+            round_.decided[number] = None
+        for entry in entries:
+            op, attempt, slot, row, raw = entry
+            round_ = next(each for each in rounds if entry in each.entries)
+            if is_undone or (op.is_blind and not (raw and round_.unreachable)):
+                self.retries_total += 1
+                op.again(attempt, (slot, row))
+                continue
+            if op.is_blind:
+                # A replica that is gone may have taken it, and others may have built upon that.
+                op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
+                continue
+            is_more = False  # Than a majority: that is not found out.
+            if raw:
+                self.inquest.open(round_, entry)
+                is_more = round_.needed >= self.quorums.majority
+            if is_more or not self.inquest.attach(entry, rounds[0].deadline_s):
+                op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
 
     def _take_back(
         self,
@@ -783,12 +791,12 @@ class Coordinator:
         entries: list[WriteEntry],
         place: Place,
         states: list[bytes],
-        then: Callable[[bool], None],
-    ) -> None:
+    ) -> bool:
         """Undo writes of rows that all others refused: what they replaced is there again, and what others have.
 
         What a blind write replaced was not kept. If it came first, and nobody said what he has instead, it
-        stays: it runs again, and replaces all this.
+        stays: it runs again, and replaces all this. False if nothing can be undone. Raises PageFault, and has
+        changed nothing then.
         """
         dots: dict[Place, set[Dot]] = {}
         blind_dots: dict[Place, set[Dot]] = {}
@@ -801,11 +809,7 @@ class Coordinator:
                     kind.setdefault((slot, row), set()).update(decode(raw).dots)
                     if not op.is_blind:
                         pasts.setdefault((slot, row), []).append(past_of(round_, entry))
-        try:
-            held = {each: self._record(each) for each in dots}
-        except PageFault as fault:
-            self.fetch(fault, lambda: self._take_back(rounds, entries, place, states, then))
-            return
+        held = {each: self._record(each) for each in dots}
         shown: dict[Place, tuple[Version, ...]] = {}
         for each, own in dots.items():
             others = [decode(state) for state in states] if each == place else []
@@ -816,14 +820,13 @@ class Coordinator:
             else:
                 known = [past for past in pasts[each] if past.dots.isdisjoint(own)]
             if not known and not others:
-                then(False)
-                return
+                return False
             past = known[0] if known else Record(())
             shown[each] = restored(past, own, others, held[each])
         for (slot, row), versions in shown.items():
             if not held[slot, row].dots.isdisjoint(dots[slot, row]):
                 self.replica.put_back(slot, row, versions)
-        then(True)
+        return True
 
     def _record(self, place: Place) -> Record:
         """A row as it is stored here. Raises PageFault."""
@@ -847,23 +850,23 @@ class Coordinator:
                 record_of(message[at + 1])
             states[int(message[at])] = message[at + 1]
         del self.reads[round_.id]
-        for number, (op, attempt, slot, row, dots) in enumerate(round_.entries):
+        for number, entry in enumerate(round_.entries):
             state = states.get(number)
             if state is None:
-                op.confirm(attempt)
+                entry[0].confirm(entry[1])
             else:
-                self._differ(peer, op, attempt, (slot, row), dots, state)
+                self._differ(round_, entry, state)
 
-    def _differ(
-        self, peer: NodeId, op: Pending, attempt: int, place: Place, dots: bytes, state: bytes
-    ) -> None:
-        """A peer holds another state of a row that was read."""
+    def _differ(self, round_: ReadRound, entry: ReadEntry, state: bytes) -> None:
+        """The peer holds another state of a row that was read."""
+        op, attempt, slot, row, dots = entry
+        peer, place = round_.peer, (slot, row)
 
         def merged(raw: bytes | None) -> None:
             is_behind = dots_of(raw) != dots_of(state or None)
             if dots_of(raw) != dots:
                 if is_behind:
-                    self._repair(peer, place, None)
+                    self._repair(peer, place)
                 if op.written == attempt and not op.is_blind:
                     # It wrote beside what it read, and that is not taken back.
                     op.fail(attempt, ConflictLost(is_partial=True), place)
@@ -873,7 +876,12 @@ class Coordinator:
             elif not is_behind:
                 op.confirm(attempt)
             elif not self._attach(op, attempt, place):
-                self._repair(peer, place, (op, attempt))
+                # And ask again: it may have taken meanwhile what has overtaken this.
+                self._repair(peer, place)
+                number = self.ask_state(peer, place, dots)
+                self.reads[number] = replace(
+                    round_, id=number, entries=[entry], retry_s=self.now_s + self.retry_s
+                )
 
         self._merge(place, [state] if state else [], merged)
 
@@ -928,28 +936,21 @@ class Coordinator:
             round_.entries.append((op, attempt, *place, b""))
         return round_ is not None
 
-    def _repair(self, peer: NodeId, place: Place, waiter: tuple[Pending, int] | None) -> None:
-        """Send a row's whole state to a peer that lacks some of it; `waiter` counts on its answer."""
-        slot, row = place
-        if waiter is None:
-            if self._is_undecided(place):
-                return  # Its decision will see to it.
-        elif self._attach(*waiter, place):
-            return
+    def _repair(self, peer: NodeId, place: Place) -> None:
+        """Send a row's whole state to a peer that lacks some of it."""
+        if self._is_undecided(place):
+            return  # Its decision will see to it.
         try:
-            state = self.replica.state_of(slot, row)
+            state = self.replica.state_of(*place)
         except PageFault as fault:
-            self.fetch(fault, lambda: self._repair(peer, place, waiter))
+            self.fetch(fault, lambda: self._repair(peer, place))
             return
         if not state:
-            if waiter is not None:
-                waiter[0].confirm(waiter[1])
             return  # There is nothing to tell.
         self.repairs_total += 1
         number = self._new_id()
-        entries = [] if waiter is None else [(*waiter, slot, row, b"")]
         self.writes[number] = WriteRound(
-            number, (peer,), 1, entries, self.now_s + self.timeout_s, False, len(state)
+            number, (peer,), 1, [], self.now_s + self.timeout_s, False, len(state)
         )
         self.in_flight_bytes += len(state)
         self.outbox.append((peer, (REPAIR, b"%d" % number, pack_place(*place), state)))
@@ -958,15 +959,19 @@ class Coordinator:
         self, place: Place, states: list[bytes], then: Callable[[bytes | None], None]
     ) -> None:
         """Join what others sent into the row here, fetching it first if need be; then go on with it."""
-        slot, row = place
         try:
-            raw: bytes | None = self.replica.store.get(slot, row)
-            for state in states:
-                raw = self.replica.merge(slot, row, decode(state), self.now_ms)
+            raw = self._join(place, states)
         except PageFault as fault:
             self.fetch(fault, lambda: self._merge(place, states, then))
             return
         then(raw)
+
+    def _join(self, place: Place, states: Sequence[bytes]) -> bytes | None:
+        """Join what others sent into the row here, which is given. Raises PageFault."""
+        raw: bytes | None = self.replica.store.get(*place)
+        for state in states:
+            raw = self.replica.merge(*place, decode(state), self.now_ms)
+        return raw
 
     # Time and losses
 

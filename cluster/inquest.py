@@ -332,10 +332,11 @@ class Inquest:
         replica, now_ms = coordinator.replica, coordinator.now_ms
         is_undone = any(self._is_overtaken(case) for case in group)
         is_dropped = False
-        if not is_undone and any(case.is_refused for case in group):
-            is_dropped = not coordinator.is_first(group[0].place[0])
-            if is_dropped and not all(map(self._is_nowhere, group)):
-                return []  # All have to answer.
+        if any(case.is_refused for case in group) and not coordinator.is_first(group[0].place[0]):
+            is_dropped = all(map(self._is_nowhere, group))
+            # Not before all have answered that can: two that write again and again would refuse each other.
+            if not is_dropped and (not is_undone or any(map(self._is_waited_for, group))):
+                return []
         for case in group:
             for state in case.heard:
                 if state.versions:
@@ -396,6 +397,14 @@ class Inquest:
             for dot in case.dots
             if sum(answer.has_seen(dot) for answer in case.answers.values()) >= needed
         }
+
+    def _is_waited_for(self, case: Case) -> bool:
+        """Whether another replica can answer, and has not."""
+        coordinator = self._coordinator
+        return any(
+            peer not in case.answers and coordinator.can_confirm(peer)
+            for peer in coordinator.batches[case.place[0]].peers
+        )
 
     def _is_nowhere(self, case: Case) -> bool:
         """Whether all other replicas have said that they have seen none of the open writes."""

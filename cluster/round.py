@@ -61,7 +61,7 @@ class Pending(ABC):
         self.attempt = 0
         self.written = -1  # The last attempt that wrote anything.
         self.is_over = False
-        self.is_blind = False  # It may run again whatever became of its earlier attempts.
+        self.is_blind = False  # What it wrote depends on nothing. Run again, it just writes again.
         # The rows that this attempt wrote, as they were stored before. Of a blind command: nothing.
         self.before: Mapping[Place, bytes | None] = NOTHING_BEFORE
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from cluster.coordinator import Coordinator
 from cluster.errors import ClusterError
 from cluster.record import DELETION
-from cluster.round import Pending, QuorumNotMet
+from cluster.round import ConflictLost, Pending, QuorumNotMet
 from cluster.slot import DATABASE_COUNT, HASH_BYTES, TAG_OFFSET, Key, Row, Slot
 from engine.store import PageFault
 from respkv.commands.scan import Search, exists, random_key, scan_rows
@@ -97,7 +97,7 @@ class Removal(Pending):
         self.removals.ended()
 
     def failed(self, error: ClusterError) -> None:
-        self.removals.ended(error)
+        self.removals.ended(None if isinstance(error, ConflictLost) else error)
 
 
 class Answers:

@@ -129,6 +129,17 @@ def test_what_clients_are_told_is_linearizable(
     assert met["fetch"] > 5, met
 
 
+# A read was confirmed by whom it had just repaired, and who had something later; a SET ran again though a replica
+# that was gone had taken it; a row was told to others between its loss and its fate; three writers of one row
+# wrote it again and again for ever.
+FOUND = [("all", 2, 125), ("all", 2, 191), ("increments", 3, 187), ("increments", 3, 229)]
+
+
+@pytest.mark.parametrize(("kind", "writers", "seed"), FOUND)
+def test_what_was_found_is_not_found_again(kind: str, writers: int, seed: int) -> None:
+    judge(story(seed, N3, kind, writers, LOSING))
+
+
 # Small stories
 
 

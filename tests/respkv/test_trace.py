@@ -131,7 +131,7 @@ def test_a_replica_that_is_behind_is_repaired_before_the_reply() -> None:
         shown = await trace(cluster, "a", "GET", "k")
         assert shown["reply"] == b"later"
         kinds = [(each["what"], each["answer"]) for each in shown["asked"]]
-        assert kinds == [(b"read", b"state"), (b"repair", b"taken")]
+        assert kinds == [(b"read", b"state"), (b"repair", b"taken"), (b"read", b"same")]
         assert_unwatched(cluster)
 
 
@@ -301,7 +301,8 @@ def test_the_cluster_port_redirects_as_without_it() -> None:
     async def _(cluster: Cluster) -> None:
         first, second, _ = await replicas(cluster, "k")
         there = cluster.session(second, is_cluster=True)
-        assert await there.ask("KV.TRACE", "GET", "k") == await there.ask("GET", "k")
+        set_it = ("SET", "k", "v")
+        assert await there.ask("KV.TRACE", *set_it) == await there.ask(*set_it)
         assert (await there.ask("KV.TRACE", "GET", "k")).startswith("-MOVED ")
         here = cluster.session(first, is_cluster=True)
         assert told(await here.ask("KV.TRACE", "GET", "k"))["reply"] is None

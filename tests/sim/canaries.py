@@ -142,7 +142,7 @@ CANARIES = {
         "stages",
         _removed_first,
         5,
-        {"n": 3, "rate": 100.0, "fault_interval_s": 0.5, "clients": 12},
+        {"n": 3, "rate": 60.0, "fault_interval_s": 0.5, "clients": 8, "renaming": 0.8},
     ),
     # What a power cut takes from a log has left for others already; the next process writes to the same
     # slots before it hears of that.

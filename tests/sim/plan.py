@@ -53,6 +53,7 @@ class Plan:
     counting: float = (
         0.0  # The share of INCR and APPEND beside the others: lost ones are always seen.
     )
+    renaming: float = 0.0  # The same of RENAME, at the clients' ports.
     has_faults: bool = True
     only: tuple[str, ...] = ()  # The faults that there are, by their names in `Faults`; none: all.
     disk_fault: str = (

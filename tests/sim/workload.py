@@ -68,6 +68,10 @@ class Workload:
         if counting and rng.random() < counting:
             await client.ask_all([rng.choice((self._counter, self._append))(client)])
             return
+        renaming = client.world.plan.renaming
+        if renaming and not client.is_cluster and rng.random() < renaming:
+            await self._move_token(client)
+            return
         choice = rng.random()
         if choice < 0.1:
             await self._hold_lock(client)
