@@ -1014,7 +1014,7 @@ class Coordinator:
                 read.retry_s = self.now_s + self.retry_s
                 return
             for peer in late:
-                del read.used[peer]
+                read.used.pop(peer, None)  # Rounds of several of its rows may have done so.
             late = ()
         self.reads.pop(read.id, None)
         questions: list[bytes] = []

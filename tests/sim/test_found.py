@@ -57,6 +57,7 @@ def test_what_was_found_is_not_found_again(seed: int) -> None:
 FOUND_HARD = {
     7013: "an INCR that had failed won by its timestamp, after its node had been killed",
     7029: "a SET was made twice: the node that made it first had a clock behind that of the node that was asked",
+    7050: "two rounds that asked a replica again gave it up twice: a traceback",
     7041: "an APPEND lost its race, nobody said what had won, and it won by its timestamp",
     7044: "the same of an INCR for which nobody had answered",
 }
