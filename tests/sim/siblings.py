@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import trio
 import trio.testing
@@ -39,18 +40,14 @@ from cluster.replica import Beside
 from cluster.sibling import Seen
 from respkv.sections import Siblings
 from tests.sim.client import Client
-from tests.sim.fault import Faults
 from tests.sim.history import History, Operation
 from tests.sim.plan import Plan
-from tests.sim.timeline import deterministic
-from tests.sim.trial import Result
-from tests.sim.world import World, claimed_once, quiet
+from tests.sim.trial import AUDITOR, Result, complete
+from tests.sim.world import World
 
-DEADLINE_S = 40.0
 UNDER_WAY_S = (
     5.0  # Commands whose clients have left may take effect till then: `cluster.timeout_ms`.
 )
-AUDITOR = 1000
 CLIENTS = 8
 SOFT_MAX = Siblings().soft_max
 CANARIES = (
@@ -91,18 +88,12 @@ class Workload:
         self.readings: list[tuple[Operation, bytes, Values]] = []
         self.counts: list[tuple[Operation, int]] = []
         self._values = 0
+        self._known: dict[int, dict[bytes, Known]] = {}  # By session.
 
-    async def run(self, client: Client, interval_s: float) -> None:
-        known: dict[bytes, Known] = {key: Known() for key in self.keys}
-        while True:
-            await trio.sleep(client.rng.expovariate(1 / interval_s))
-            async with client.world.gate:
-                if client.rng.random() < client.world.plan.moves:
-                    client.leave()
-                await self._act(client, known)
-
-    async def _act(self, client: Client, known: dict[bytes, Known]) -> None:
+    async def act(self, client: Client) -> None:
+        """Do one thing."""
         rng = client.rng
+        known = self._known.setdefault(client.session, {key: Known() for key in self.keys})
         choice = rng.random()
         key = rng.choice(self.keys)
         if choice < 0.1:
@@ -200,9 +191,12 @@ def check(workload: Workload, final: dict[bytes, Values]) -> Iterator[str]:
 
 def run(plan: Plan) -> Result:
     result = Result(plan)
-    with quiet() as log, deterministic(plan.seed), claimed_once():
-        trio.run(_run, plan, result, clock=trio.testing.MockClock(autojump_threshold=0))
-    result.log = log.getvalue().decode(errors="replace")
+    workload = Workload(plan.keys)
+    final: dict[bytes, Values] = {}
+    complete(result, workload.act, partial(_end, workload, final))
+    if not result.findings:
+        result.findings += check(workload, final)
+    result.fired["siblings at the end"] += sum(len(values) > 1 for values in final.values())
     return result
 
 
@@ -214,42 +208,11 @@ def draw(seed: int, *, nodes: int = 5, seconds: float = 30.0) -> Plan:
     return replace(drawn, n=0, r=0, w=0, clients=CLIENTS, cluster_clients=0.0, keys=keys)
 
 
-async def _run(plan: Plan, result: Result) -> None:
-    world = World(plan)
-    history = History()
-    workload = Workload(plan.keys)
-    faults = Faults(world)
-    final: dict[bytes, Values] = {}
-    async with world.running():
-        with trio.CancelScope() as scope:
-            world.when_failed = scope.cancel
-            with trio.move_on_after(plan.seconds):
-                async with trio.open_nursery() as nursery:
-                    for session in range(plan.clients):
-                        client = Client(world, session, history)
-                        nursery.start_soon(workload.run, client, plan.clients / plan.rate)
-                    if plan.has_faults:
-                        nursery.start_soon(faults.run)
-            faults.heal()
-            with trio.move_on_after(DEADLINE_S) as deadline:
-                await _end(world, workload, history, final, result)
-            if deadline.cancelled_caught:
-                result.findings.append(f"liveness: not all is well {DEADLINE_S} s after healing")
-    result.findings += [f"product code failed: {failure!r}" for failure in world.failures]
-    if not result.findings:
-        result.findings += check(workload, final)
-    result.fired = world.fired
-    result.fired["siblings at the end"] += sum(len(values) > 1 for values in final.values())
-    result.operations = len(history.operations)
-    result.acknowledged = sum(op.is_acknowledged for op in history.operations)
-    result.digest = world.trace.digest
-
-
 async def _end(
-    world: World,
     workload: Workload,
-    history: History,
     final: dict[bytes, Values],
+    world: World,
+    history: History,
     result: Result,
 ) -> None:
     """What was under way has ended, the replicas are the same, and then all nodes show the same."""

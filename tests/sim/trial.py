@@ -13,9 +13,10 @@ from __future__ import annotations
 import gc
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 import trio
@@ -52,17 +53,39 @@ class Result:
     trace: list[str] = field(default_factory=list)
 
 
+Act = Callable[[Client], Awaitable[None]]
+End = Callable[[World, History, Result], Awaitable[None]]
+
+
 def run(plan: Plan) -> Result:
     """Do one run. Raises nothing for what the product does wrong: that is in `findings`."""
     result = Result(plan)
+    workload = Workload(plan.keys, plan.pipeline)
+    world = complete(result, workload.act, partial(_live, workload))
+    _judge(world, result.history, result)
+    return result
+
+
+def complete(result: Result, act: Act, end: End) -> World:
+    """Clients that do one thing (`act`) after the other through faults; then all is healed, and `end` has its time.
+
+    What is not well by itself is in `result` afterwards.
+    """
+    plan = result.plan
     started_s, started_cpu_s = time.perf_counter(), time.process_time()
     with quiet() as log, deterministic(plan.seed), claimed_once(), _uncollected():
         clock = trio.testing.MockClock(autojump_threshold=0)
-        trio.run(_run, plan, result, clock=clock)
+        world = trio.run(_run, result, act, end, clock=clock)
     result.real_s = time.perf_counter() - started_s
     result.cpu_s = time.process_time() - started_cpu_s
     result.log = log.getvalue().decode(errors="replace")
-    return result
+    result.findings += [f"product code failed: {failure!r}" for failure in world.failures]
+    result.fired = world.fired
+    result.operations = len(result.history.operations)
+    result.acknowledged = sum(op.is_acknowledged for op in result.history.operations)
+    result.digest = world.trace.digest
+    result.trace = world.trace.lines
+    return world
 
 
 @contextmanager
@@ -78,21 +101,20 @@ def _uncollected() -> Iterator[None]:
         gc.collect()
 
 
-async def _run(plan: Plan, result: Result) -> None:
-    world = World(plan)
+async def _run(result: Result, act: Act, end: End) -> World:
+    world = World(result.plan)
     history = result.history
-    workload = Workload(plan.keys, plan.pipeline)
     faults = Faults(world)
     async with world.running():
         with _until_failure(world):
-            await _work(world, workload, faults, history)
+            await _work(world, act, faults, history)
             faults.heal()
             with trio.move_on_after(DEADLINE_S) as deadline:
-                await _live(world, workload, history, result)
+                await end(world, history, result)
             if deadline.cancelled_caught:
                 result.findings.append(f"liveness: not all is well {DEADLINE_S} s after healing")
         result.simulated_s = world.timeline.now_s
-    _judge(world, history, result)
+    return world
 
 
 @contextmanager
@@ -103,7 +125,7 @@ def _until_failure(world: World) -> Iterator[trio.CancelScope]:
         yield scope
 
 
-async def _work(world: World, workload: Workload, faults: Faults, history: History) -> None:
+async def _work(world: World, act: Act, faults: Faults, history: History) -> None:
     """Clients and faults for as long as the plan says."""
     plan = world.plan
     with trio.move_on_after(plan.seconds):
@@ -111,13 +133,24 @@ async def _work(world: World, workload: Workload, faults: Faults, history: Histo
             for session in range(plan.clients):
                 is_cluster = session < plan.clients * plan.cluster_clients
                 client = Client(world, session, history, is_cluster=is_cluster)
-                interval_s = plan.clients / plan.rate
-                nursery.start_soon(workload.run, client, interval_s)
+                nursery.start_soon(_behave, client, act)
             if plan.has_faults:
                 nursery.start_soon(faults.run)
 
 
-async def _live(world: World, workload: Workload, history: History, result: Result) -> None:
+async def _behave(client: Client, act: Act) -> None:
+    """Do one thing after the other, with pauses, until cancelled."""
+    rng, plan = client.rng, client.world.plan
+    interval_s = plan.clients / plan.rate
+    while True:
+        await trio.sleep(rng.expovariate(1 / interval_s))
+        async with client.world.gate:
+            if rng.random() < plan.moves:
+                client.leave()
+            await act(client)
+
+
+async def _live(workload: Workload, world: World, history: History, result: Result) -> None:
     """Each node answers, the replicas agree, and all keys can be read."""
     for place, name in enumerate(world.names):
         client = Client(world, AUDITOR + 1 + place, history, home=name)
@@ -137,7 +170,6 @@ async def _live(world: World, workload: Workload, history: History, result: Resu
 
 def _judge(world: World, history: History, result: Result) -> None:
     findings = result.findings
-    findings += [f"product code failed: {failure!r}" for failure in world.failures]
     undecided: Counter[str] = Counter()
     plan = world.plan
     checkers = [
@@ -158,10 +190,5 @@ def _judge(world: World, history: History, result: Result) -> None:
         findings += map(str, check.check_leases(history, world.skew_max_s))
     if plan.is_confirmed and not findings:  # It takes long where there is no order.
         findings += map(str, check.check_linearity(history, undecided))
-    result.fired = world.fired
     for verdict, times in undecided.items():
         result.fired[f"keys {verdict}"] += times
-    result.operations = len(history.operations)
-    result.acknowledged = sum(op.is_acknowledged for op in history.operations)
-    result.digest = world.trace.digest
-    result.trace = world.trace.lines

@@ -52,18 +52,9 @@ class Workload:
         """All that were used."""
         return sorted(key for key in self._used if not key.startswith((b"pair", b"token")))
 
-    async def run(self, client: Client, interval_s: float) -> None:
-        """Do one thing after the other, with pauses, until cancelled."""
+    async def act(self, client: Client) -> None:
+        """Do one thing."""
         rng = client.rng
-        while True:
-            await trio.sleep(rng.expovariate(1 / interval_s))
-            async with client.world.gate:
-                await self._act(client)
-
-    async def _act(self, client: Client) -> None:
-        rng = client.rng
-        if rng.random() < client.world.plan.moves:
-            client.leave()
         counting = client.world.plan.counting
         if counting and rng.random() < counting:
             await client.ask_all([rng.choice((self._counter, self._append))(client)])
