@@ -15,17 +15,7 @@ fetched before. Two successful checked writes of a key are never concurrent: eac
 majority, and two majorities share a replica.
 
 Everything of a tick goes out together: `begin` gathers, `seal` makes messages, `flush` sends them after
-the log was written. The messages, each a list of byte strings:
-
-    WRITE id flags contexts blob       flags: c checked, u unchecked, a checked and all or nothing
-                                       contexts: for slots with several writers u16 slot, u16 length, clock
-                                       blob: entries as in the commit log (ENVELOPE, row, raw)
-    REPAIR id (place state)*           whole rows, to be joined
-    ACK id (place state)*              taken, but for these rows, of which the state is given
-    READ id blob                       for each row u16 slot, u32 and u16 lengths, row, dots: `dots_of`
-    SAME id                            all as the asker has it
-    STATES id (number state)*          but for these, counted from 0
-    NOT id reason                      cannot be answered here: incomplete, or the data is damaged
+the log was written. The messages are in `cluster/quorum_messages.py`.
 
 A lost write is taken back before its command runs again, if no other replica can have taken it; a blind
 one (SET) simply runs again. Otherwise nobody can know, the error says so, and the row stays hidden until
@@ -43,26 +33,41 @@ optimistic concurrency control by validation (Kung and Robinson); Riak's read re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from itertools import islice
-from struct import Struct
 from typing import Final
 
-from cluster.clock import Dot
-from cluster.inquest import Inquest, past_of, restored
-from cluster.record import MANY, Record, Version, decode, pack_dots
+from cluster.batch import Batch, Quorums, in_turn
+from cluster.conflict import Conflicts
+from cluster.inquest import Inquest
+from cluster.quorum_messages import (
+    ACK,
+    CHECKED,
+    NOT,
+    QUESTION,
+    READ,
+    REPAIR,
+    SAME,
+    STATES,
+    UNCHECKED,
+    UNIT,
+    WRITE,
+    dots_of,
+    number_of,
+    refused_of,
+)
+from cluster.record import MANY, Record, decode
 from cluster.replica import (
     MalformedDelta,
     Replica,
     encode_clock,
     pack_place,
     record_of,
-    unpack_place,
 )
 from cluster.ring import NodeId
 from cluster.round import (
     ConflictLost,
+    Fetch,
     Pending,
     Place,
     QuorumNotMet,
@@ -79,92 +84,12 @@ from cluster.transport import Transport
 from engine.log import COMPLETE, ENVELOPE
 from engine.store import PageFault
 
-WRITE: Final = b"WRITE"
-REPAIR: Final = b"REPAIR"
-ACK: Final = b"ACK"
-READ: Final = b"READ"
-SAME: Final = b"SAME"
-STATES: Final = b"STATES"
-NOT: Final = b"NOT"
-QUESTION_HEAD: Final = Struct("<HIH")
-QUESTION: Final = QUESTION_HEAD.pack
-CHECKED: Final = b"c"
-UNCHECKED: Final = b"u"
-UNIT: Final = b"a"
-
 ROUND_BYTES_MAX: Final = (
     1 << 20
 )  # Then a message goes out, and the next writes come into another one.
 
 _NONE: Final[dict[Place, bytes]] = {}  # Never changed.
 _NO_CONTEXTS: Final[dict[Slot, bytes]] = {}  # Never changed.
-
-Fetch = Callable[[PageFault, Callable[[], None]], None]  # Have a page read, then call.
-
-
-@dataclass(frozen=True, slots=True)
-class Quorums:
-    """How many replicas count: n in all, r for a read, w for a write.
-
-    Each operation has its own; nearly all have those of the configuration.
-    """
-
-    n: int
-    r: int
-    w: int
-
-    @property
-    def majority(self) -> int:
-        return self.n // 2 + 1
-
-    @property
-    def checks_all(self) -> bool:
-        """Whether every write finds out about conflicts: if not, blind ones become siblings."""
-        return self.w >= self.majority
-
-    @property
-    def reads_anywhere(self) -> bool:
-        """Whether a read at any replica meets each acknowledged write: if not, the coordinator answers it."""
-        return self.r + self.w > self.n
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """What goes to the same other replicas with one pair of quorums, until it is sealed."""
-
-    peers: tuple[NodeId, ...]  # See `_in_turn`.
-    quorums: Quorums
-    pieces: list[bytes] = field(default_factory=list)
-    writes: list[WriteEntry] = field(default_factory=list)
-    contexts: dict[Slot, bytes] = field(default_factory=dict)
-    blind_pieces: list[bytes] = field(default_factory=list)
-    blind_writes: list[WriteEntry] = field(default_factory=list)
-    questions: list[bytes] = field(default_factory=list)
-    reads: list[ReadEntry] = field(default_factory=list)
-    is_open: bool = False
-    weight_bytes: int = (
-        0  # Of the values in `pieces`; plain ones of `respkv.group` are too small to count.
-    )
-    alive: tuple[
-        NodeId, ...
-    ] = ()  # Those of `peers` that can be reached, as of `Coordinator.look`.
-    can_read: bool = False  # Enough replicas can be reached, as of `Coordinator.look`.
-    can_write: bool = False
-    rows: set[Row] = field(default_factory=set)  # Of the first writes, as many as these say.
-    _noted: int = 0
-    _blind_noted: int = 0
-
-    def writes_to(self, row: Row) -> bool:
-        """Whether a write of this row was gathered. Asked only where quorums are mixed."""
-        self.rows.update(entry[3] for entry in islice(self.writes, self._noted, None))
-        self.rows.update(entry[3] for entry in islice(self.blind_writes, self._blind_noted, None))
-        self._noted, self._blind_noted = len(self.writes), len(self.blind_writes)
-        return row in self.rows
-
-    def forget_rows(self) -> None:
-        """The writes have left."""
-        self.rows = set()
-        self._noted = self._blind_noted = 0
 
 
 class Coordinator:
@@ -194,6 +119,7 @@ class Coordinator:
         self._next_id = first_id
         self.fetch = fetch
         self.inquest = Inquest(self)
+        self.conflicts = Conflicts(self)
         self.writes: dict[int, WriteRound] = {}  # In order of their deadlines.
         self.reads: dict[int, ReadRound] = {}
         self.outbox: list[tuple[NodeId, Sequence[bytes]]] = []
@@ -205,15 +131,13 @@ class Coordinator:
         self._open: list[Batch] = []
         # Open batches with other quorums than the usual ones, by the usual batch of the same replicas.
         self._others: dict[Batch, dict[Quorums, Batch]] = {}
-        # Lost; what was built upon them is not decided yet.
-        self._doomed: dict[Place, list[WriteRound]] = {}
         batches: dict[tuple[NodeId, ...], Batch] = {}
         self.batches: list[Batch] = []  # By slot.
         by_preference: dict[tuple[NodeId, ...], Batch] = {}
         for replicas in topology.preferences:
             batch = by_preference.get(replicas)
             if batch is None:
-                peers = _in_turn(replicas, topology.me)
+                peers = in_turn(replicas, topology.me)
                 batch = by_preference[replicas] = batches.setdefault(peers, Batch(peers, quorums))
             self.batches.append(batch)
         self._all_batches = list(batches.values())
@@ -360,7 +284,7 @@ class Coordinator:
         As long as nobody has contradicted, commands build upon writes that are under way.
         """
         place = (slot, row)
-        if place in self._doomed or place in self.inquest.cases:
+        if place in self.conflicts.doomed or place in self.inquest.cases:
             return True
         if raw is None or not raw[0] & MANY or len(decode(raw).versions) < 2:
             return False
@@ -368,7 +292,7 @@ class Coordinator:
 
     def may_be_taken_back(self, place: Place) -> bool:
         """Whether a write of a row may yet lose and be taken back: then nobody else may be sent its version."""
-        if place in self._doomed or place in self.inquest.cases:
+        if place in self.conflicts.doomed or place in self.inquest.cases:
             return True
         self.seal()
         return any(
@@ -582,10 +506,10 @@ class Coordinator:
         verb = message[0]
         if verb == ACK:
             self._take_ack(peer, message)
-        elif verb == STATES and self.inquest.receive(peer, _number(message), message[3:]):
+        elif verb == STATES and self.inquest.receive(peer, number_of(message), message[3:]):
             pass
         elif verb == SAME:
-            round_ = self.reads.get(_number(message))
+            round_ = self.reads.get(number_of(message))
             if round_ is not None and round_.peer == peer:
                 del self.reads[round_.id]
                 for op, attempt, _, _, _ in round_.entries:
@@ -593,7 +517,7 @@ class Coordinator:
         elif verb == STATES:
             self._take_states(peer, message)
         elif verb == NOT:
-            number = _number(message)
+            number = number_of(message)
             if self.inquest.receive(peer, number, None):
                 pass
             elif number in self.writes:
@@ -606,10 +530,10 @@ class Coordinator:
         return True
 
     def _take_ack(self, peer: NodeId, message: list[bytes]) -> None:
-        round_ = self.writes.get(_number(message))
+        round_ = self.writes.get(number_of(message))
         if round_ is None:
             return
-        refused = _NONE if len(message) == 2 else _refused(message)
+        refused = _NONE if len(message) == 2 else refused_of(message)
         if not round_.add_answer(peer, refused):
             return
         if refused or round_.has_refusals:
@@ -619,8 +543,8 @@ class Coordinator:
             self._accept_all(round_)
         if round_.is_complete:
             self._close(round_)
-            if self._doomed:
-                self._judge_doomed()
+            if self.conflicts.doomed:
+                self.conflicts.judge_all()
 
     def _accept_all(self, round_: WriteRound) -> None:
         round_.is_decided = True
@@ -684,7 +608,7 @@ class Coordinator:
         if len(round_.decided) == len(round_.entries):
             round_.is_decided = True
         for place in lost:
-            self._lose(round_, place)
+            self.conflicts.lose(round_, place)
 
     def _give_up(self, round_: WriteRound, entry: WriteEntry) -> None:
         """Nobody knows whether enough replicas have this row: answer that, and find out."""
@@ -706,140 +630,8 @@ class Coordinator:
     def _repair_after(self, peer: NodeId, place: Place, _: bytes | None) -> None:
         self._repair(peer, place)
 
-    def _lose(self, round_: WriteRound, place: Place) -> None:
-        """A checked write lost its race: join the winner, and run again what was built upon the loser."""
-        lost = self._doomed.setdefault(place, [])
-        if round_ not in lost:
-            lost.append(round_)
-        self._judge_lost(place)
-
-    def _judge_lost(self, place: Place) -> None:
-        """Decide about a row whose writes were refused, unless that has to wait: till then it stays doomed."""
-        if place not in self._doomed:
-            return
-        self.seal()  # What was built upon it in this tick is lost, too.
-        rounds = list(self._doomed[place])
-        entries = [
-            entry
-            for round_ in rounds
-            for entry in round_.entries
-            if round_.is_unit or (entry[2], entry[3]) == place
-        ]
-        first = min(round_.id for round_ in rounds)
-        later: list[tuple[WriteRound, int]] = []
-        for round_ in self.writes.values():
-            is_open = round_.is_checked and not round_.is_decided
-            if round_.id > first and is_open and round_ not in rounds:
-                found = [
-                    number
-                    for number, entry in enumerate(round_.entries)
-                    if (entry[2], entry[3]) == place and number not in round_.decided
-                ]
-                if found:
-                    rounds.append(round_)
-                    later += [(round_, number) for number in found]
-        entries += [round_.entries[number] for round_, number in later]
-        is_blind = all(entry[0].is_blind for entry in entries)
-        if not is_blind and not all(each.is_complete for each in rounds):
-            return
-        states = [
-            refused[place]
-            for each in rounds
-            for refused in each.answers.values()
-            if refused.get(place)
-        ]
-        is_clean = all(each.is_clean(place) for each in rounds)
-        contested = {(slot, row) for _, _, slot, row, _ in entries}
-        self.replica.contested |= contested
-        try:
-            self._join(place, states)
-            is_undone = (
-                is_clean
-                and not is_blind
-                and place not in self.inquest.cases
-                and self._take_back(rounds, entries, place, states)
-            )
-        except PageFault as fault:
-            self.fetch(fault, lambda: self._judge_lost(place))
-            return
-        finally:
-            self.replica.contested -= contested
-        del self._doomed[place]
-        for round_, number in later:
-            round_.decided[number] = None
-        for entry in entries:
-            op, attempt, slot, row, raw = entry
-            round_ = next(each for each in rounds if entry in each.entries)
-            if is_undone or (op.is_blind and not (raw and round_.unreachable)):
-                self.retries_total += 1
-                op.again(attempt, (slot, row))
-                continue
-            if op.is_blind:
-                # A replica that is gone may have taken it, and others may have built upon that.
-                op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
-                continue
-            is_more = False  # Than a majority: that is not found out.
-            if raw:
-                self.inquest.open(round_, entry)
-                is_more = round_.needed >= self.quorums.majority
-            if is_more or not self.inquest.attach(entry, rounds[0].deadline_s):
-                op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
-
-    def _take_back(
-        self,
-        rounds: list[WriteRound],
-        entries: list[WriteEntry],
-        place: Place,
-        states: list[bytes],
-    ) -> bool:
-        """Undo writes of rows that all others refused: what they replaced is there again, and what others have.
-
-        What a blind write replaced was not kept. If it came first, and nobody said what he has instead, it
-        stays: it runs again, and replaces all this. False if nothing can be undone. Raises PageFault, and has
-        changed nothing then.
-        """
-        dots: dict[Place, set[Dot]] = {}
-        blind_dots: dict[Place, set[Dot]] = {}
-        pasts: dict[Place, list[Record]] = {}
-        for round_ in sorted(rounds, key=lambda each: each.id):
-            for entry in round_.entries:
-                op, _, slot, row, raw = entry
-                if raw and entry in entries:
-                    kind = blind_dots if op.is_blind else dots
-                    kind.setdefault((slot, row), set()).update(decode(raw).dots)
-                    if not op.is_blind:
-                        pasts.setdefault((slot, row), []).append(past_of(round_, entry))
-        held = {each: self._record(each) for each in dots}
-        shown: dict[Place, tuple[Version, ...]] = {}
-        for each, own in dots.items():
-            others = [decode(state) for state in states] if each == place else []
-            every = own | blind_dots.get(each, set())
-            known = [past for past in pasts[each] if past.dots.isdisjoint(every)]
-            if known or others:
-                own |= every
-            else:
-                known = [past for past in pasts[each] if past.dots.isdisjoint(own)]
-            if not known and not others:
-                return False
-            past = known[0] if known else Record(())
-            shown[each] = restored(past, own, others, held[each])
-        for (slot, row), versions in shown.items():
-            if not held[slot, row].dots.isdisjoint(dots[slot, row]):
-                self.replica.put_back(slot, row, versions)
-        return True
-
-    def _record(self, place: Place) -> Record:
-        """A row as it is stored here. Raises PageFault."""
-        raw = self.replica.store.get(*place)
-        return Record(()) if raw is None else decode(raw)
-
-    def _judge_doomed(self) -> None:
-        for place in list(self._doomed):
-            if place in self._doomed:
-                self._judge_lost(place)
-
     def _take_states(self, peer: NodeId, message: list[bytes]) -> None:
-        round_ = self.reads.get(_number(message))
+        round_ = self.reads.get(number_of(message))
         if round_ is None or round_.peer != peer:
             return
         states: dict[int, bytes] = {}
@@ -897,7 +689,7 @@ class Coordinator:
     def has_undecided(self, slot: Slot) -> bool:
         """Whether `undecided` is true of some row of a slot."""
         self.seal()
-        if any(place[0] == slot for place in self._doomed) or self.inquest.has_slot(slot):
+        if self.conflicts.has_slot(slot) or self.inquest.has_slot(slot):
             return True
         return any(
             entry[2] == slot and entry[4] and number not in round_.decided
@@ -916,8 +708,8 @@ class Coordinator:
         what was built upon it elsewhere could not be taken back.
         """
         self.seal()
-        if place in self._doomed:
-            return self._doomed[place][-1]
+        if place in self.conflicts.doomed:
+            return self.conflicts.doomed[place][-1]
         for round_ in reversed(self.writes.values()):
             if round_.is_decided or not round_.needed:
                 continue
@@ -960,13 +752,18 @@ class Coordinator:
     ) -> None:
         """Join what others sent into the row here, fetching it first if need be; then go on with it."""
         try:
-            raw = self._join(place, states)
+            raw = self.join(place, states)
         except PageFault as fault:
             self.fetch(fault, lambda: self._merge(place, states, then))
             return
         then(raw)
 
-    def _join(self, place: Place, states: Sequence[bytes]) -> bytes | None:
+    def record(self, place: Place) -> Record:
+        """A row as it is stored here. Raises PageFault."""
+        raw = self.replica.store.get(*place)
+        return Record(()) if raw is None else decode(raw)
+
+    def join(self, place: Place, states: Sequence[bytes]) -> bytes | None:
         """Join what others sent into the row here, which is given. Raises PageFault."""
         raw: bytes | None = self.replica.store.get(*place)
         for state in states:
@@ -989,8 +786,8 @@ class Coordinator:
                 for number, entry in enumerate(round_.entries):
                     if number not in round_.decided:
                         self._give_up(round_, entry)
-            if self._doomed:
-                self._judge_doomed()
+            if self.conflicts.doomed:
+                self.conflicts.judge_all()
         self.inquest.tick(now_s)
         for read in list(self.reads.values()):
             if read.deadline_s <= now_s:
@@ -1038,45 +835,5 @@ class Coordinator:
                 self._judge(round_)
             if round_.is_complete:
                 self._close(round_)
-                if self._doomed:
-                    self._judge_doomed()
-
-
-def _in_turn(replicas: Sequence[NodeId], me: NodeId) -> tuple[NodeId, ...]:
-    """The others of some replicas, beginning with the name that follows this node's.
-
-    Alike for all slots of the same replicas: so they share messages, and one node confirms all that a
-    command reads of them. What was written together is there together, or not yet.
-    """
-    return tuple(
-        sorted((name for name in replicas if name != me), key=lambda name: (name < me, name))
-    )
-
-
-def _refused(message: list[bytes]) -> dict[Place, bytes]:
-    """The rows of an acknowledgement that were not taken, with their states. Raises MalformedDelta."""
-    refused = {}
-    for at in range(2, len(message) - 1, 2):
-        state = message[at + 1]
-        if state:
-            record_of(state)
-        refused[unpack_place(message[at])] = state
-    return refused
-
-
-def dots_of(raw: bytes | None) -> bytes:
-    """What identifies the state of a row: the dot of its only version, or all of them in order.
-
-    Empty if there is no trace of it. Hot: the usual state is one version in the short form.
-    """
-    if not raw:
-        return b""
-    if not raw[0] & MANY:
-        return raw[1:17]
-    return pack_dots(decode(raw).dots)
-
-
-def _number(message: list[bytes]) -> int:
-    if len(message) < 2 or not message[1].isdigit():
-        raise MalformedDelta("a message without a number")
-    return int(message[1])
+                if self.conflicts.doomed:
+                    self.conflicts.judge_all()

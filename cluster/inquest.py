@@ -34,7 +34,7 @@ write takes that of the first, which keeps it.
 
 Core: time is an argument; messages go out with the coordinator's.
 
-    READ id question i       as `cluster/coordinator.py`; `i`: for an inquest. Always answered by the state:
+    READ id question i       as `cluster/quorum_messages.py`; `i`: for an inquest. Always answered by the state:
     STATES id 0 state dots   where `dots` are those in doubt, if any
 """
 
@@ -386,8 +386,7 @@ class Inquest:
         )
 
     def _held(self, case: Case) -> Record:
-        raw = self._coordinator.replica.store.get(*case.place)
-        return Record(()) if raw is None else decode(raw)
+        return self._coordinator.record(case.place)
 
     def _chosen(self, case: Case) -> set[Dot]:
         """The open writes that a majority has seen: whatever came after them has seen them, too."""

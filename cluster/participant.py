@@ -1,6 +1,6 @@
 """The participant: what a replica does with what coordinators at other nodes ask of it.
 
-It answers the messages that `cluster/coordinator.py` describes: it takes or refuses writes, joins rows,
+It answers the messages that `cluster/quorum_messages.py` describes: it takes or refuses writes, joins rows,
 and says whether it holds what a reader saw. It decides nothing about quorums.
 
 An answer is a promise: it leaves when what it speaks of is in the log, and with fsync `always` on the
@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from cluster.clock import SlotClock
-from cluster.coordinator import (
+from cluster.inquest import INQUEST
+from cluster.quorum_messages import (
     ACK,
     NOT,
     QUESTION_HEAD,
@@ -32,10 +33,8 @@ from cluster.coordinator import (
     UNCHECKED,
     UNIT,
     WRITE,
-    Fetch,
     dots_of,
 )
-from cluster.inquest import INQUEST
 from cluster.record import MANY
 from cluster.replica import (
     MalformedDelta,
@@ -46,6 +45,7 @@ from cluster.replica import (
     unpack_place,
 )
 from cluster.ring import NodeId
+from cluster.round import Fetch
 from cluster.slot import SLOT_COUNT, Slot
 from engine.errors import EngineError
 from engine.store import PageFault

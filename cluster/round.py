@@ -11,7 +11,7 @@ Core.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -19,6 +19,7 @@ from typing import Final
 from cluster.errors import ClusterError
 from cluster.ring import NodeId
 from cluster.slot import Row, Slot
+from engine.store import PageFault
 
 Place = tuple[Slot, Row]
 
@@ -48,6 +49,7 @@ class ConflictLost(ClusterError):
         return "another node wrote the key at the same time"
 
 
+Fetch = Callable[[PageFault, Callable[[], None]], None]  # Have a page read, then call.
 NOTHING_BEFORE: Final[Mapping[Place, bytes | None]] = {}
 
 

@@ -22,7 +22,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from cluster.coordinator import Coordinator, Quorums
+from cluster.batch import Quorums
+from cluster.coordinator import Coordinator
 from cluster.errors import ClusterError
 from cluster.ring import NodeId
 from cluster.slot import Slot, slot_of

@@ -43,7 +43,7 @@ from respkv.spread_part import PARTS
 from respkv.trace import traced_by
 
 if TYPE_CHECKING:
-    from cluster.coordinator import Quorums
+    from cluster.batch import Quorums
     from respkv.dispatch import Dispatch
 
 FORWARD: Final = b"FORWARD"

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from xxhash import xxh3_64_digest
 
-from cluster.coordinator import QUESTION, ROUND_BYTES_MAX, Coordinator
+from cluster.coordinator import ROUND_BYTES_MAX, Coordinator
 from cluster.errors import ClusterError
+from cluster.quorum_messages import QUESTION
 from cluster.record import HEADER, HEADER_BYTES, STRING
 from cluster.ring import NodeId
 from cluster.round import Pending, Place

@@ -30,18 +30,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cluster.arrival import PREFIX as ARRIVAL
 from cluster.arrival import Arrivals
+from cluster.batch import Quorums
 from cluster.clock import SlotClock
-from cluster.coordinator import (
-    ACK,
-    NOT,
-    READ,
-    REPAIR,
-    SAME,
-    STATES,
-    WRITE,
-    Coordinator,
-    Quorums,
-)
+from cluster.coordinator import Coordinator
 from cluster.delta import lacks
 from cluster.errors import ClusterError
 from cluster.exchange import Exchange, ExchangeSettings
@@ -57,6 +48,7 @@ from cluster.member_event import (
 )
 from cluster.membership import Membership, MembershipSettings, introduce
 from cluster.participant import Participant
+from cluster.quorum_messages import ACK, NOT, READ, REPAIR, SAME, STATES, WRITE
 from cluster.record import Record
 from cluster.ring import NodeId
 from cluster.slot import SLOT_COUNT, Row, Slot

@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from cluster.coordinator import dots_of
+from cluster.quorum_messages import dots_of
 from cluster.record import DELETION, TYPE_MASK
 from cluster.replica import Effect
 from cluster.round import ConflictLost, Place

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from cluster.coordinator import dots_of
 from cluster.errors import ClusterError
+from cluster.quorum_messages import dots_of
 from cluster.replica import Effect
 from cluster.round import Place
 from cluster.slot import TAG_OFFSET, Key, Row, key_of, row_of, slot_of

@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from cluster.coordinator import ACK, NOT, READ, REPAIR, SAME, STATES, WRITE
 from cluster.errors import ClusterError
+from cluster.quorum_messages import ACK, NOT, READ, REPAIR, SAME, STATES, WRITE
 from cluster.replica import pack_place, unpack_place
 from cluster.ring import NodeId
 from cluster.round import Place

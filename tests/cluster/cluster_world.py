@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from cluster.coordinator import Coordinator, Quorums
+from cluster.batch import Quorums
+from cluster.coordinator import Coordinator
 from cluster.errors import ClusterError
 from cluster.participant import Participant
 from cluster.record import CODEC, STRING, decode

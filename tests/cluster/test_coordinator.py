@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from cluster import coordinator
+from cluster.batch import Quorums
 from cluster.clock import Dot
-from cluster.coordinator import Coordinator, Quorums
+from cluster.coordinator import Coordinator
 from cluster.record import Record, Version, decode
 from cluster.replica import MalformedDelta, Replica
 from cluster.round import ConflictLost, QuorumNotMet, WriteRound

@@ -6,7 +6,8 @@ from collections import Counter as Tally
 
 import pytest
 
-from cluster.coordinator import READ, WRITE, Quorums
+from cluster.batch import Quorums
+from cluster.quorum_messages import READ, WRITE
 from cluster.record import STRING, Record, Version, decode
 from tests.cluster.bus import infos
 from tests.cluster.cluster_world import Weather, World, place_of

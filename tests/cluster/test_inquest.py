@@ -11,7 +11,7 @@ from itertools import permutations
 
 import pytest
 
-from cluster.coordinator import Quorums
+from cluster.batch import Quorums
 from cluster.inquest import Inquest, restored
 from cluster.record import STRING, Record, Version
 from cluster.replica import Replica

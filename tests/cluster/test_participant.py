@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from cluster.clock import SlotClock
-from cluster.coordinator import QUESTION
 from cluster.participant import ANSWERS_MAX, Participant
+from cluster.quorum_messages import QUESTION
 from cluster.record import STRING, Record, Version, decode, encode, encode_version
 from cluster.replica import MalformedDelta, Replica, encode_clock, pack_place
 from cluster.slot import Row, Slot, row_of, slot_of

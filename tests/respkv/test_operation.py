@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from cluster.coordinator import Quorums
+from cluster.batch import Quorums
 from respkv.command import Command
 from respkv.dispatch import Dispatch
 from respkv.operation import OPERATIONS_MAX, Operation, Pipeline

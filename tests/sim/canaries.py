@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cluster.coordinator import SAME
 from cluster.delta import clock_of
 from cluster.life import Life
 from cluster.participant import Participant
+from cluster.quorum_messages import SAME
 from cluster.record import Record
 from cluster.replica import Replica
 from cluster.round import Place, WriteRound

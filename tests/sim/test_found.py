@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 
-from cluster.coordinator import Quorums
+from cluster.batch import Quorums
 from cluster.record import STRING
 from cluster.replica import Effect, Replica
 from cluster.slot import row_of, slot_of
