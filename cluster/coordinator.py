@@ -43,6 +43,7 @@ from cluster.inquest import Inquest
 from cluster.quorum_messages import (
     ACK,
     CHECKED,
+    INCOMPLETE,
     NOT,
     QUESTION,
     READ,
@@ -518,7 +519,7 @@ class Coordinator:
             self._take_states(peer, message)
         elif verb == NOT:
             number = number_of(message)
-            if self.inquest.receive(peer, number, None):
+            if self.inquest.receive(peer, number, None, is_incomplete=INCOMPLETE in message[2:]):
                 pass
             elif number in self.writes:
                 self._lose_peer(self.writes[number], peer)

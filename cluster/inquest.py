@@ -32,6 +32,10 @@ majority has seen the write after all, or when all have answered: then the write
 looked away from. Where all others are in doubt, and nobody can tell what was before, a node that drops its own
 write takes that of the first, which keeps it.
 
+Replicas that are incomplete cannot say what they had. Where no majority of the others is left, the write is sent
+again as it is, if nobody contradicts: they take writes like any other replica. They would be incomplete for ever
+otherwise: a slot with a case cannot be compared.
+
 Core: time is an argument; messages go out with the coordinator's.
 
     READ id question i       as `cluster/quorum_messages.py`; `i`: for an inquest. Always answered by the state:
@@ -87,9 +91,11 @@ class Case:
     doubts: dict[NodeId, frozenset[Dot]] = field(
         default_factory=dict
     )  # In answers, if there are any.
+    incomplete: set[NodeId] = field(default_factory=set)  # They were asked, and cannot tell.
     heard: list[Record] = field(default_factory=list)  # What counts of the answers.
     asked: dict[int, NodeId] = field(default_factory=dict)  # Messages under way.
     closing: Closing | None = None
+    is_short: bool = False  # Only if those are counted that are incomplete.
     is_refused: bool = False  # By others that have open writes of their own.
     is_undone: bool = False  # The row was written again without the open writes.
     chosen: set[Dot] = field(default_factory=set)  # Writes that a majority has seen.
@@ -225,23 +231,35 @@ class Inquest:
         case.asked.clear()
         for peer in coordinator.batches[case.place[0]].peers:
             is_clear = peer in case.answers and peer not in case.doubts
-            if not is_clear and coordinator.can_confirm(peer):
+            if not is_clear and coordinator.topology.is_reachable(peer):  # Also with its clock off.
                 number = coordinator.ask_state(peer, case.place, UNLIKE, INQUEST)
                 case.asked[number] = peer
                 self._asked[number] = case
         self._judge(case.group)
 
-    def receive(self, peer: NodeId, number: int, told: Sequence[bytes] | None) -> bool:
+    def receive(
+        self,
+        peer: NodeId,
+        number: int,
+        told: Sequence[bytes] | None,
+        *,
+        is_incomplete: bool = False,
+    ) -> bool:
         """Take a replica's state of a row, and what it doubts; None: it cannot tell. False if it was not asked."""
         case = self._asked.pop(number, None)
         if case is None:
             return False
-        if case.asked.pop(number) == peer and told is not None and case.closing is None:
+        if case.asked.pop(number) != peer or case.closing is not None:
+            return True
+        case.incomplete.discard(peer)
+        if told is not None:
             case.answers[peer] = record_of(told[0]) if told and told[0] else Record(())
             case.doubts.pop(peer, None)
             if len(told) > 1 and told[1]:
                 case.doubts[peer] = unpack_dots(told[1])
-            self._judge(case.group)
+        elif is_incomplete:
+            case.incomplete.add(peer)
+        self._judge(case.group)
         return True
 
     def _find(self, case: Case) -> bool:
@@ -284,17 +302,20 @@ class Inquest:
 
     def _has_heard(self, case: Case) -> bool:
         """Whether enough is known of a row, which is then in `heard`."""
-        coordinator = self._coordinator
+        needed = self._coordinator.quorums.majority - 1
         unseen = self._unseen(case)
+        case.is_short = False
         clear = [
             state
             for peer, state in case.answers.items()
             if unseen.isdisjoint(case.doubts.get(peer, ()))
         ]
-        if len(clear) >= coordinator.quorums.majority - 1:
+        if len(clear) >= needed:
             case.heard = clear
         elif self._have_all_answered(case):
             case.heard = [without(state, unseen) for state in case.answers.values()]
+        elif len(clear) + len(case.incomplete) >= needed:
+            case.heard, case.is_short = clear, True
         else:
             return False
         return True
@@ -331,6 +352,8 @@ class Inquest:
         coordinator = self._coordinator
         replica, now_ms = coordinator.replica, coordinator.now_ms
         is_undone = any(self._is_overtaken(case) for case in group)
+        if is_undone and any(case.is_short for case in group):
+            return []
         is_dropped = False
         if any(case.is_refused for case in group) and not coordinator.is_first(group[0].place[0]):
             is_dropped = all(map(self._is_nowhere, group))
@@ -422,6 +445,7 @@ class Inquest:
     def _forget_answers(self, case: Case) -> None:
         case.answers.clear()
         case.doubts.clear()
+        case.incomplete.clear()
         for number in case.asked:
             self._asked.pop(number, None)
         case.asked.clear()

@@ -24,6 +24,7 @@ from cluster.clock import SlotClock
 from cluster.inquest import INQUEST
 from cluster.quorum_messages import (
     ACK,
+    INCOMPLETE,
     NOT,
     QUESTION_HEAD,
     READ,
@@ -51,7 +52,6 @@ from engine.errors import EngineError
 from engine.store import PageFault
 
 ANSWERS_MAX: Final = 512  # Remembered of each peer.
-INCOMPLETE: Final = b"incomplete"
 UNREADABLE: Final = b"unreadable"
 OVERFULL: Final = b"overfull"
 UNDECIDED: Final = b"undecided"  # This node wrote the row, and may have to take that back.

@@ -37,6 +37,7 @@ QUESTION: Final = QUESTION_HEAD.pack
 CHECKED: Final = b"c"
 UNCHECKED: Final = b"u"
 UNIT: Final = b"a"
+INCOMPLETE: Final = b"incomplete"  # A reason of NOT.
 
 
 def dots_of(raw: bytes | None) -> bytes:

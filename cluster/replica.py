@@ -70,6 +70,11 @@ class Beside(NamedTuple):
     # What the author had seen beyond this slot's clock: it is superseded, here when it comes.
     seen: SlotClock | None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing stays, so that the entry is that of any other write."""
+        return not self.kept and self.seen is None
+
 
 UNCHECKED_ROW: Final = b"unchecked"  # Which row was written so last: see `open_at_start`.
 OPEN_ROW: Final = b"open"  # And a slot and a row: see `note_open`.
@@ -313,8 +318,8 @@ class Replica:
     ) -> None:
         """Give each write a dot and a timestamp, encode it, stage it for the log and put it into the memtable.
 
-        What others have to be sent is appended to `written`. `beside` says of rows what stays there; others
-        are replaced. Raises PageFault, with nothing changed, if a slot is unsettled and the row is not in
+        What others have to be sent is appended to `written`. `beside` says of rows that are written unchecked
+        what stays there; others are replaced. Raises PageFault, with nothing changed, if a slot is unsettled and the row is not in
         memory.
 
         Hot: every SET ends here, so what `Store.apply` and `Memtable.put` do for a complete entry
@@ -328,7 +333,7 @@ class Replica:
                 if effect[0] in self.unsettled:
                     stored[row] = store.get(effect[0], row) or b""
         if beside:
-            stored.update((row, each.stored) for row, each in beside.items())
+            stored.update((row, each.stored) for row, each in beside.items() if not each.is_plain)
         memtable = store.memtable
         slots = memtable.slots
         pieces = store.log.pieces

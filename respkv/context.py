@@ -268,8 +268,7 @@ class Context:
         """Write to a key and leave the versions of `beside` as they are. Not inside EXEC."""
         row = row_of(self.db, key)
         self.effects[row] = effect
-        if beside.kept or beside.seen is not None:
-            self.beside[row] = beside
+        self.beside[row] = beside
 
     def flush(self, dbs: list[int]) -> None:
         """Empty physical databases."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from cluster import coordinator
+from cluster import conflict
 from cluster.batch import Quorums
 from cluster.clock import Dot
 from cluster.coordinator import Coordinator
@@ -487,7 +487,7 @@ def everything_of_two_writers() -> None:
 PLANTED = [
     ("no conflict is looked for", Replica, "_check", never_refusing),
     ("undecided writes are told", Coordinator, "undecided", telling),
-    ("the loser does not join the winner", coordinator, "restored", without_the_winner),
+    ("the loser does not join the winner", conflict, "restored", without_the_winner),
     ("nothing is taken back", Replica, "put_back", lambda self, slot, row, versions: None),
 ]
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import trio
 
-from cluster.slot import row_of, slot_of
+from cluster.replica import UNCHECKED_ROW, pack_place
+from cluster.slot import SYSTEM_SLOT, row_of, slot_of
 from respkv.command import TABLE
 from respkv.operation import Operation, is_idempotent
 from tests.respkv.gather_harness import Cluster, Session, clustered
@@ -292,6 +293,21 @@ def test_an_exec_fails_when_siblings_have_come() -> None:
         await session.ask("SET", "k", "x")
         assert await session.ask("EXEC") is None
         assert await values(cluster, "a") == [b"v", b"w"]
+
+
+def test_each_put_is_noted_as_one_that_nobody_may_refuse() -> None:
+    """So that the next process of its node does not take it for a write that may have to go."""
+
+    @clustered(nodes=3)
+    async def _(cluster: Cluster) -> None:
+        home = coordinator_of(cluster, "k")
+        noted = []
+        for words in (("KV.PUT", "k", "v"), ("KV.PUT", "k", "w"), ("KV.DEL", "k")):
+            seen = ("CONTEXT", await context(cluster, home)) if words[0] == "KV.DEL" else ()
+            await cluster.ask(home, *words, *seen)
+            noted.append(cluster.node(home).replica.store.get(SYSTEM_SLOT, UNCHECKED_ROW) or b"")
+        assert len(set(noted)) == 3
+        assert all(raw.endswith(pack_place(slot_of(b"k"), row_of(0, b"k"))) for raw in noted)
 
 
 def test_a_put_replaces_without_a_mark_where_nothing_stays() -> None:

@@ -22,6 +22,8 @@ def test_a_seed_is_well(seed: int) -> None:
 def test_what_was_found_is_not_found_again() -> None:
     # Three nodes that had ended waited for each other: each had the last write of a row of its own.
     assert run(draw(911, seconds=20.0)).findings == []
+    # A node that had ended took its KV.PUT that had replaced all siblings for one that might be refused.
+    assert run(draw(1295, seconds=30.0)).findings == []
 
 
 def test_a_seed_gives_the_same_trace() -> None:
