@@ -256,7 +256,7 @@ class Execution:
     def run_again(self, operation: Operation) -> None:
         """What it saw has been overtaken."""
         operation.phase = Phase.FIRST
-        if operation.is_blind and operation.origin is not None and not operation.hlc:
+        if operation.is_blind and operation.is_forwarded and not operation.hlc:
             # Who forwarded it may have had it done elsewhere meanwhile, and others may have written since.
             operation.hlc = operation.now_ms << 16
         if operation.attempt > self.retries_max:

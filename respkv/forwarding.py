@@ -199,6 +199,7 @@ class Forwarding:
             self.promise(peer, (REFUSED, number, b"not here"))
             return
         operation.origin = (peer, number)
+        operation.is_forwarded = True
         time = int(message[6])
         self._hear_time(abs(time), now_ms)
         operation.hlc = max(time, 0)

@@ -101,18 +101,21 @@ Member = tuple[Session, Any, int, list[bytes]]
 class Group(Pending):
     """Members that are executed here. Each waits for one confirmation; `waits` counts those that are left."""
 
-    __slots__ = ("command", "dispatch", "gone", "members", "places", "replies", "started_ns")
+    __slots__ = (
+        "command", "dispatch", "gone", "members", "now_ms", "places", "replies", "started_ns",
+    )  # fmt: skip
 
-    def __init__(self, dispatch: Dispatch, command: Command, started_ns: int) -> None:
+    def __init__(self, dispatch: Dispatch, command: Command, now_ms: int) -> None:
         super().__init__()
         self.dispatch = dispatch
+        self.now_ms = now_ms
         self.command = command
         self.is_blind = command.is_write
         self.members: list[Member] = []
         self.places: list[Place] = []
         self.replies: list[bytes] | None = None  # None: all OK.
         self.gone: dict[int, None] = {}  # Members that left.
-        self.started_ns = started_ns
+        self.started_ns = dispatch.node.clock_ns()
 
     def settled(self) -> None:
         self.dispatch.grouping.finish_group(self)
@@ -126,7 +129,7 @@ class Group(Pending):
     def again(self, attempt: int, place: Place) -> None:
         index = self._leave(place)
         if index is not None:
-            self.dispatch.grouping.go_on_alone(self.members[index], is_again=True)
+            self.dispatch.grouping.go_on_alone(self.members[index], ran_ms=self.now_ms)
             self.confirm(attempt)
 
     def fail(self, attempt: int, error: ClusterError, place: Place) -> None:
@@ -175,7 +178,7 @@ class GroupLane:
         slots = store.active
         middles = MIDDLES[db]
         is_read_elsewhere = coordinator.quorums.r > 1
-        group = Group(dispatch, command, dispatch.node.clock_ns())
+        group = Group(dispatch, command, now_ms)
         replies: list[bytes] = []
         places = group.places
         taken = group.members
@@ -243,7 +246,7 @@ class GroupLane:
             coordinator.seal()  # Rounds are in the order of the writes of a row.
         is_checked = coordinator.quorums.checks_all
         needed = coordinator.needed(coordinator.quorums, is_checked=is_checked)
-        group = Group(dispatch, command, dispatch.node.clock_ns())
+        group = Group(dispatch, command, now_ms)
         places = group.places
         taken = group.members
         rest: list[Member] = []

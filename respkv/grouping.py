@@ -215,12 +215,12 @@ class Grouping:
         *,
         hlc: int = 0,
         tried: tuple[NodeId, ...] = (),
-        is_again: bool = False,
+        ran_ms: int = 0,
     ) -> None:
-        """A member of a group becomes an operation of its own. `is_again`: the group has run it, in vain."""
+        """A member of a group becomes an operation of its own. `ran_ms`: when the group has run it, in vain."""
         session, part_of, index, args = member
         command = self._get if len(args) == 2 else self._set
-        now_ms = self.node.now_ms()
+        now_ms = ran_ms or self.node.now_ms()
         operation = Operation(
             self._dispatch, session, command, args, now_ms, self.node.now_s + self.timeout_s
         )
@@ -230,8 +230,11 @@ class Grouping:
         operation.is_blind = command is self._set
         operation.hlc = hlc
         operation.tried = tried
-        if is_again:
+        operation.is_forwarded = isinstance(part_of, Answers)
+        if ran_ms:
             operation.written, operation.attempt = 0, 1
+            if operation.is_blind and operation.is_forwarded:
+                operation.hlc = ran_ms << 16
         self._dispatch.in_flight += 1
         if part_of is None:
             session.is_grouped = False
@@ -242,7 +245,7 @@ class Grouping:
         else:
             operation.parent = part_of
             operation.part = index
-        if isinstance(part_of, Answers):
+        if operation.is_forwarded:
             self._dispatch.execution.execute(operation)  # It was forwarded once.
             return
         anywhere = self._dispatch.reads_here(operation.quorums, session)

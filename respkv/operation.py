@@ -59,6 +59,7 @@ class Operation(Pending):
         "dispatch",
         "hlc",
         "is_done",
+        "is_forwarded",
         "is_local",
         "is_plain",
         "is_resp3",
@@ -102,6 +103,7 @@ class Operation(Pending):
         self.deadline_s = deadline_s
         self.data = b""
         self.is_done = False
+        self.is_forwarded = False  # From another node, which may have it done elsewhere, too.
         self.is_local = True
         self.is_plain = False
         self.is_silent = False  # CLIENT REPLY: its reply is not sent.
