@@ -319,8 +319,8 @@ class Replica:
         """Give each write a dot and a timestamp, encode it, stage it for the log and put it into the memtable.
 
         What others have to be sent is appended to `written`. `beside` says of rows that are written unchecked
-        what stays there; others are replaced. Raises PageFault, with nothing changed, if a slot is unsettled and the row is not in
-        memory.
+        what stays there; others are replaced. Raises PageFault, with nothing changed, if a slot is unsettled and
+        the row is not in memory.
 
         Hot: every SET ends here, so what `Store.apply` and `Memtable.put` do for a complete entry
         is written out once more; `Store.apply` is the form to read (bench/serving.py measures,
