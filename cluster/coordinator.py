@@ -38,6 +38,7 @@ from functools import partial
 from typing import Final
 
 from cluster.batch import Batch, Quorums, in_turn
+from cluster.claim import Preference
 from cluster.conflict import Conflicts
 from cluster.inquest import Inquest
 from cluster.quorum_messages import (
@@ -133,14 +134,12 @@ class Coordinator:
         # Open batches with other quorums than the usual ones, by the usual batch of the same replicas.
         self._others: dict[Batch, dict[Quorums, Batch]] = {}
         batches: dict[tuple[NodeId, ...], Batch] = {}
-        self.batches: list[Batch] = []  # By slot.
-        by_preference: dict[tuple[NodeId, ...], Batch] = {}
-        for replicas in topology.preferences:
-            batch = by_preference.get(replicas)
-            if batch is None:
-                peers = in_turn(replicas, topology.me)
-                batch = by_preference[replicas] = batches.setdefault(peers, Batch(peers, quorums))
-            self.batches.append(batch)
+
+        def batch_of(replicas: Preference) -> Batch:
+            peers = in_turn(replicas, topology.me)
+            return batches.setdefault(peers, Batch(peers, quorums))
+
+        self.batches = topology.by_slot(batch_of)
         self._all_batches = list(batches.values())
         self._looked = -1
         replica.before_hearing = self.seal

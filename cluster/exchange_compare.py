@@ -15,10 +15,12 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import compress
+from operator import ne
 from random import Random
 
 from cluster.delta import lacks
-from cluster.exchange_digest import GROUP_SLOTS, NEVER, Digests
+from cluster.exchange_digest import NEVER, Digests
 from cluster.exchange_peer import Answer, ExchangeSettings, Lead, Peer, Progress, Round
 from cluster.exchange_transfer import Replica
 from cluster.exchange_wire import (
@@ -68,14 +70,17 @@ class Comparison:
         """The slots of a group that both own."""
         slots = peer.shared.get(group)
         if slots is None:
-            me, name = self._topology.me, peer.name
-            first = group << GROUP_SHIFT
-            lists = self._topology.preferences[first : first + GROUP_SLOTS]
-            both = [
-                slot for slot, owners in enumerate(lists, first) if me in owners and name in owners
-            ]
-            slots = peer.shared[group] = array("H", both)
+            self._share(peer)
+            slots = peer.shared[group]
         return slots
+
+    def _share(self, peer: Peer) -> None:
+        me, name = self._topology.me, peer.name
+        is_shared = self._topology.by_slot(lambda owners: me in owners and name in owners)
+        for group in range(GROUP_COUNT):
+            first, end = group << GROUP_SHIFT, (group + 1) << GROUP_SHIFT
+            both = compress(range(first, end), is_shared[first:end])
+            peer.shared[group] = array("H", both)
 
     def reset(self, slots: Iterable[Slot], peers: Iterable[Peer]) -> None:
         """The clocks of some slots were set back: what was matched by them is not any more."""
@@ -161,8 +166,8 @@ class Comparison:
         """The hashes of what both own, by group, as they were when they were hashed last. Not to be changed."""
         versions = self._digests.versions
         if peer.versions != versions:
-            for group, (version, kept) in enumerate(zip(versions, peer.versions, strict=True)):
-                if version != kept and (slots := self.shared(peer, group)):
+            for group in compress(range(GROUP_COUNT), map(ne, versions, peer.versions)):
+                if slots := self.shared(peer, group):
                     peer.digests[group] = self._digests.of(slots)
             peer.versions = versions[:]
         return peer.digests

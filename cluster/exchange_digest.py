@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from itertools import compress
+from operator import ne
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
@@ -22,6 +24,7 @@ from cluster.slot import SLOT_COUNT, Slot
 GROUP_SLOTS: Final = 1 << GROUP_SHIFT
 STRIDE: Final = 8  # Groups that are looked at together.
 NEVER: Final = -1  # No count is negative.
+Pair = tuple["array[int]", "array[int]"]  # Counts as they are, and as they were seen.
 
 
 class Digests:
@@ -45,27 +48,21 @@ class Digests:
             seen[SLOT_COUNT:] = now[SLOT_COUNT:]  # The system's slot is not compared.
         stale: list[Group] = []
         for first in range(0, GROUP_COUNT, STRIDE):  # Mostly, little has changed.
-            if self._has_changed(first, first + STRIDE):
+            if _has_changed(changed, first, first + STRIDE):
                 groups = range(first, first + STRIDE)
-                stale += [group for group in groups if self._has_changed(group, group + 1)]
+                stale += [group for group in groups if _has_changed(changed, group, group + 1)]
         return stale
-
-    def _has_changed(self, group: Group, end_group: Group) -> bool:
-        first, end = group << GROUP_SHIFT, end_group << GROUP_SHIFT
-        for now, seen in zip(self._replica.change_counts(), self._seen, strict=True):
-            if now[first:end] != seen[first:end]:
-                return True
-        return False
 
     def refresh(self, group: Group) -> bool:
         """Hash what has changed of a group; False if nothing had."""
-        if not self._has_changed(group, group + 1):
+        counts = list(zip(self._replica.change_counts(), self._seen, strict=True))
+        if not _has_changed(counts, group, group + 1):
             return False
         first, end = group << GROUP_SHIFT, (group + 1) << GROUP_SHIFT
         changed: dict[Slot, None] = {}
-        for now, seen in zip(self._replica.change_counts(), self._seen, strict=True):
-            pairs = zip(now[first:end], seen[first:end], strict=True)
-            changed.update((slot, None) for slot, (a, b) in enumerate(pairs, first) if a != b)
+        for now, seen in counts:
+            differs = map(ne, now[first:end], seen[first:end])
+            changed.update(dict.fromkeys(compress(range(first, end), differs)))
             seen[first:end] = now[first:end]
         for slot in changed:
             clock = self._replica.clock(slot)
@@ -89,3 +86,12 @@ class Digests:
             hashes = array("Q", [self._hashes[slot] for slot in slots])
         # With the slots themselves: two nodes may have different views of which they share.
         return xxh3_64_intdigest(slots.tobytes() + hashes.tobytes())
+
+
+def _has_changed(counts: Iterable[Pair], group: Group, end_group: Group) -> bool:
+    """Whether anything in some groups, up to the last one, is not as it was seen."""
+    first, end = group << GROUP_SHIFT, end_group << GROUP_SHIFT
+    for now, seen in counts:  # noqa: SIM110  A generator takes much longer.
+        if now[first:end] != seen[first:end]:
+            return True
+    return False

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from itertools import compress
+from operator import or_
 from typing import Final
 
 import msgspec
@@ -154,7 +156,7 @@ class SlotClocks:
 
     def slots(self) -> Iterator[Slot]:
         """Those of which anything was seen, in order."""
-        return (slot for slot in range(CLOCK_COUNT) if self.own[slot] or self.sole[slot])
+        return compress(range(CLOCK_COUNT), map(or_, self.own, self.sole))
 
     def change_actor(self, actor: Actor) -> None:
         """Mint as another actor from now on; what the old one did stays seen."""

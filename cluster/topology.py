@@ -9,8 +9,9 @@ Core.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from blake3 import blake3
 
@@ -20,6 +21,7 @@ from cluster.ring import Member, NodeId
 from cluster.slot import SLOT_COUNT, Slot
 
 ID_BYTES = 20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +131,13 @@ class Topology:
         self._choose()
         return True
 
+    def by_slot(self, of: Callable[[Preference], T]) -> list[T]:
+        """What a function makes of each slot's preference list, by slot. It is called once for each different list."""
+        made = list(map(of, self._lists))
+        return list(map(made.__getitem__, self._list_of))
+
     def _choose(self) -> None:
-        first = [next(filter(self.is_fit, replicas), None) for replicas in self._lists]
-        self.coordinators = list(map(first.__getitem__, self._list_of))
+        self.coordinators = self.by_slot(lambda replicas: next(filter(self.is_fit, replicas), None))
 
 
 def _joined(claim: Claim, order: Sequence[str]) -> list[Preference]:

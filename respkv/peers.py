@@ -26,6 +26,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
+from operator import lt
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.arrival import PREFIX as ARRIVAL
@@ -51,7 +52,7 @@ from cluster.participant import Participant
 from cluster.quorum_messages import ACK, NOT, READ, REPAIR, SAME, STATES, WRITE
 from cluster.record import Record
 from cluster.ring import NodeId
-from cluster.slot import SLOT_COUNT, Row, Slot
+from cluster.slot import Row, Slot
 from cluster.topology import Topology
 from cluster.transport import Message, Transport
 from engine.errors import DiskFullError, EngineError
@@ -353,10 +354,11 @@ class Peers:
     @property
     def has_work(self) -> bool:
         """Whether `work` should be called in the next tick, without waiting for anything."""
-        is_stalled = self.replica.store.is_stalled
         if self.tracing.active and self.tracing.has_ended:
             return True
-        return (self._has_exchange_work and not is_stalled) or self.gather.has_work
+        if self._has_exchange_work and not self.replica.store.is_stalled:
+            return True
+        return self.gather.has_work
 
     def work(self) -> None:
         """A slice of the exchange, and one of the commands on the whole keyspace."""
@@ -399,12 +401,12 @@ class Peers:
     def _check_complete(self) -> None:
         """Complete again, once every slot was compared with a quorum of others."""
         needed = max(1, self.quorums.n - self._least_w + 1)
-        counts = self.exchange.match_counts
-        preferences, me = self.topology.preferences, self.topology.me
-        for slot in range(SLOT_COUNT):
-            replicas = preferences[slot]
-            if me in replicas and counts[slot] < min(needed, len(replicas) - 1):
-                return
+        me = self.topology.me
+        needed_of = self.topology.by_slot(
+            lambda replicas: min(needed, len(replicas) - 1) if me in replicas else 0
+        )
+        if any(map(lt, self.exchange.match_counts, needed_of)):
+            return
         try:
             self.replica.note(is_complete=True)
         except DiskFullError:

@@ -93,7 +93,8 @@ class Timeline:
         self.now_s = clock.current_time()
         self._due: list[tuple[int, int, Callable[[], None]]] = []
         self._asked = 0
-        self._deadlines = scheduler.GLOBAL_RUN_CONTEXT.runner.deadlines
+        self._runner = scheduler.GLOBAL_RUN_CONTEXT.runner
+        self._deadlines = self._runner.deadlines
         self._is_running = False
         self._failure: BaseException | None = None
         self._has_failed = trio.Event()
@@ -133,17 +134,24 @@ class Timeline:
         return max(0.0, deadline - self.now_s)
 
     def _jump(self) -> None:
-        """Nothing can run: go to the next moment at which something is due, and do it.
+        """Nothing can run: go to the next moments at which something is due, until some task can run.
 
         trio calls it within its loop, so that an error here would be one of trio's; and it would look at
-        deadlines in the next turn only.
+        deadlines in the next turn only. Most of what is due wakes no task, and a turn of trio's loop for each
+        moment would take long.
         """
+        can_run = self._runner.runq
+        while not can_run and self._go_on():
+            pass
+
+    def _go_on(self) -> bool:
+        """Do what is due at the next moment; False if there is none."""
         due = self._due if self._is_running else []
         next_s = self._deadlines.next_deadline()
         if due:
             next_s = min(next_s, due[0][0] / TICKS_PER_S)
         if next_s == float("inf"):
-            return
+            return False
         self.now_s = max(self.now_s, next_s)
         tick = self.tick
         try:
@@ -153,3 +161,4 @@ class Timeline:
             self._failure, self._is_running = error, False
             self._has_failed.set()
         self._deadlines.expire(self.now_s)
+        return True

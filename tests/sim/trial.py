@@ -90,15 +90,20 @@ def complete(result: Result, act: Act, end: End) -> World:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """No collector within a run: it takes time, and calls finalisers at moments that no seed decides."""
+    """No collector within a run: it takes time, and calls finalisers at moments that no seed decides.
+
+    What was there before a run it leaves alone afterwards: going through all of that takes as long again.
+    """
     is_on = gc.isenabled()
     gc.disable()
+    gc.freeze()
     try:
         yield
     finally:
         if is_on:
             gc.enable()
         gc.collect()
+        gc.unfreeze()
 
 
 async def _run(result: Result, act: Act, end: End) -> World:
