@@ -175,6 +175,8 @@ class Inquest:
                 case = self._begin(place)
                 case.next_s = now_s
                 case.seen = coordinator.replica.clocks.clock(place[0])
+                # The next process might not find it among the last writes of the process before.
+                coordinator.replica.note_open(*place, coordinator.now_ms, is_open=True)
 
     def _begin(self, place: Place) -> Case:
         case = self.cases[place] = Case(place, set(), [], [], self._coordinator.now_s)
@@ -399,12 +401,18 @@ class Inquest:
 
     def _is_overtaken(self, case: Case) -> bool:
         """Whether anybody has anything that an open write had not seen. Raises PageFault."""
-        seen = clock_of(case.past) if case.seen is None else joined(case.seen, SlotClock())
+        held = self._held(case)
+        if case.seen is None:
+            seen = clock_of(case.past)
+        elif held.dots <= case.dots:
+            seen = joined(case.seen, SlotClock())
+        else:
+            return True  # What stands beside it has come since, or had not been seen.
         for dot in case.dots:
             seen.add(dot)
         return any(
             version.dot not in case.dots and not seen.covers(version.dot)
-            for state in (*case.heard, self._held(case))
+            for state in (*case.heard, held)
             for version in state.versions
         )
 

@@ -32,7 +32,8 @@ BYTES_MAX: Final = 4096
 class Life(msgspec.Struct, frozen=True):
     """`boot` names the run of the machine (empty: not known, or the log has failed in it).
 
-    `is_durable`: nothing was acknowledged before it was on the disk.
+    `is_durable`: nothing was acknowledged before it was on the disk. `earlier`: the actors of processes before, the
+    latest first, as far as some of their writes may still be open.
     """
 
     actor: Actor
@@ -40,6 +41,7 @@ class Life(msgspec.Struct, frozen=True):
     is_durable: bool
     is_clean: bool
     is_complete: bool
+    earlier: tuple[Actor, ...] = ()
 
     def lost_nothing(self, boot: str) -> bool:
         """Whether all that this process did is still there, seen from a start in `boot`."""

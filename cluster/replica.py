@@ -202,7 +202,12 @@ class Replica:
         replica.lost_data = before is None or not (before.is_durable or before.lost_nothing(boot))
         is_complete = before is not None and before.is_complete and not replica.lost_data
         replica.life = Life(
-            replica.actor, boot, is_durable=is_durable, is_clean=False, is_complete=is_complete
+            replica.actor,
+            boot,
+            is_durable=is_durable,
+            is_clean=False,
+            is_complete=is_complete,
+            earlier=replica._earlier(),
         )
         life.write(disk, replica.life)
         replica.store.capture = replica.capture
@@ -223,9 +228,16 @@ class Replica:
 
     @property
     def actors(self) -> frozenset[Actor]:
-        """This process' actor and that of the one before."""
+        """This process' actor and those of the ones before."""
+        return frozenset((self.actor, *self.life.earlier))
+
+    def _earlier(self) -> tuple[Actor, ...]:
+        """The actors of the processes before; while no write of theirs is open, only the last one counts."""
         before = self._before
-        return frozenset({self.actor} if before is None else {self.actor, before.actor})
+        if before is None:
+            return ()
+        known = (before.actor, *before.earlier) if self.open_rows else (before.actor,)
+        return tuple(actor for actor in dict.fromkeys(known) if actor != self.actor)
 
     @property
     def is_complete(self) -> bool:
@@ -766,10 +778,12 @@ class Replica:
                 self.open_rows[place] = None
         for actor, counter, hlc in seen:
             self.has_heard |= actor != self.clocks.actor
+            is_mine = self._before is not None and actor == self._before.actor
+            # Not where a write of this node comes back in a row that others have sent.
+            if is_mine and slot != SYSTEM_SLOT and not self.clocks.covers(slot, (actor, counter)):
+                self._note_recent((slot, row), hlc)
             self.clocks.add(slot, (actor, counter))
             self.clock.observe(hlc)
-            if self._before is not None and actor == self._before.actor and slot != SYSTEM_SLOT:
-                self._note_recent((slot, row), hlc)
         if at_ms := CODEC.expires_at_ms(raw):
             self.expiry.add(slot, row, at_ms)
 
