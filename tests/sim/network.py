@@ -115,10 +115,11 @@ class Network:
         if not connection.is_up:
             return False
         self.fired["broken connection"] += 1
+        number = connection.number
         connection.is_up = False
         connection.number += 1
         for me, peer in ((one, other), (other, one)):
-            self._tell_broken(me, peer, self.rng.uniform(0, 0.05), is_refused=False)
+            self._tell_broken(me, peer, number, self.rng.uniform(0, 0.05), is_refused=False)
         return True
 
     # Endpoints
@@ -142,10 +143,11 @@ class Network:
         for peer in self.endpoints:
             connection = self.connection(endpoint.name, peer)
             if connection.is_up:
+                number = connection.number
                 connection.is_up = False
                 connection.number += 1
                 delay_s = 0.002 if is_refused else self.rng.uniform(0.5, 3)
-                self._tell_broken(peer, endpoint.name, delay_s, is_refused=is_refused)
+                self._tell_broken(peer, endpoint.name, number, delay_s, is_refused=is_refused)
 
     def send(
         self, source: Endpoint, target: NodeId, message: Sequence[bytes], *, is_bulk: bool
@@ -223,14 +225,17 @@ class Network:
 
     # Connections
 
-    def _tell_broken(self, me: NodeId, peer: NodeId, delay_s: float, *, is_refused: bool) -> None:
+    def _tell_broken(
+        self, me: NodeId, peer: NodeId, number: int, delay_s: float, *, is_refused: bool
+    ) -> None:
         endpoint = self.endpoints.get(me)
         if endpoint is None:
             return
         tick = int((self.timeline.now_s + delay_s) * 1000) + 1
 
         def tell() -> None:
-            if endpoint.connected_to.pop(peer, None) is not None:
+            if endpoint.connected_to.get(peer) == number:  # And not a later one.
+                del endpoint.connected_to[peer]
                 endpoint.receiver.disconnected(peer, is_refused=is_refused)
 
         self._put(tick, me, lambda: True, tell)
@@ -257,7 +262,7 @@ class Network:
                 self.break_connection(one, other)
             return
         ends = self.endpoints[one], self.endpoints[other]
-        is_news_out = ends[0].connected_to.get(other) or ends[1].connected_to.get(one)
+        is_news_out = other in ends[0].connected_to or one in ends[1].connected_to
         if is_cut or is_news_out or self.rng.random() < 0.5:
             return
         connection.is_up = True
@@ -268,7 +273,7 @@ class Network:
                 self.timeline.tick + 1,
                 me.name,
                 lambda number=connection.number: connection.number == number,  # type: ignore[misc]
-                partial(me.now_connected, peer),
+                partial(me.now_connected, peer, connection.number),
             )
 
 
@@ -280,7 +285,7 @@ class Endpoint:
     ) -> None:
         self.name = name
         self._is_alive = is_alive
-        self.connected_to: dict[NodeId, bool] = {}
+        self.connected_to: dict[NodeId, int] = {}  # The number of the connection.
         self.receiver: Receiver
         self.run: Callable[[Batch], None]
         self._network = network
@@ -296,8 +301,8 @@ class Endpoint:
         if self._network.endpoints.get(self.name) is self:
             self._network.leave(self, is_refused=is_refused)
 
-    def now_connected(self, peer: NodeId) -> None:
-        self.connected_to[peer] = True
+    def now_connected(self, peer: NodeId, number: int) -> None:
+        self.connected_to[peer] = number
         self.receiver.connected(peer)
 
     # The protocol
