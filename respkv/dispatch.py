@@ -257,9 +257,7 @@ class Dispatch:
             pipeline = session.pipeline = Pipeline()
         is_split = len(slots) > 1 and not is_local and command.name in SPLITTABLE
         keys = tuple([args[at] for at in positions]) if is_plain else ()
-        if not pipeline.may_start(
-            keys, is_plain=is_plain, is_local=is_local, is_write=command.is_write
-        ):
+        if not pipeline.may_start(keys, is_plain=is_plain):
             return False
         deadline_s = self.node.now_s + self.timeout_s
         kind = SplitOperation if is_split else Operation
@@ -267,7 +265,6 @@ class Dispatch:
         operation.slots = slots
         operation.keys = keys
         operation.is_plain = is_plain
-        operation.is_local = is_local
         operation.is_blind = is_plain and command.is_write
         operation.quorums = quorums
         self.admit(session, pipeline, operation)
@@ -333,7 +330,6 @@ class Dispatch:
             args[at] for command, args in transaction.commands for at in command.key_positions(args)
         ]
         operation.quorums = self.quorums_for(session, [*keys, *(key for _, key in session.watches)])
-        operation.is_local = False
         self.admit(session, pipeline, operation)
         note_written(session, operation.slots)
         refusal = (

@@ -173,7 +173,6 @@ class Gather:
         if pipeline is None:
             pipeline = session.pipeline = Pipeline()
         operation = Operation(self._dispatch, session, command, args, now_ms, inf)
-        operation.is_local = False
         operation.started_ns = self.node.clock_ns()
         self._dispatch.admit(session, pipeline, operation)
         self._begin(operation)

@@ -131,7 +131,6 @@ class Grouping:
         run = Run(self._dispatch, session, command, now_ms, self.node.now_s + self.timeout_s, count)
         run.keys = tuple(keys[:count])
         run.is_plain = True
-        run.is_local = is_local if is_get else is_mine
         pipeline.add(run)
         self._dispatch.in_flight += 1
         for _ in range(count - 1):

@@ -60,7 +60,6 @@ class Operation(Pending):
         "hlc",
         "is_done",
         "is_forwarded",
-        "is_local",
         "is_plain",
         "is_resp3",
         "is_silent",
@@ -104,7 +103,6 @@ class Operation(Pending):
         self.data = b""
         self.is_done = False
         self.is_forwarded = False  # From another node, which may have it done elsewhere, too.
-        self.is_local = True
         self.is_plain = False
         self.is_silent = False  # CLIENT REPLY: its reply is not sent.
         self.is_timed = False  # KV.WITH TIMEOUT: it ends at its deadline, whatever it waits for.
@@ -175,7 +173,6 @@ class Pipeline:
 
     __keys__ = (
         "_other_count",
-        "_remote_keys",
         "_keys",
         "answered_count",
         "begun_count",
@@ -186,20 +183,21 @@ class Pipeline:
         self.operations: deque[Operation] = deque()
         self.begun_count = self.answered_count = 0  # Of all that ever were.
         self._keys: dict[Key, int] = {}
-        self._remote_keys: dict[Key, int] = {}
         self._other_count = 0  # Those that are not plain.
 
-    def may_start(
-        self, keys: tuple[Key, ...], *, is_plain: bool, is_local: bool, is_write: bool
-    ) -> bool:
-        """Whether a command on these keys may run before the earlier ones have ended."""
+    def may_start(self, keys: tuple[Key, ...], *, is_plain: bool) -> bool:
+        """Whether a command on these keys may run before the earlier ones have ended.
+
+        Not if one of them is on a key of it, though both only read: the earlier one may have to run again, and
+        would show what came after the later one.
+        """
         if not self.operations:
             return True
         if len(self.operations) >= OPERATIONS_MAX:
             return False
         if not is_plain or self._other_count:
             return False
-        taken = self._remote_keys if is_local and not is_write else self._keys
+        taken = self._keys
         return not taken or not any(key in taken for key in keys)
 
     @property
@@ -207,12 +205,15 @@ class Pipeline:
         return len(self.operations) >= OPERATIONS_MAX
 
     def count_reads(self, keys: list[Key], *, is_local: bool) -> int:
-        """How many plain reads of these keys may start now, one after the other."""
+        """How many plain reads of these keys may start now, together.
+
+        Here, one key may be read several times: all its reads are confirmed by the same message.
+        """
         if self._other_count:
             return 0
         if not is_local:
             return self.count_writes(keys)  # Two reads of a key may be answered by different nodes.
-        taken = self._remote_keys
+        taken = self._keys
         for count, key in enumerate(keys):
             if key in taken:
                 return count
@@ -237,8 +238,6 @@ class Pipeline:
         self.begun_count += 1
         for key in operation.keys:
             self._keys[key] = self._keys.get(key, 0) + 1
-            if not operation.is_local:
-                self._remote_keys[key] = self._remote_keys.get(key, 0) + 1
         self._other_count += not operation.is_plain
 
     def take_done(self) -> list[bytes]:
@@ -252,8 +251,6 @@ class Pipeline:
                 ready.append(operation.data)
             for key in operation.keys:
                 _count_down(self._keys, key)
-                if not operation.is_local:
-                    _count_down(self._remote_keys, key)
             self._other_count -= not operation.is_plain
         return ready
 

@@ -148,7 +148,6 @@ class Traced(Operation):
         super().__init__(
             inner.dispatch, inner.session, tracing.command, args, inner.now_ms, inner.deadline_s
         )
-        self.is_local = False
         self.started_ns = tracing.clock_ns()
         self.watches: dict[Operation, Watch] = {inner: Watch(inner)}
         self.asked: list[Asked] = []

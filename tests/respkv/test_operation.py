@@ -25,11 +25,9 @@ def keys(*numbers: int) -> tuple[bytes, ...]:
     return tuple(b"%d" % number for number in numbers)
 
 
-def operation(
-    *slots: int, is_plain: bool = True, is_local: bool = True, data: bytes = b"+OK\r\n"
-) -> Operation:
+def operation(*slots: int, is_plain: bool = True, data: bytes = b"+OK\r\n") -> Operation:
     op = Operation(NOBODY, SESSION, GET, [b"GET", b"k"], 0, 1.0)
-    op.keys, op.is_plain, op.is_local, op.data = keys(*slots), is_plain, is_local, data
+    op.keys, op.is_plain, op.data = keys(*slots), is_plain, data
     return op
 
 
@@ -41,51 +39,37 @@ def pipeline_of(*operations: Operation) -> Pipeline:
 
 
 @pytest.mark.parametrize("is_plain", [True, False])
-@pytest.mark.parametrize("is_local", [True, False])
-@pytest.mark.parametrize("is_write", [True, False])
-def test_the_first_command_may_always_start(is_plain: bool, is_local: bool, is_write: bool) -> None:
-    pipeline = Pipeline()
-    assert pipeline.may_start(keys(1), is_plain=is_plain, is_local=is_local, is_write=is_write)
+def test_the_first_command_may_always_start(is_plain: bool) -> None:
+    assert Pipeline().may_start(keys(1), is_plain=is_plain)
 
 
-# Before it: plain or other, here or elsewhere (all on slot 1). Then: slot, plain, here, writes; may it start?
+# Is the one before it plain (on slot 1); then: slot, plain; may it start?
 RULES = [
-    ("plain here", 2, True, True, True, True),
-    ("plain here", 2, True, False, True, True),
-    ("plain here", 1, True, True, False, True),
-    ("plain here", 1, True, True, True, False),
-    ("plain here", 1, True, False, False, False),
-    ("plain here", 2, False, True, False, False),
-    ("plain here", 1, False, True, True, False),
-    ("plain there", 2, True, True, True, True),
-    ("plain there", 1, True, True, False, False),
-    ("plain there", 1, True, True, True, False),
-    ("plain there", 1, True, False, False, False),
-    ("plain there", 2, True, False, False, True),
-    ("other here", 2, True, True, False, False),
-    ("other here", 1, True, True, False, False),
-    ("other there", 2, False, True, True, False),
+    (True, 2, True, True),
+    (True, 1, True, False),
+    (True, 2, False, False),
+    (True, 1, False, False),
+    (False, 2, True, False),
+    (False, 1, True, False),
+    (False, 2, False, False),
 ]
 
 
-@pytest.mark.parametrize(("before", "slot", "is_plain", "is_local", "is_write", "may"), RULES)
-def test_what_may_overlap(
-    before: str, slot: int, is_plain: bool, is_local: bool, is_write: bool, may: bool
-) -> None:
-    first = operation(1, is_plain="plain" in before, is_local=before.endswith(" here"))
+@pytest.mark.parametrize(("is_before_plain", "slot", "is_plain", "may"), RULES)
+def test_what_may_overlap(is_before_plain: bool, slot: int, is_plain: bool, may: bool) -> None:
+    first = operation(1, is_plain=is_before_plain)
     pipeline = pipeline_of(first)
-    asked = pipeline.may_start(keys(slot), is_plain=is_plain, is_local=is_local, is_write=is_write)
-    assert asked is may
+    assert pipeline.may_start(keys(slot), is_plain=is_plain) is may
     first.is_done = True
     pipeline.take_done()
-    assert pipeline.may_start(keys(slot), is_plain=is_plain, is_local=is_local, is_write=is_write)
+    assert pipeline.may_start(keys(slot), is_plain=is_plain)
 
 
 def test_a_command_of_several_slots_waits_for_each() -> None:
-    pipeline = pipeline_of(operation(1), operation(2, is_local=False))
-    assert not pipeline.may_start(keys(3, 2), is_plain=True, is_local=True, is_write=False)
-    assert pipeline.may_start(keys(3, 1), is_plain=True, is_local=True, is_write=False)
-    assert not pipeline.may_start(keys(3, 1), is_plain=True, is_local=True, is_write=True)
+    pipeline = pipeline_of(operation(1), operation(2))
+    assert not pipeline.may_start(keys(3, 2), is_plain=True)
+    assert not pipeline.may_start(keys(3, 1), is_plain=True)
+    assert pipeline.may_start(keys(3, 4), is_plain=True)
 
 
 def test_replies_leave_in_order_whatever_is_ready_first() -> None:
@@ -107,13 +91,11 @@ def test_replies_leave_in_order_whatever_is_ready_first() -> None:
 def test_a_pipeline_is_bounded() -> None:
     pipeline = pipeline_of(*(operation(number) for number in range(OPERATIONS_MAX)))
     assert pipeline.is_full
-    assert not pipeline.may_start(
-        keys(OPERATIONS_MAX), is_plain=True, is_local=True, is_write=False
-    )
+    assert not pipeline.may_start(keys(OPERATIONS_MAX), is_plain=True)
     pipeline.operations[0].is_done = True
     pipeline.take_done()
     assert not pipeline.is_full
-    assert pipeline.may_start(keys(OPERATIONS_MAX), is_plain=True, is_local=True, is_write=False)
+    assert pipeline.may_start(keys(OPERATIONS_MAX), is_plain=True)
 
 
 def test_counting_is_asking_one_after_the_other() -> None:
@@ -121,30 +103,24 @@ def test_counting_is_asking_one_after_the_other() -> None:
     rng = random.Random(1)
     for _ in range(2000):
         before = [
-            operation(rng.randrange(6), is_plain=rng.random() < 0.95, is_local=rng.random() < 0.6)
+            operation(rng.randrange(6), is_plain=rng.random() < 0.95)
             for _ in range(rng.randrange(4))
         ]
-        pipeline = pipeline_of(*before)
         slots = [rng.randrange(8) for _ in range(rng.randrange(1, 5))]
-        is_local = rng.random() < 0.5
-        expected = 0
-        for slot in slots:
-            may = pipeline.may_start(keys(slot), is_plain=True, is_local=is_local, is_write=False)
-            if not may:
-                break
-            if not is_local:  # Two reads of a key may be answered by different nodes.
-                pipeline.add(operation(slot, is_local=False))
-            expected += 1
-        assert pipeline_of(*before).count_reads([*keys(*slots)], is_local=is_local) == expected
-        pipeline = pipeline_of(*before)
-        expected = 0
-        for slot in slots:
-            may = pipeline.may_start(keys(slot), is_plain=True, is_local=True, is_write=True)
-            if not may:
-                break
-            pipeline.add(operation(slot))
-            expected += 1
-        assert pipeline_of(*before).count_writes([*keys(*slots)]) == expected
+        for is_together in (True, False):  # Reads that one message confirms may be of one key.
+            pipeline = pipeline_of(*before)
+            expected = 0
+            for slot in slots:
+                if not pipeline.may_start(keys(slot), is_plain=True):
+                    break
+                if not is_together:
+                    pipeline.add(operation(slot))
+                expected += 1
+            asked = [*keys(*slots)]
+            pipeline = pipeline_of(*before)
+            assert pipeline.count_reads(asked, is_local=is_together) == expected
+            if not is_together:
+                assert pipeline.count_writes(asked) == expected
 
 
 def test_nothing_is_left_when_all_were_answered() -> None:
@@ -152,9 +128,9 @@ def test_nothing_is_left_when_all_were_answered() -> None:
     pipeline = Pipeline()
     for number in range(3000):
         slots = tuple({rng.randrange(5) for _ in range(rng.randrange(1, 3))})
-        flags = {"is_plain": rng.random() < 0.8, "is_local": rng.random() < 0.5}
-        if pipeline.may_start(keys(*slots), is_write=True, **flags):
-            pipeline.add(operation(*slots, data=b"%d" % number, **flags))
+        is_plain = rng.random() < 0.8
+        if pipeline.may_start(keys(*slots), is_plain=is_plain):
+            pipeline.add(operation(*slots, data=b"%d" % number, is_plain=is_plain))
         if pipeline.operations and rng.random() < 0.6:
             rng.choice(pipeline.operations).is_done = True
         pipeline.take_done()
@@ -163,9 +139,6 @@ def test_nothing_is_left_when_all_were_answered() -> None:
     pipeline.take_done()
     assert not pipeline.operations
     assert pipeline.begun_count == pipeline.answered_count > 500
-    for is_write in (True, False):
-        pipeline.add(operation(99))
-        assert pipeline.count_reads([*keys(0, 1, 2, 3, 4)], is_local=False) == 5
-        assert pipeline.may_start(keys(0), is_plain=True, is_local=True, is_write=is_write)
-        pipeline.operations[0].is_done = True
-        pipeline.take_done()
+    pipeline.add(operation(99))
+    assert pipeline.count_reads([*keys(0, 1, 2, 3, 4)], is_local=False) == 5
+    assert pipeline.may_start(keys(0), is_plain=True)

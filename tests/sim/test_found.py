@@ -44,6 +44,7 @@ FOUND = {
     20030: "with N = 5, EXEC read one row of a RENAME that was under way, and asked others for the other row",
     40008: "an APPEND that had failed won by its timestamp, after its node had been killed",
     50038: "a SET that was done elsewhere meanwhile ran again, after a later SET",
+    100508: "of a pipeline, a GET was answered before an MGET of the same key, which then ran again and showed more",
 }
 
 
