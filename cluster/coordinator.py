@@ -143,6 +143,7 @@ class Coordinator:
         self._all_batches = list(batches.values())
         self._looked = -1
         replica.before_hearing = self.seal
+        replica.rows_under_way = self.rows_under_way
         replica.is_undecided = lambda slot, row: self._is_undecided((slot, row))
         replica.has_siblings = lambda slot, row: self._note_contradiction((slot, row))
         replica.testimony = lambda slot, row: self.inquest.testimony((slot, row))
@@ -685,6 +686,18 @@ class Coordinator:
                     if (entry[2], entry[3]) == place and number not in round_.decided:
                         return round_
         return None
+
+    def rows_under_way(self) -> list[Place]:
+        """The rows with checked writes of this node that may yet have to be taken back."""
+        self.seal()
+        places = [
+            (entry[2], entry[3])
+            for round_ in self.writes.values()
+            if round_.needed and round_.is_checked and not round_.is_decided
+            for number, entry in enumerate(round_.entries)
+            if entry[4] and number not in round_.decided
+        ]
+        return [*places, *self.conflicts.doomed]
 
     def has_undecided(self, slot: Slot) -> bool:
         """Whether `undecided` is true of some row of a slot."""

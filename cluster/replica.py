@@ -169,6 +169,8 @@ class Replica:
         self.contested: set[tuple[Slot, Row]] = set()
         # Rows with writes of this node of which nobody knows whether they count: see `note_open`.
         self.open_rows: dict[tuple[Slot, Row], None] = {}
+        # Those that are not decided yet: the log that tells of them may be gone when the next process looks.
+        self.rows_under_way: Callable[[], Iterable[tuple[Slot, Row]]] = tuple
         self._recent: dict[tuple[Slot, Row], int] = {}  # Found at recovery: when they were written.
         self._new_actor = actor
         self._before: Life | None = None
@@ -291,7 +293,7 @@ class Replica:
                 clocks.beyond,
                 unsettled,
                 self.origin,
-                list(self.open_rows),
+                list(dict.fromkeys((*self.open_rows, *self.rows_under_way()))),
             )
         )
 

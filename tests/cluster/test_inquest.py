@@ -72,6 +72,23 @@ def test_what_is_noted_stays_noted_until_it_is_known() -> None:
     assert list(kept.open_rows) == [place_of(b"one")]
 
 
+def test_what_is_under_way_when_the_memtable_is_flushed_is_open_for_the_next_process() -> None:
+    world = World(1, 3, Quorums(3, 2, 2), Weather(delay_s=0.001))
+    world.run(0.05)
+    node = world.nodes["n01"]
+    world.do("n01", b"SET", b"done", b"1")
+    world.run(0.1)
+    world.cut = {frozenset(("n01", other)) for other in ("n02", "n03")}
+    world.do("n01", b"INCR", b"k")
+    kept = Replica(7)
+    kept.restore(node.replica.capture())
+    assert list(kept.open_rows) == [place_of(b"k")]
+    world.settle()
+    again = Replica(8)
+    again.restore(node.replica.capture())
+    assert not again.open_rows
+
+
 def version(actor: int, counter: int, payload: bytes = b"") -> Version:
     return Version((actor, counter), counter, STRING, payload)
 
