@@ -420,12 +420,22 @@ class Inquest:
         return self._coordinator.record(case.place)
 
     def _chosen(self, case: Case) -> set[Dot]:
-        """The open writes that a majority has seen: whatever came after them has seen them, too."""
-        needed = self._coordinator.quorums.majority - 1
+        """The open writes that a majority has seen: whatever came after them has seen them, too.
+
+        With more than three replicas one that had refused a write may hear of it from one that had taken it, and
+        has it beside what it refused it for: that does not count.
+        """
+        quorums = self._coordinator.quorums
+
+        def has_taken(answer: Record, dot: Dot) -> bool:
+            is_beside = quorums.n > 3 and dot in answer.dots and len(answer.versions) > 1
+            return answer.has_seen(dot) and not is_beside
+
         return {
             dot
             for dot in case.dots
-            if sum(answer.has_seen(dot) for answer in case.answers.values()) >= needed
+            if sum(has_taken(answer, dot) for answer in case.answers.values())
+            >= quorums.majority - 1
         }
 
     def _is_waited_for(self, case: Case) -> bool:

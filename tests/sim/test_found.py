@@ -45,6 +45,7 @@ FOUND = {
     40008: "an APPEND that had failed won by its timestamp, after its node had been killed",
     50038: "a SET that was done elsewhere meanwhile ran again, after a later SET",
     100508: "of a pipeline, a GET was answered before an MGET of the same key, which then ran again and showed more",
+    100857: "with N = 5, an INCR that a majority had refused stood, since they had heard of it from each other",
 }
 
 
