@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import count
 
 import trio
@@ -90,20 +90,26 @@ def complete(result: Result, act: Act, end: End) -> World:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """No collector within a run: it takes time, and calls finalisers at moments that no seed decides.
-
-    What was there before a run it leaves alone afterwards: going through all of that takes as long again.
-    """
+    """No collector within a run: it takes time, and calls finalisers at moments that no seed decides."""
+    _leave_alone()
     is_on = gc.isenabled()
     gc.disable()
-    gc.freeze()
     try:
         yield
     finally:
         if is_on:
             gc.enable()
         gc.collect()
-        gc.unfreeze()
+
+
+@cache
+def _leave_alone() -> None:
+    """Keep the collector from going through modules and classes after each run: that takes as long again.
+
+    Once in a process: what is left of one run must not be taken for a part of them before the next.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def _run(result: Result, act: Act, end: End) -> World:
