@@ -4,7 +4,9 @@ From the refusal to the decision a row is *doomed*: commands on it wait, and nob
 hold is joined in, and then
 
     no other replica can have taken the write    it is taken back: what it replaced is there again, and it runs again
-    a blind one (SET)                            runs again, and replaces what is there
+    a blind one (SET)                            runs again, and replaces what is there; but if a replica that is gone
+                                                 may have taken it, others may have built upon that, and the error
+                                                 says that nobody knows
     anything else                                an inquest finds out (`cluster/inquest.py`), or the error says that
                                                  nobody knows
 

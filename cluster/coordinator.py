@@ -17,9 +17,9 @@ majority, and two majorities share a replica.
 Everything of a tick goes out together: `begin` gathers, `seal` makes messages, `flush` sends them after
 the log was written. The messages are in `cluster/quorum_messages.py`.
 
-A lost write is taken back before its command runs again, if no other replica can have taken it; a blind
-one (SET) simply runs again. Otherwise nobody can know, the error says so, and the row stays hidden until
-an inquest has found out (`cluster/inquest.py`).
+A lost write is taken back before its command runs again, if no other replica can have taken it
+(`cluster/conflict.py`). Otherwise nobody can know, the error says so, and the row stays hidden until an inquest
+has found out (`cluster/inquest.py`).
 
 An *unchecked* write is never refused: what its author had not seen stays beside it. A blind one is sent so where
 W is below a majority. KV.PUT and KV.DEL are always sent so: their entry is a record of several versions (those that
@@ -32,7 +32,7 @@ optimistic concurrency control by validation (Kung and Robinson); Riak's read re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -297,11 +297,8 @@ class Coordinator:
             return True
         self.seal()
         return any(
-            entry[4] and not entry[0].is_blind and (entry[2], entry[3]) == place
-            for round_ in self.writes.values()
-            if round_.needed and round_.is_checked and not round_.is_decided
-            for number, entry in enumerate(round_.entries)
-            if number not in round_.decided
+            round_.is_checked and not entry[0].is_blind and (entry[2], entry[3]) == place
+            for round_, entry in self._undecided_writes()
         )
 
     def open(self, batch: Batch) -> None:
@@ -691,25 +688,24 @@ class Coordinator:
         """The rows with checked writes of this node that may yet have to be taken back."""
         self.seal()
         places = [
-            (entry[2], entry[3])
-            for round_ in self.writes.values()
-            if round_.needed and round_.is_checked and not round_.is_decided
-            for number, entry in enumerate(round_.entries)
-            if entry[4] and number not in round_.decided
+            (entry[2], entry[3]) for round_, entry in self._undecided_writes() if round_.is_checked
         ]
         return [*places, *self.conflicts.doomed]
+
+    def _undecided_writes(self) -> Iterator[tuple[WriteRound, WriteEntry]]:
+        """What was written in rounds of which somebody's answer counts, and may yet be refused; the latest first."""
+        for round_ in reversed(self.writes.values()):
+            if round_.needed and not round_.is_decided:
+                for number, entry in enumerate(round_.entries):
+                    if entry[4] and number not in round_.decided:
+                        yield round_, entry
 
     def has_undecided(self, slot: Slot) -> bool:
         """Whether `undecided` is true of some row of a slot."""
         self.seal()
         if self.conflicts.has_slot(slot) or self.inquest.has_slot(slot):
             return True
-        return any(
-            entry[2] == slot and entry[4] and number not in round_.decided
-            for round_ in self.writes.values()
-            if round_.needed and not round_.is_decided
-            for number, entry in enumerate(round_.entries)
-        )
+        return any(entry[2] == slot for _, entry in self._undecided_writes())
 
     def _is_undecided(self, place: Place) -> bool:
         """Whether nobody else may be told of a row."""
@@ -723,13 +719,9 @@ class Coordinator:
         self.seal()
         if place in self.conflicts.doomed:
             return self.conflicts.doomed[place][-1]
-        for round_ in reversed(self.writes.values()):
-            if round_.is_decided or not round_.needed:
-                continue
-            for number, entry in enumerate(round_.entries):
-                is_write = entry[4] and (entry[2], entry[3]) == place
-                if is_write and number not in round_.decided:
-                    return round_
+        for round_, entry in self._undecided_writes():
+            if (entry[2], entry[3]) == place:
+                return round_
         return None
 
     def _attach(self, op: Pending, attempt: int, place: Place) -> bool:

@@ -228,9 +228,7 @@ class Inquest:
             return  # An earlier write, on which an open one was built, or a later one.
         case.next_s = coordinator.now_s + case.wait_s
         case.wait_s = min(2 * case.wait_s, ASK_MOST_S)
-        for number in case.asked:
-            self._asked.pop(number, None)
-        case.asked.clear()
+        self._forget_questions(case)
         for peer in coordinator.batches[case.place[0]].peers:
             is_clear = peer in case.answers and peer not in case.doubts
             if not is_clear and coordinator.topology.is_reachable(peer):  # Also with its clock off.
@@ -285,7 +283,7 @@ class Inquest:
     def _judge(self, group: list[Case]) -> None:
         """Decide about rows of which a majority has been heard."""
         coordinator = self._coordinator
-        if any(case.closing is not None or not self._has_heard(case) for case in group):
+        if any(case.closing is not None or not self._hear(case) for case in group):
             return
         try:
             for case in list(group):
@@ -302,8 +300,8 @@ class Inquest:
                 case.closing = closing
             coordinator.send_rows(closing, rows)
 
-    def _has_heard(self, case: Case) -> bool:
-        """Whether enough is known of a row, which is then in `heard`."""
+    def _hear(self, case: Case) -> bool:
+        """Put what counts of the answers into `heard`; False if that is not enough."""
         needed = self._coordinator.quorums.majority - 1
         unseen = self._unseen(case)
         case.is_short = False
@@ -464,6 +462,9 @@ class Inquest:
         case.answers.clear()
         case.doubts.clear()
         case.incomplete.clear()
+        self._forget_questions(case)
+
+    def _forget_questions(self, case: Case) -> None:
         for number in case.asked:
             self._asked.pop(number, None)
         case.asked.clear()

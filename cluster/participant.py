@@ -26,13 +26,16 @@ from cluster.quorum_messages import (
     ACK,
     INCOMPLETE,
     NOT,
+    OVERFULL,
     QUESTION_HEAD,
     READ,
     REPAIR,
     SAME,
     STATES,
     UNCHECKED,
+    UNDECIDED,
     UNIT,
+    UNREADABLE,
     WRITE,
     dots_of,
 )
@@ -52,9 +55,6 @@ from engine.errors import EngineError
 from engine.store import PageFault
 
 ANSWERS_MAX: Final = 512  # Remembered of each peer.
-UNREADABLE: Final = b"unreadable"
-OVERFULL: Final = b"overfull"
-UNDECIDED: Final = b"undecided"  # This node wrote the row, and may have to take that back.
 
 Answer = Sequence[bytes]
 

@@ -37,7 +37,12 @@ QUESTION: Final = QUESTION_HEAD.pack
 CHECKED: Final = b"c"
 UNCHECKED: Final = b"u"
 UNIT: Final = b"a"
-INCOMPLETE: Final = b"incomplete"  # A reason of NOT.
+
+# Reasons of NOT.
+INCOMPLETE: Final = b"incomplete"  # It may have lost what it had.
+UNREADABLE: Final = b"unreadable"
+OVERFULL: Final = b"overfull"
+UNDECIDED: Final = b"undecided"  # It wrote the row, and may have to take that back.
 
 
 def dots_of(raw: bytes | None) -> bytes:
