@@ -34,7 +34,8 @@ write takes that of the first, which keeps it.
 
 Replicas that are incomplete cannot say what they had. Where no majority of the others is left, the write is sent
 again as it is, if nobody contradicts: they take writes like any other replica. They would be incomplete for ever
-otherwise: a slot with a case cannot be compared.
+otherwise: a slot with a case cannot be compared. If somebody contradicts, and all others have said that they are
+incomplete, nobody will ever know: then both stay as siblings.
 
 Core: time is an argument; messages go out with the coordinator's.
 
@@ -98,6 +99,7 @@ class Case:
     is_short: bool = False  # Only if those are counted that are incomplete.
     is_refused: bool = False  # By others that have open writes of their own.
     is_undone: bool = False  # The row was written again without the open writes.
+    is_beside: bool = False  # It stays with them, beside what others have: nobody can tell.
     chosen: set[Dot] = field(default_factory=set)  # Writes that a majority has seen.
     seen: SlotClock | None = None  # Of one from before the start: what the node had seen then.
     group: list[Case] = field(
@@ -129,7 +131,7 @@ class Closing(Pending):
 
     def settled(self) -> None:
         for case in self.cases:
-            self.inquest.close(case, is_known=True)
+            self.inquest.close(case, is_known=not case.is_beside)
 
     def stale(self) -> None:
         self.inquest.begin_again(self.cases)
@@ -352,10 +354,15 @@ class Inquest:
         coordinator = self._coordinator
         replica, now_ms = coordinator.replica, coordinator.now_ms
         is_undone = any(self._is_overtaken(case) for case in group)
-        if is_undone and any(case.is_short for case in group):
-            return []
+        is_refused = any(case.is_refused for case in group)
         is_dropped = False
-        if any(case.is_refused for case in group) and not coordinator.is_first(group[0].place[0]):
+        if any(case.is_short for case in group) and (is_undone or is_refused):
+            if not all(map(self._can_nobody_tell, group)):
+                return []
+            for case in group:
+                case.is_beside = True
+            is_undone = False
+        elif is_refused and not coordinator.is_first(group[0].place[0]):
             is_dropped = all(map(self._is_nowhere, group))
             # Not before all have answered that can: two that write again and again would refuse each other.
             if not is_dropped and (not is_undone or any(map(self._is_waited_for, group))):
@@ -444,6 +451,11 @@ class Inquest:
             for peer in coordinator.batches[case.place[0]].peers
         )
 
+    def _can_nobody_tell(self, case: Case) -> bool:
+        """Whether each other replica has answered, or said that it is incomplete."""
+        peers = self._coordinator.batches[case.place[0]].peers
+        return all(peer in case.answers or peer in case.incomplete for peer in peers)
+
     def _is_nowhere(self, case: Case) -> bool:
         """Whether all other replicas have said that they have seen none of the open writes."""
         return self._have_all_answered(case) and not any(
@@ -454,6 +466,7 @@ class Inquest:
         """The write that was to close cases was not taken."""
         for case in cases:
             case.is_refused = True
+            case.is_beside = False
             case.closing = None
             self._forget_answers(case)
             case.next_s = self._coordinator.now_s + case.wait_s
