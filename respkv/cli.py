@@ -1,7 +1,7 @@
 """The command line: `respkv serve`, `cluster`, `check-config`, `default-config`, `--version`, and the operator's tools.
 
 Not a client, and not the server: `serve` reads the configuration, decides where the data is, and
-calls `respkv.node.run`, which is imported only then, so that help and errors come at once. `cluster`
+calls `respkv.serve.run`, which is imported only then, so that help and errors come at once. `cluster`
 calls `respkv.supervisor.run` in the same way. The tools are in `respkv/tools/command.py`.
 
 This is where the environment is read (for the usual place of data and the host's name), and otherwise only by
@@ -292,7 +292,7 @@ def _data_dir(config: Config) -> str:
 
 
 def _run_node(config: Config, data_dir: str, node_name: str) -> int:
-    from respkv.node import run
+    from respkv.serve import run
 
     status: int = run(config, data_dir=data_dir, node_name=node_name)
     return status

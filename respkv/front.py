@@ -113,6 +113,7 @@ class Front:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.runner = node.runner
+        self._commit = node.commit
         self.connections: dict[int, Connection] = {}
         self.by_session: dict[Session, Connection] = {}
         self._listeners: dict[int, socket.socket] = {}
@@ -342,14 +343,14 @@ class Front:
                 self._dirty.append(connection)
                 self._go_on(connection)
         self._wake()
-        position = self.node.write_log()
+        position = self._commit.write()
         if peers is not None:
             peers.flush(position)
         dirty = self._dirty
         if not dirty:
             return
         self._dirty = []
-        if position > self.node.releasable:
+        if position > self._commit.releasable:
             self._hold(position, dirty)
         else:
             for connection in dirty:
@@ -781,7 +782,7 @@ class Front:
                 self._count_held(connection, data)
                 batch.append((connection, data))
         self._keep_held(position, batch)
-        self.node.want_sync()
+        self._commit.want_sync()
 
     def _hold_data(self, position: int, connection: Connection, data: bytes) -> None:
         self._count_held(connection, data)

@@ -92,6 +92,7 @@ class Peers:
         config = node.config
         assert config.me is not None
         self.node = node
+        self._commit = node.commit
         self.replica = node.replica
         self.topology = Topology(config.me.name, config.nodes, config.n)
         self.topology.mark_complete(self.topology.me, is_complete=self.replica.is_complete)
@@ -164,7 +165,7 @@ class Peers:
             w=config.w,
             first_id=wall_ms << 10,  # Beyond those of the process before.
             promise=self.promise,
-            when_durable=node.when_durable,
+            when_durable=node.commit.when_durable,
         )
         self.waits = Waits(node, self.arrivals)
         self.interest = node.tracking.interest = Interest(
@@ -337,13 +338,13 @@ class Peers:
             self.tracing.logged(position)
         promises, self._new_promises = self._new_promises, []
         if promises:
-            if position <= self.node.releasable and not self._promises:
+            if position <= self._commit.releasable and not self._promises:
                 send = self.transport.send
                 for peer, answer in promises:
                     send(peer, answer)
             else:
                 self._promises += [(position, peer, answer) for peer, answer in promises]
-                self.node.want_sync()
+                self._commit.want_sync()
         self.audiences.flush()
         self.transport.flush()
 
@@ -351,7 +352,7 @@ class Peers:
         """The log is durable up to `position`."""
         if self.tracing.active:
             self.tracing.released()
-            self.node.want_timer()  # So that a tick answers what has ended.
+            self.node.ticker.wake()  # So that a tick answers what has ended.
         promises = self._promises
         if not promises:
             return

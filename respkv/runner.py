@@ -522,7 +522,7 @@ class Runner:
         session.mode |= WAITING
         self.waiting[session] = wait
         if wait.deadline_s is not None:
-            self.node.want_timer()
+            self.node.ticker.wake()
 
     @property
     def next_deadline_s(self) -> float:
@@ -607,18 +607,18 @@ class Runner:
         self._paused_until_s = until_s
         if not only_writes or self.is_paused is None:
             self.is_paused = _pauses_writes if only_writes else _pauses_all
-        self.node.want_timer()
+        self.node.ticker.wake()
 
     def end_pause(self) -> None:
         self._paused_until_s = 0.0
-        self.node.want_timer()
+        self.node.ticker.wake()
 
     def unblock_later(self, session: Session, reply: Reply) -> None:
         """CLIENT UNBLOCK: the wait ends at once, with this answer."""
         assert session.wait is not None
         session.wait.deadline_s = 0.0
         session.wait.reply = reply
-        self.node.want_timer()
+        self.node.ticker.wake()
 
     def _end_pause_in_time(self, now_s: float, now_ms: int) -> None:
         if self.is_paused is None or now_s < self._paused_until_s:

@@ -322,8 +322,8 @@ class Tracing:
             for watch in traced.watches.values():
                 if watch.has_begun_here and not watch.is_written:
                     watch.logged_ns, watch.log_position = watch.operation.started_ns, position
-        if position > self.node.releasable:
-            self.node.want_sync()  # No reply is held back yet that would ask for it.
+        if position > self.node.commit.releasable:
+            self.node.commit.want_sync()  # No reply is held back yet that would ask for it.
         self.released()
 
     def released(self) -> None:
@@ -354,7 +354,7 @@ class Tracing:
             executed.quorum_us = self._us(traced)
         if not watch.is_written:
             executed.log_us = -1
-        elif executed.log_us < 0 and watch.log_position <= self.node.releasable:
+        elif executed.log_us < 0 and watch.log_position <= self.node.commit.releasable:
             executed.log_us = self._us(traced)
 
     def _add_parts(self, traced: Traced) -> None:

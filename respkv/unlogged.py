@@ -1,7 +1,7 @@
 """What a full disk could not take: the keys whose last change is in memory, and not in the commit log.
 
 A write is applied and then logged. If the disk has no room, the write stays applied and its reply is held
-back until there is (`Node.write_log`). What others read of it meanwhile would be gone if the process
+back until there is (`GroupCommit.write`). What others read of it meanwhile would be gone if the process
 ended then, so nobody may see it: commands that could show it are refused. Everything else goes on: reads
 of all other keys, and commands that show no keys (PING, INFO, CONFIG).
 

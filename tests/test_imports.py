@@ -24,9 +24,9 @@ SEAMS: dict[str, set[str]] = {
         "respkv/cli.py",
         "respkv/config.py",
         "respkv/front.py",
-        "respkv/node.py",
         "respkv/poller.py",
         "respkv/process.py",
+        "respkv/serve.py",
         "respkv/supervisor.py",
         "respkv/tools/command.py",
         "respkv/tools/live.py",
@@ -52,16 +52,20 @@ SEAMS: dict[str, set[str]] = {
     # `show` writes times that it is handed.
     "datetime": {"respkv/logs.py", "respkv/tools/show.py"},
     # Randomness. `random.Random` as the type of an argument is for everyone.
-    "random": {"respkv/node.py"},
+    "random": {"respkv/serve.py"},
     # Tasks, threads and processes. The log holds a lock, and starts nothing.
     "trio": {
         "engine/worker.py",
         "respkv/bus.py",
         "respkv/front.py",
+        "respkv/group_commit.py",
+        "respkv/jobs.py",
         "respkv/node.py",
         "respkv/pages.py",
         "respkv/poller.py",
+        "respkv/serve.py",
         "respkv/supervisor.py",
+        "respkv/ticker.py",
     },
     "threading": {"engine/log.py", "engine/worker.py", "respkv/supervisor.py"},
     "subprocess": {"engine/worker.py", "respkv/supervisor.py"},

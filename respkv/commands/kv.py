@@ -66,7 +66,7 @@ def kv_snapshot_create(ctx: Context, name: bytes) -> Generator[Errand, None, Rep
         except EngineError as error:
             yield from _done(ctx, lambda: _give_up(folder), occupied)
             raise _refused(error) from None
-        node.want_sync()
+        node.commit.want_sync()
 
         def finish() -> Snapshot:
             try:

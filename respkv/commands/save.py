@@ -41,7 +41,7 @@ def save(ctx: Context) -> Reply:
         node.saves.synced(node.changes, node.wall_ns() // 1_000_000_000)
         return ok
 
-    node.when_synced(ctx.session, ok, done)
+    node.commit.when_synced(ctx.session, ok, done)
     raise Block(None, ok, is_blocking=False)
 
 
@@ -62,7 +62,7 @@ def bgsave(ctx: Context, *words: bytes) -> Reply:
     if saves.is_running("save"):
         raise IN_PROGRESS
     is_behind = bool(words) and saves.is_running("rewrite")
-    ctx.node.ask_save("save")
+    ctx.node.jobs.ask_save("save")
     return Simple(b"Background saving scheduled" if is_behind else b"Background saving started")
 
 
@@ -73,7 +73,7 @@ def bgrewriteaof(ctx: Context) -> Reply:
     is_behind = saves.is_running("save")
     if saves.is_running("rewrite") and not is_behind:
         raise REWRITE_IN_PROGRESS
-    ctx.node.ask_save("rewrite")
+    ctx.node.jobs.ask_save("rewrite")
     how = b"scheduled" if is_behind else b"started"
     return Simple(b"Background append only file rewriting %b" % how)
 
@@ -151,7 +151,7 @@ def waitaof(ctx: Context, local: bytes, replicas: bytes, timeout: bytes) -> Repl
         return None if wanted_replicas else pending
 
     if not is_durable:
-        ctx.node.when_synced(ctx.session, pending, done)
+        ctx.node.commit.when_synced(ctx.session, pending, done)
     raise Block(seconds, pending)
 
 

@@ -29,7 +29,8 @@ from engine.job import run_job
 from respkv.commands import load
 from respkv.config import Config
 from respkv.front import Connection
-from respkv.node import Node, _store_settings
+from respkv.node import Node
+from respkv.store_share import store_settings
 
 PATIENCE_S = 20.0
 START_S = 10.0
@@ -110,7 +111,7 @@ def make_node(folder: Path, settings: Mapping[str, Any] | None = None) -> TestNo
     clock = AdjustableClock()
     node = TestNode(
         config,
-        Replica.open(disk, _store_settings(config), 1),
+        Replica.open(disk, store_settings(config), 1),
         name="test",
         data_dir=disk.path,
         rng=random.Random(1),

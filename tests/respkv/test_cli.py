@@ -418,7 +418,7 @@ def test_a_wrong_command_ends_the_process_with_status_2() -> None:
 def test_the_command_line_imports_little() -> None:
     code = (
         "import sys; from respkv.cli import main; main(['check-config', 'conf/respkv.toml']);"
-        "print([m for m in ('trio', 'structlog', 'msgspec', 'tomlkit', 'asyncio', 'respkv.node')"
+        "print([m for m in ('trio', 'structlog', 'msgspec', 'tomlkit', 'asyncio', 'respkv.node', 'respkv.serve')"
         " if m in sys.modules])"
     )
     command = [sys.executable, "-c", code]

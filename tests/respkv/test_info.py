@@ -171,7 +171,7 @@ def test_rates_are_of_the_last_moments(alone: Alone) -> None:
         for _ in range(7):
             alone.ask("PING")
         alone.node.front.bytes_in += 1024
-        alone.node._sample()
+        alone.node.ticker.sample()
     fields = alone.info("stats")
     assert fields["instantaneous_ops_per_sec"] == "70"
     assert fields["instantaneous_input_kbps"] == "10.00"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from respkv.admission import DISK_FULL
 from respkv.command import TABLE
-from respkv.node import DISK_FULL
 from respkv.reply import ReplyError
 from respkv.runner import REPLY_BYTES_PER_TICK
 from respkv.session import CLOSING, LARGE_REPLY_BYTES, WAITING, Session

@@ -27,7 +27,7 @@ class Full(Sessions):
             [word.encode("latin-1") for word in shlex.split(part)] for part in script.split(" ; ")
         ]
         self.runner.serve(session, commands, self.time_ms)
-        self.position = self.write_log()
+        self.position = self.commit.write()
         return self.said(session)
 
     def said(self, session: Session) -> list[Any]:
@@ -48,7 +48,7 @@ class Full(Sessions):
             fault.arrive(pins)
             resume(self.time_ms, None)
         self.runner.advance(self.time_ms)
-        self.write_log()
+        self.commit.write()
 
     def fill(self) -> None:
         self.sim_disk.faults.capacity_bytes = self.sim_disk.used_bytes()
@@ -56,13 +56,13 @@ class Full(Sessions):
     def make_room(self) -> None:
         self.sim_disk.faults.capacity_bytes = None
         self.now_s += 1
-        self.write_log()
-        self._check_disk()
+        self.commit.write()
+        self.admission.check_disk()
 
     @property
     def is_held(self) -> bool:
         """Whether the replies of the last tick wait for room."""
-        return self.position > self.releasable
+        return self.position > self.commit.releasable
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from cluster.round import Place, WriteRound
 from cluster.slot import Slot
 from engine.log import CommitLog
 from respkv import forwarding, spread
-from respkv.node import Node
+from respkv.group_commit import GroupCommit
 from respkv.operation import Operation
 from respkv.peers import Peers
 
@@ -57,7 +57,7 @@ class Canary:
 
 def _early_reply(original: property) -> property:
     """Replies leave before the log is synced."""
-    return property(lambda node: 1 << 62)
+    return property(lambda commit: 1 << 62)
 
 
 def _lazy_sync(original: Callable[[CommitLog], int]) -> Callable[[CommitLog], int]:
@@ -229,7 +229,7 @@ CANARIES = {
         },
     ),
     "early reply": Canary(
-        "an acknowledgement before the log is durable", Node, "releasable", _early_reply
+        "an acknowledgement before the log is durable", GroupCommit, "releasable", _early_reply
     ),
     "lazy sync": Canary("the commit log is not synced", CommitLog, "sync", _lazy_sync),
 }

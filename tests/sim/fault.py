@@ -212,7 +212,7 @@ class Faults:
         """No fault: a memtable is flushed, so that tables and compactions are met by what else happens."""
         if machine.is_up and machine.process is not None and not machine.process.is_frozen:
             self.fired["save"] += 1
-            machine.process.node.ask_save("save")
+            machine.process.node.jobs.ask_save("save")
 
     # Clients
 

@@ -60,7 +60,7 @@ class OperatingSystem:
 
 
 class Worker:
-    """Does jobs at once, after a while: `respkv.node.JobRunner`."""
+    """Does jobs at once, after a while: `respkv.jobs.JobRunner`."""
 
     restarts = 0
     pid = 1

@@ -41,7 +41,8 @@ from engine.store import PageFault, Store
 from respkv import logs
 from respkv.commands import load
 from respkv.config import Config
-from respkv.node import Node, _store_settings
+from respkv.node import Node
+from respkv.store_share import store_settings
 from tests.sim import check
 from tests.sim.gate import Gate
 from tests.sim.machine import Machine, OperatingSystem, Process
@@ -170,7 +171,7 @@ class World:
         config = self.config(machine)
         replica = Replica.open(
             process.disk,
-            _store_settings(config),
+            store_settings(config),
             rng.getrandbits(62) | 1,
             boot=f"{machine.name}-{machine.boots}",
             is_durable=config.log.fsync == "always",

@@ -18,11 +18,12 @@ from cluster.replica import Replica
 from engine.store import PageFault, Pins
 from respkv.commands import load
 from respkv.config import Config
-from respkv.node import Node, _store_settings
+from respkv.node import Node
 from respkv.pages import Resume
 from respkv.parser import Limits
 from respkv.process import CpuTimes
 from respkv.session import Session
+from respkv.store_share import store_settings
 from tests.differential.wire import Reply, ReplyReader
 from tests.sim.disk import SimDisk
 
@@ -63,7 +64,7 @@ class Alone:
         self.process = FakeProcess()
         self.config = config or Config()
         self.disk = SimDisk(random.Random(1))
-        self.open(Replica.open(self.disk, _store_settings(self.config), actor))
+        self.open(Replica.open(self.disk, store_settings(self.config), actor))
 
     def open(self, replica: Replica) -> None:
         """Compose a node; another one of the same data, if there was one."""
@@ -139,8 +140,8 @@ class Alone:
             resume(self.node.now_ms(), None)
         self.node.runner.advance(self.node.now_ms())
         self.node.store.log.sync()
-        waits, self.node._sync_waits = self.node._sync_waits, []
-        self.node._end_waits(waits)
+        waits, self.node.commit._waits = self.node.commit._waits, []
+        self.node.commit._end_waits(waits)
         return self.reply()
 
     def close(self) -> None:

@@ -135,7 +135,7 @@ class NodeStage:
                     break
             now_ms = node.begin_tick()
             node.runner.expire_waits(node.now_s, now_ms)
-            node._expire(now_ms)
+            node.ticker.expire(now_ms)
 
     def _fetch(self) -> None:
         """Read the pages that sessions wait for."""

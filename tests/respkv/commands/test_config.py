@@ -67,13 +67,13 @@ def test_slow_log_and_latency_monitor_follow(alone: Alone) -> None:
 
 
 def test_fsync_is_switched(alone: Alone) -> None:
-    assert not alone.node.is_sync_wanted
+    assert not alone.node.commit.is_sync_wanted
     alone.text("CONFIG SET appendfsync always")
-    assert alone.node.is_sync_wanted
-    assert alone.node._sync_wake.is_set(), "the task that syncs must look again"
-    assert alone.node.releasable == alone.node.store.log.synced
+    assert alone.node.commit.is_sync_wanted
+    assert alone.node.commit._wake.is_set(), "the task that syncs must look again"
+    assert alone.node.commit.releasable == alone.node.store.log.synced
     alone.text("CONFIG SET appendfsync no")
-    assert not alone.node.is_sync_wanted
+    assert not alone.node.commit.is_sync_wanted
 
 
 def test_the_level_of_logs_is_switched(alone: Alone) -> None:

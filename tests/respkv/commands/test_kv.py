@@ -11,7 +11,7 @@ from cluster.slot import row_of, slot_of
 from engine.damage import Damage
 from engine.disk import Disk
 from respkv.keyspace import Counts
-from respkv.node import _store_settings
+from respkv.store_share import store_settings
 from tests.differential.wire import Reply
 from tests.respkv.commands.alone import START_NS, Alone
 
@@ -48,7 +48,7 @@ def fields(reply: Reply) -> dict[bytes, bytes]:
 def opened(disk: Disk, name: str, alone: Alone) -> Replica:
     """A node's replica on the snapshot."""
     folder = disk.folder("snapshots").folder(name)
-    return Replica.open(folder, _store_settings(alone.config), NEW_ACTOR)
+    return Replica.open(folder, store_settings(alone.config), NEW_ACTOR)
 
 
 def test_create_answers_where_and_how_large(alone: Alone) -> None:

@@ -165,7 +165,7 @@ def test_a_rewrite_alone_has_the_words_of_redis(alone: Alone) -> None:
 
 def test_a_save_of_nothing_is_done_at_once(alone: Alone) -> None:
     alone.text("BGSAVE")
-    alone.node._freeze_for_save()
+    alone.node.jobs._freeze_for_save()
     assert not alone.node.saves.is_running("save")
     assert not alone.node.store.frozen
 
@@ -175,7 +175,7 @@ def test_a_save_does_not_stall_the_node(alone: Alone) -> None:
     alone.node.store.freeze()
     alone.ask("SET l w")
     alone.text("BGSAVE")
-    alone.node._freeze_for_save()
+    alone.node.jobs._freeze_for_save()
     assert len(alone.node.store.frozen) == 1
     assert not alone.node.store.is_stalled
     assert alone.node.saves.wants_freeze, "it comes after the one that is under way"

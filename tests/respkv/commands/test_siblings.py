@@ -12,9 +12,9 @@ import pytest
 from cluster.replica import Replica, state_of_copy
 from cluster.slot import row_of, slot_of
 from respkv.config import Config
-from respkv.node import _store_settings
 from respkv.reply import Fields, encode
 from respkv.sections import conflict_of
+from respkv.store_share import store_settings
 from tests.respkv.commands.alone import Alone
 
 
@@ -335,7 +335,7 @@ def test_siblings_and_contexts_outlive_a_restart_and_a_new_actor(alone: Alone) -
     client.put("k", "b")
     alone.node.store.write()
     before = client.ask("KV.GET", "k")
-    settings = _store_settings(alone.config)
+    settings = store_settings(alone.config)
     replica = alone.node.replica
     replica.close()
     alone.disk.remove("life")  # Nothing is known of the process before: it is another actor.

@@ -95,7 +95,7 @@ def test_a_slow_tick_and_a_slow_write_are_events(alone: Alone) -> None:
     alone.node.store.write = slow_write  # type: ignore[method-assign]
     alone.node.begin_tick()
     alone.ns += 15 * MS
-    alone.node.write_log()
+    alone.node.commit.write()
     events = alone.node.latency.events
     assert {name: event.worst_ms for name, event in events.items()} == {"aof-write": 20, "loop": 35}
 

@@ -1,0 +1,106 @@
+"""Admission of writes: whether the node takes them now, holds them back, or refuses them.
+
+It is not where they are refused: whoever executes a write asks `Node.refusal`, and `Runner.is_stalled` for whether it
+has to wait. Reads go on in any case. What it looks at, and what comes of it:
+
+    free disk, once a second, after each job, and whenever the log has grown by a part of the reserve
+        nearly full, or the log could not be written      -> refused: DISK_FULL
+        memory is full, and jobs or freezes fail          -> refused: MEMORY_FULL
+    the store's urgency, after each tick that wrote, each job, and at the end of a delay
+        a delay or a stop, as `throttle` has it           -> held back; they run again when it is over
+
+It knows neither the log nor the worker: `is_log_full` and `are_jobs_failing` are told by those who do.
+
+Core: the clock and the disk are the node's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from engine.errors import DiskError
+from respkv.reply import ReplyError
+from respkv.throttle import Throttle
+
+if TYPE_CHECKING:
+    from respkv.node import Node
+
+DISK_RESERVE_BYTES: Final = 64 << 20
+DISK_FULL: Final = ReplyError(
+    "MISCONF The disk that holds the data is nearly full: writes are refused until there is room. Reads go on."
+)
+MEMORY_FULL: Final = ReplyError(
+    "MISCONF Memory is full and cannot be written to the disk (the node's log says why): writes are refused until it "
+    "can. Reads go on."
+)
+
+
+class Admission:
+    """One per node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._runner = node.runner
+        self._store = node.store
+        self._clock_ns = node.clock_ns
+        self.throttle = Throttle()
+        self.is_log_full = False  # The disk did not take all that was applied.
+        self.are_jobs_failing = False
+        self.check_position = 0  # Of the log: beyond it, look at the disk again.
+        self._reserve_bytes = DISK_RESERVE_BYTES
+        self._is_retry_due = False  # Of the writes that wait for the end of a stall.
+
+    def check_stall(self) -> None:
+        """While too much waits for the worker, writes wait too, and reads go on."""
+        runner = self._runner
+        is_held = self.throttle.update(self._clock_ns() / 1e9, is_stopped=self._store.is_stalled)
+        if is_held:
+            self._node.ticker.wake()  # It may be a delay, which ends by itself.
+        if runner.is_stalled == is_held:
+            return
+        runner.is_stalled = is_held
+        self._node.observe_changed()
+        if not is_held:
+            runner.try_again(self._node.now_ms())
+
+    def check_disk(self) -> None:
+        """Refuse writes before the disk is full, and take them again when there is room.
+
+        Once a second, and whenever the log has grown by a part of the reserve.
+        """
+        store, node = self._store, self._node
+        disk = store.disk
+        try:
+            free = disk.free_bytes()
+            reserve = self._reserve_bytes = min(DISK_RESERVE_BYTES, disk.total_bytes() // 20)
+        except DiskError:
+            return
+        self.check_position = store.log.position + reserve // 8
+        if free < reserve or self.is_log_full:
+            reason: ReplyError | None = DISK_FULL
+        elif store.is_stalled and (self.are_jobs_failing or store.freeze_failure):
+            reason = MEMORY_FULL
+        else:
+            reason = None
+        if reason is node.refusal:
+            return
+        if reason is None:
+            node.log.info("writes are taken again", free_bytes=free)
+        else:
+            node.log.error("writes are refused", reason=reason.line.decode(), free_bytes=free)
+        node.refusal = reason
+        # Not now: this may be the end of a tick, and what runs now would be answered unlogged.
+        self._is_retry_due = True
+
+    def retry(self, now_ms: int) -> None:
+        """Between two ticks: run what waited, if `check_disk` has found a change since the last time."""
+        if self._is_retry_due:
+            self._is_retry_due = False
+            self._runner.try_again(now_ms)
+
+    def room_bytes(self) -> int:
+        """What a compaction may fill."""
+        try:
+            return max(0, self._store.disk.free_bytes() - self._reserve_bytes)
+        except DiskError:
+            return 0
