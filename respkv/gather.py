@@ -5,9 +5,9 @@ node that a client asks divides the slots among nodes that hold them, itself fir
 message's worth at a time, and puts the answers together:
 
     take      a command of a client becomes an operation in its session's pipeline, and a task
-    share     which node is asked for which slots: this one for those that it holds, else the coordinator
-    ask       questions to several nodes, one each; who is lost, late or refuses is asked no more, and the
-              slots are shared again. What was answered stays answered
+    share     `respkv/gather_share.py`: which node is asked for which slots
+    ask       `respkv/gather_question.py`: questions to several nodes, one each; who is lost, late or refuses
+              is asked no more, and the slots are shared again. What was answered stays answered
     answer    `respkv/gather_answer.py`, at the other end; it makes sure by `respkv/gather_survey.py`
 
 On the client port that means all slots, on the cluster port those that this node coordinates. A command
@@ -18,31 +18,28 @@ understands, so an iteration goes on at whatever node has the slot then.
 A key that comes or goes in the meantime may be seen or not. What is seen may be on its way to the other
 replicas yet.
 
-Keys are removed by each slot's coordinator. A question that may have been lost might still be executed: so
-another node is asked only when its time is over by every clock.
+Keys are removed by each slot's coordinator.
 
 Core: time is an argument; messages go through the transport seam.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Generator, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Final
 
 from cluster.ring import NodeId
-from cluster.slot import SLOT_COUNT, Slot, slot_of
-from engine.store import PageFault
+from cluster.slot import slot_of
 from respkv import cluster_view
 from respkv.cluster_view import coordinated
 from respkv.command import Command
 from respkv.commands.scan import Search, check_flush_mode, parse_cursor
 from respkv.gather_answer import Answers
+from respkv.gather_question import LATE, Questions
+from respkv.gather_share import Shares
 from respkv.gather_survey import Surveys
-from respkv.gather_task import LATER, Later, Task, Tasks
+from respkv.gather_task import Step, Task, Tasks
 from respkv.gather_wire import (
     ALL_DATABASES,
     ASK,
@@ -60,7 +57,6 @@ from respkv.gather_wire import (
     Question,
     Stretch,
     behind,
-    parse_answer,
     parse_question,
     whole,
 )
@@ -79,9 +75,6 @@ NOT_IN_MULTI: Final = NAMES | {"SWAPDB"}
 USUAL_MODES: Final = TRACKING | REPLY_OFF | REPLY_SKIP | CONSISTENT
 
 SWAPDB_REFUSED: Final = ReplyError("ERR SWAPDB is not supported in a cluster")
-NO_REPLICA: Final = ReplyError("NOREPLICAS no replica of some of the slots can be reached now")
-LOST: Final = ReplyError("NOREPLICAS a node was lost, and no other one can answer for it now")
-LATE: Final = ReplyError("TIMEOUT no answer of another node in time")
 BUSY: Final = ReplyError("BUSY too many commands on the whole keyspace: try again")
 TOO_LARGE: Final = ReplyError("ERR the reply is larger than cluster.bytes_in_flight_max: use SCAN")
 
@@ -91,34 +84,8 @@ SEEN_MAX: Final = 4096  # Questions that are remembered of each peer.
 LIST_ROWS: Final = 5000  # Rows of KEYS in one answer.
 SCAN_BYTES_MAX: Final = 1 << 20
 HOPS_MAX: Final = 64  # Questions of one SCAN.
-PAUSE_S: Final = 0.02  # Before it is tried again.
-# Errors that are worth asking again, perhaps another node.
-PASSING: Final = (b"NOREPLICAS", b"TIMEOUT", b"BUSY", b"TRYAGAIN", b"UNKNOWN")
 
-Step = PageFault | Later | None
-Run = tuple[Slot, Slot, NodeId | None]  # Slots, the end excluded, and who is asked for them.
 Take = Callable[[NodeId, Question, Answer], None]
-
-
-@dataclass(slots=True, eq=False)
-class Round:
-    """Questions that a task waits for."""
-
-    task: Task
-    results: list[Answer | ReplyError | None]
-    missing: int
-    is_doubtful: bool = False  # One of them may be executed yet.
-
-
-@dataclass(slots=True, eq=False)
-class Asked:
-    """One question on its way."""
-
-    round: Round
-    index: int
-    peer: NodeId
-    deadline_s: float
-    task: Task | None = None  # If it is answered here.
 
 
 class Gather:
@@ -129,8 +96,6 @@ class Gather:
         self._peers = peers
         self._topology = peers.topology
         self._dispatch = peers.dispatch
-        self._transport = peers.transport
-        self.timeout_s = peers.dispatch.timeout_s
         self._next_id = node.rng.getrandbits(52)
         self.tasks = Tasks(node, LATE)
         self._surveys = Surveys(
@@ -143,10 +108,17 @@ class Gather:
             self.tasks.wake,
             lambda error: text_of(error, is_early=False),
         )
-        self._asked: dict[int, Asked] = {}
+        self._shares = Shares(self._topology, reads_anywhere=peers.dispatch.reads_anywhere)
+        self.questions = Questions(
+            node,
+            self._topology.me,
+            peers.transport,
+            self.tasks,
+            peers.dispatch.timeout_s,
+            new_id=self._new_id,
+            answer_here=self._answer,
+        )
         self._seen: dict[NodeId, dict[bytes, None]] = {}
-        self.lost_total = 0  # Questions that no answer came to.
-        self._runs_of: tuple[object, list[Run]] = (None, [])
 
     def _new_id(self) -> int:
         self._next_id += 1
@@ -228,13 +200,13 @@ class Gather:
         left = behind(_only(scope, search), position)
         keys: list[Reply] = []
         rows = size = 0
-        patience = self._patience()
+        patience = self.questions.patience()
         for _ in range(HOPS_MAX):
             if not left or rows >= search.count or size >= SCAN_BYTES_MAX:
                 break
-            name, share = self._first_share(left, patience.avoid)
+            name, share = self._shares.first(left, patience.avoid)
             question = Question(SCAN, operation.db, share, search.count - rows, tuple(options))
-            (result,) = yield from self._ask(task, [(name, question)], patience)
+            (result,) = yield from self.questions.ask(task, [(name, question)], patience)
             if not isinstance(result, Answer):
                 continue
             keys += result.keys
@@ -333,10 +305,6 @@ class Gather:
 
     # Collecting
 
-    def _patience(self, *, is_write: bool = False) -> Patience:
-        max_s = self.timeout_s + self._removal_s if is_write else self.timeout_s
-        return Patience(self.node.now_s, max_s, {}, is_write)
-
     def _collect(
         self,
         task: Task,
@@ -347,11 +315,11 @@ class Gather:
         is_write: bool = False,
     ) -> Generator[Step, None, None]:
         """Ask for stretches until all are answered. `left` is what is not, also after an error."""
-        patience = self._patience(is_write=is_write)
+        patience = self.questions.patience(is_write=is_write)
         while left:
-            shares = self._shares(left, patience)
+            shares = self._shares.split(left, patience.avoid, is_write=is_write)
             asked = [(name, question(tuple(share))) for name, share in shares.items()]
-            results = yield from self._ask(task, asked, patience)
+            results = yield from self.questions.ask(task, asked, patience)
             remaining: list[Stretch] = []
             for (name, each), result in zip(asked, results, strict=True):
                 if isinstance(result, Answer):
@@ -360,145 +328,6 @@ class Gather:
                 else:
                     remaining += each.stretches
             left[:] = sorted(remaining)
-
-    def _ask(
-        self, task: Task, asked: list[tuple[NodeId, Question]], patience: Patience
-    ) -> Generator[Step, None, list[Answer | ReplyError | None]]:
-        """Ask nodes, and wait for all answers. Raises ReplyError if there is none for too long."""
-        round_ = Round(task, [None] * len(asked), len(asked))
-        numbers = [self._send(round_, at, *each) for at, each in enumerate(asked)]
-        try:
-            while round_.missing:
-                yield LATER
-        finally:
-            for number in numbers:
-                self._forget(number)
-        node = self.node
-        error: ReplyError | None = None
-        for (name, _), result in zip(asked, round_.results, strict=True):
-            if isinstance(result, Answer):
-                patience.since_s = node.now_s
-            elif result is not None:
-                error = result
-                patience.avoid[name] = None
-        if error is not None:
-            if error.code not in PASSING or node.now_s - patience.since_s >= patience.max_s:
-                raise error
-            pause_s = PAUSE_S
-            if patience.is_write and round_.is_doubtful:
-                # It may be executed until then; `Question.encode` says so to the other side.
-                pause_s = self._removal_s
-            until_s = node.now_s + pause_s
-            while node.now_s < until_s:
-                task.until_s = until_s
-                yield LATER
-        return round_.results
-
-    @property
-    def _ask_s(self) -> float:
-        """How long one node has for one answer."""
-        return self.timeout_s / 2
-
-    @property
-    def _removal_s(self) -> float:
-        """How long what was asked to remove keys may do so, by every clock."""
-        return self._ask_s + self.node.config.cluster.clock_skew_max_ms / 1000
-
-    def _send(self, round_: Round, index: int, name: NodeId, question: Question) -> int:
-        node = self.node
-        number = self._new_id()
-        ms = max(1, int(self._ask_s * 1000))
-        asked = Asked(round_, index, name, node.now_s + self._ask_s)
-        self._asked[number] = asked
-        expires_ms = node.now_ms() + ms
-        if name != self._topology.me:
-            self._transport.send(name, question.encode(number, ms, expires_ms))
-            return number
-        asked.task = self._answer(
-            question,
-            asked.deadline_s,
-            expires_ms,
-            lambda answer: self._answered(number, answer),
-            lambda error: self._answered(number, error),
-        )
-        return number
-
-    def _answered(
-        self, number: int, result: Answer | ReplyError, *, is_doubtful: bool = False
-    ) -> None:
-        asked = self._asked.pop(number, None)
-        if asked is None:
-            return
-        round_ = asked.round
-        round_.results[asked.index] = result
-        round_.is_doubtful |= is_doubtful
-        self.lost_total += is_doubtful
-        round_.missing -= 1
-        if not round_.missing:
-            self.tasks.wake(round_.task)
-
-    def _forget(self, number: int) -> None:
-        asked = self._asked.pop(number, None)
-        if asked is not None and asked.task is not None:
-            self.tasks.cancel(asked.task)
-
-    # Who is asked
-
-    def _runs(self, patience_avoid: Iterable[NodeId], *, is_write: bool) -> list[Run]:
-        """All slots, by who is asked for them."""
-        topology = self._topology
-        avoid = tuple(patience_avoid)
-        key = (topology.epoch, topology.changes, avoid, is_write)
-        if self._runs_of[0] == key:
-            return self._runs_of[1]
-        chosen = {
-            replicas: self._choose(slot, avoid, is_write=is_write)
-            for replicas, slot in zip(topology.preferences, range(SLOT_COUNT), strict=True)
-        }
-        runs: list[Run] = []
-        first = 0
-        for name, group in groupby(chosen[replicas] for replicas in topology.preferences):
-            end = first + sum(1 for _ in group)
-            runs.append((first, end, name))
-            first = end
-        self._runs_of = (key, runs)
-        return runs
-
-    def _choose(self, slot: Slot, avoid: Sequence[NodeId], *, is_write: bool) -> NodeId | None:
-        """This node if it holds the slot and may read there, else the first that can coordinate it."""
-        topology = self._topology
-        candidates = topology.candidates(slot)
-        fresh = [name for name in candidates if name not in avoid] or candidates
-        if not is_write and topology.me in fresh and self._dispatch.reads_anywhere:
-            return topology.me
-        return fresh[0] if fresh else None
-
-    def _shares(self, left: list[Stretch], patience: Patience) -> dict[NodeId, list[Stretch]]:
-        """What each node is asked for. Raises ReplyError if nobody can be asked for some of it."""
-        runs = self._runs(patience.avoid, is_write=patience.is_write)
-        shares: dict[NodeId, list[Stretch]] = {}
-        for start, end in left:
-            at = bisect_right(runs, start >> HASH_BITS, key=lambda run: run[0]) - 1
-            while at < len(runs) and runs[at][0] << HASH_BITS < end:
-                first, after, name = runs[at]
-                if name is None:
-                    raise NO_REPLICA
-                stretch = (max(start, first << HASH_BITS), min(end, after << HASH_BITS))
-                shares.setdefault(name, []).append(stretch)
-                at += 1
-        return shares
-
-    def _first_share(
-        self, left: list[Stretch], avoid: Iterable[NodeId]
-    ) -> tuple[NodeId, tuple[Stretch, ...]]:
-        """Who is asked next, and for what lies before the slots of others. Raises ReplyError."""
-        runs = self._runs(avoid, is_write=False)
-        at = bisect_right(runs, left[0][0] >> HASH_BITS, key=lambda run: run[0]) - 1
-        _, after, name = runs[at]
-        if name is None:
-            raise NO_REPLICA
-        end = after << HASH_BITS
-        return name, tuple((start, min(stop, end)) for start, stop in left if start < end)
 
     # The other end
 
@@ -554,10 +383,7 @@ class Gather:
         elif verb in (TOLD, NOT):
             if verb == NOT and self._surveys.receive(peer, message):
                 return
-            asked = self._asked.get(int(message[1]))
-            if asked is not None and asked.peer == peer:
-                result = parse_answer(message) if verb == TOLD else ReplyError(message[2])
-                self._answered(int(message[1]), result)
+            self.questions.receive(peer, message)
         else:
             raise ValueError("no such verb")
 
@@ -577,30 +403,16 @@ class Gather:
         """Some times a second."""
         self._surveys.tick(now_s)
         self.tasks.tick(now_s)
-        for number, asked in list(self._asked.items()):
-            if asked.deadline_s <= now_s and asked.task is None:
-                self._answered(number, LATE, is_doubtful=True)
+        self.questions.tick(now_s)
 
     def disconnected(self, peer: NodeId) -> None:
         """What it was asked may be answered or not."""
         self._surveys.disconnected(peer)
-        for number, asked in list(self._asked.items()):
-            if asked.peer == peer:
-                self._answered(number, LOST, is_doubtful=True)
+        self.questions.disconnected(peer)
 
     def forget(self, peer: NodeId) -> None:
         """The peer is another process now."""
         self._seen.pop(peer, None)
-
-
-@dataclass(slots=True)
-class Patience:
-    """How a command gets on: since when without an answer, and which nodes had none."""
-
-    since_s: float
-    max_s: float
-    avoid: dict[NodeId, None]
-    is_write: bool
 
 
 class Pieces(list[bytes]):

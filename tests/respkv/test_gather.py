@@ -350,7 +350,7 @@ def test_a_node_is_lost_while_it_is_asked(words: tuple[str, ...], is_refused: bo
         else:
             machine.cut_power()
         reply = await session.reply()
-        assert peers.gather.lost_total > 0
+        assert peers.gather.questions.lost_total > 0
         if is_refused and words[0] != "FLUSHALL":  # It is known at once; removals wait.
             assert trio.current_time() - began_s < 0.5
         if words[0] == "KEYS":
