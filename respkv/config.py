@@ -1,6 +1,6 @@
 """The configuration: read from a TOML file and the command line, checked, and written back.
 
-Not the list of settings (`sections.py`), nor what CONFIG GET and SET make of it
+Not the list of settings (`sections.py`, their values `node_config.py`), nor what CONFIG GET and SET make of it
 (`config_redis.py`); both are offered here too, so that a user needs this module only. Reading and
 writing the file are this module's I/O; they happen at a start and at CONFIG REWRITE, never while
 serving a command.
@@ -26,8 +26,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from respkv.config_conflict import conflict_of
 from respkv.config_redis import redis_get, redis_set
-from respkv.sections import SECTIONS, SETTINGS, Config, conflict_of
+from respkv.node_config import SECTIONS, SETTINGS, Config
 from respkv.setting import ConfigError, Rejected, Setting, did_you_mean, near, plain, toml_text
 
 if TYPE_CHECKING:

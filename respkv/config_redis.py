@@ -27,7 +27,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, NoReturn, Protocol
 
-from respkv.sections import SETTINGS, Config, conflict_of
+from respkv.config_conflict import conflict_of
+from respkv.node_config import SETTINGS, Config
 from respkv.setting import ConfigError, Rejected, Setting
 
 PATTERN_BYTES_MAX = 1024

@@ -31,8 +31,8 @@ from respkv.reply import ReplyError, wrong_arity
 from respkv.setting import Kind, Rejected
 
 if TYPE_CHECKING:
+    from respkv.node_config import Config
     from respkv.policy_match import Policies
-    from respkv.sections import Config
 
 WORDS: Final = ("ONE", "QUORUM", "ALL", "LOCAL_QUORUM", "EACH_QUORUM")
 BY_CENTRE: Final = ("LOCAL_QUORUM", "EACH_QUORUM")

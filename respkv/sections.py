@@ -10,15 +10,13 @@ name (`_s`, `_ms`, `_us`), sizes end in `_bytes` or `_bytes_max`.
 A field with `is_live=True` may change at any time between two commands, so its reader must not
 keep a copy of it unless `redis_set`'s answer tells it to look again.
 
-What a setting leaves open is decided by `Config`: ask `config.n`, not `config.cluster.n`, which may
-be 0. The keys of [[node]] tables are in `members.py`.
+A node's values, and what follows from those that are left open, are in `node_config.py`. The keys of
+[[node]] tables are in `members.py`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 from respkv.event_class import EventClasses
 from respkv.setting import (
@@ -27,18 +25,11 @@ from respkv.setting import (
     Choice,
     Integer,
     Number,
-    Setting,
     Size,
     Switch,
     Text,
     setting,
-    settings_of,
-    size_text,
 )
-
-if TYPE_CHECKING:
-    from cluster.topology import NodeInfo
-    from respkv.policy import Policy
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -474,179 +465,4 @@ class Debug:
         False,
         "Let clients cut nodes off from each other with KV.DRILL, as `respkv drill` does. Only where all "
         "nodes have loopback addresses.",
-    )
-
-
-N_DEFAULT = 3
-"""Replicas where `cluster.n` leaves it open and there are enough nodes."""
-
-
-@dataclass(slots=True)
-class Config:
-    """All settings of one node, by section: `config.client.port`.
-
-    Made by `config.load`. The node keeps one, and CONFIG SET changes it in place.
-    """
-
-    client: Client = field(default_factory=Client)
-    log: Log = field(default_factory=Log)
-    memory: Memory = field(default_factory=Memory)
-    storage: Storage = field(default_factory=Storage)
-    logging: Logging = field(default_factory=Logging)
-    slowlog: Slowlog = field(default_factory=Slowlog)
-    latency: Latency = field(default_factory=Latency)
-    expiry: Expiry = field(default_factory=Expiry)
-    siblings: Siblings = field(default_factory=Siblings)
-    pubsub: Pubsub = field(default_factory=Pubsub)
-    cluster: Cluster = field(default_factory=Cluster)
-    debug: Debug = field(default_factory=Debug)
-
-    path: str | None = None
-    """The file that this was read from, for CONFIG REWRITE."""
-    data_dir: str = ""
-    """Where the data is, once that is decided: `storage.data_dir`, or the usual place."""
-    overridden: set[str] = field(default_factory=set)
-    """Names that the command line gave. CONFIG REWRITE leaves them out of the file."""
-    nodes: tuple[NodeInfo, ...] = ()
-    """The members of the cluster, from the [[node]] tables. Without any the node is alone."""
-    policies: tuple[Policy, ...] = ()
-    """What holds for some keys only, from the [[policy]] tables."""
-    node: str = ""
-    """Which of `nodes` this configuration is for; empty if it holds for all of them."""
-    admin_ports: dict[str, int] = field(default_factory=dict)
-    """The admin port of each of `nodes`, by name."""
-
-    @property
-    def me(self) -> NodeInfo | None:
-        """The member that this configuration is for."""
-        return next((each for each in self.nodes if each.name == self.node), None)
-
-    @property
-    def owner_count(self) -> int:
-        """How many nodes can hold replicas in the data centre that has the fewest; 1 if alone.
-
-        Nodes of weight 0 own nothing.
-        """
-        centres = Counter(each.data_centre for each in self.nodes if each.weight)
-        return min(centres.values(), default=1)
-
-    @property
-    def n(self) -> int:
-        """Replicas of each key in each data centre: `cluster.n`, or what it leaves open."""
-        return self.cluster.n or min(N_DEFAULT, self.owner_count)
-
-    @property
-    def r(self) -> int:
-        """Replicas that must agree before a read is answered."""
-        return self.cluster.r or self.n // 2 + 1
-
-    @property
-    def w(self) -> int:
-        """Replicas that must have a write before it is answered."""
-        return self.cluster.w or self.n // 2 + 1
-
-    def get(self, name: str) -> Any:
-        """Return the value of a setting by its full name."""
-        section, _, key = name.partition(".")
-        return getattr(getattr(self, section), key)
-
-    def put(self, name: str, value: object) -> None:
-        """Set a setting by its full name to a value that its kind has checked."""
-        section, _, key = name.partition(".")
-        setattr(getattr(self, section), key, value)
-
-    def differing(self, other: Config) -> list[Setting]:
-        """Return the settings whose values are not those of `other`."""
-        return [each for name, each in SETTINGS.items() if self.get(name) != other.get(name)]
-
-
-SECTIONS: dict[str, type] = {
-    "client": Client,
-    "log": Log,
-    "memory": Memory,
-    "storage": Storage,
-    "logging": Logging,
-    "slowlog": Slowlog,
-    "latency": Latency,
-    "expiry": Expiry,
-    "siblings": Siblings,
-    "pubsub": Pubsub,
-    "cluster": Cluster,
-    "debug": Debug,
-}
-
-SETTINGS: dict[str, Setting] = {
-    each.name: each
-    for section, declared in SECTIONS.items()
-    for each in settings_of(section, declared)
-}
-
-
-def conflict_of(config: Config) -> tuple[set[str], str] | None:
-    """Return settings that contradict each other, with the line to say so, or None if none do."""
-    memory, expiry = config.memory, config.expiry
-    shares = memory.memtable_share + memory.row_cache_share + memory.block_cache_share
-    if shares > 1 + 1e-9:
-        return (
-            {"memory.memtable_share", "memory.row_cache_share", "memory.block_cache_share"},
-            "memory.memtable_share, memory.row_cache_share and memory.block_cache_share add up "
-            f"to {shares:g}: must be at most 1",
-        )
-    if expiry.budget_ms > expiry.interval_ms:
-        return (
-            {"expiry.budget_ms", "expiry.interval_ms"},
-            f"expiry.budget_ms = {expiry.budget_ms}: must be at most expiry.interval_ms "
-            f"({expiry.interval_ms})",
-        )
-    siblings = config.siblings
-    if siblings.soft_max > siblings.hard_max:
-        return (
-            {"siblings.soft_max", "siblings.hard_max"},
-            f"siblings.soft_max = {siblings.soft_max}: must be at most siblings.hard_max "
-            f"({siblings.hard_max})",
-        )
-    return _cluster_conflict_of(config)
-
-
-def _cluster_conflict_of(config: Config) -> tuple[set[str], str] | None:
-    cluster, count = config.cluster, config.owner_count
-    if cluster.n > count:
-        centres = {each.data_centre for each in config.nodes}
-        nodes = "the smallest data centre's nodes" if len(centres) > 1 else "the number of nodes"
-        weight = " with weight" if any(each.weight == 0 for each in config.nodes) else ""
-        return {"cluster.n"}, f"cluster.n = {cluster.n}: must be at most {count}, {nodes}{weight}"
-    for key, value in (("r", cluster.r), ("w", cluster.w)):
-        if value > config.n:
-            name = f"cluster.{key}"
-            text = f"{name} = {value}: must be at most cluster.n ({config.n})"
-            return {name, "cluster.n"}, text
-    if cluster.bus_frame_bytes_max > cluster.bytes_in_flight_max:
-        limit, size = map(size_text, (cluster.bytes_in_flight_max, cluster.bus_frame_bytes_max))
-        return (
-            {"cluster.bus_frame_bytes_max", "cluster.bytes_in_flight_max"},
-            f'cluster.bus_frame_bytes_max = "{size}": must be at most cluster.bytes_in_flight_max '
-            f'("{limit}")',
-        )
-    files = (cluster.tls_certificate_file, cluster.tls_key_file, cluster.tls_ca_file)
-    if any(files) and not all(files):
-        names = ("tls_certificate_file", "tls_key_file", "tls_ca_file")
-        missing = [name for name, value in zip(names, files, strict=True) if not value]
-        return (
-            {f"cluster.{name}" for name in names},
-            f"cluster.{missing[0]}: must be given too, since TLS between nodes needs "
-            f"{', '.join(names[:2])} and {names[2]}",
-        )
-    return _drill_conflict_of(config)
-
-
-def _drill_conflict_of(config: Config) -> tuple[set[str], str] | None:
-    from respkv.members import is_loopback
-
-    away = next((each for each in config.nodes if not is_loopback(each.host)), None)
-    if not config.debug.drill or away is None:
-        return None
-    return (
-        {"debug.drill"},
-        "debug.drill = true: must be false, since it is for nodes with loopback addresses, and that of node "
-        f'"{away.name}" is {away.host}',
     )

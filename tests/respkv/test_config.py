@@ -19,7 +19,7 @@ from respkv.config import (
     reference,
     rewrite,
 )
-from respkv.sections import SECTIONS, SETTINGS
+from respkv.node_config import SECTIONS, SETTINGS
 from respkv.setting import Integer, Number, toml_text
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -6,7 +6,7 @@ import pytest
 
 from respkv.config import Config, ConfigError, redis_get, redis_set
 from respkv.config_redis import OPTIONS, UNEQUAL
-from respkv.sections import SETTINGS
+from respkv.node_config import SETTINGS
 
 FAILED = "ERR CONFIG SET failed (possibly related to argument '{}') - {}"
 

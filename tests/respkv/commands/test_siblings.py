@@ -12,8 +12,8 @@ import pytest
 from cluster.replica import Replica, state_of_copy
 from cluster.slot import row_of, slot_of
 from respkv.config import Config
+from respkv.config_conflict import conflict_of
 from respkv.reply import Fields, encode
-from respkv.sections import conflict_of
 from respkv.store_share import store_settings
 from tests.respkv.commands.alone import Alone
 
