@@ -83,7 +83,7 @@ from cluster.slot import Row, Slot
 from cluster.slot_clocks import NOBODY
 from cluster.topology import Topology
 from cluster.transport import Transport
-from engine.log import COMPLETE, ENVELOPE
+from engine.log_format import COMPLETE, ENVELOPE
 from engine.store import PageFault
 
 ROUND_BYTES_MAX: Final = (

@@ -54,7 +54,7 @@ from cluster.record import (
 from cluster.slot import DATABASE_COUNT, SLOT_COUNT, SYSTEM_SLOT, Row, Slot
 from cluster.slot_clocks import CLOCK_COUNT, NOBODY, SEVERAL, ClocksState, SlotClocks
 from engine.disk import Disk
-from engine.log import COMPLETE, ENVELOPE
+from engine.log_format import COMPLETE, ENVELOPE
 from engine.memtable import ENTRY_OVERHEAD_BYTES
 from engine.store import Store, StoreSettings
 
@@ -87,7 +87,7 @@ SKEW_MAX_MS: Final = 60_000  # What is timestamped further ahead does not advanc
 
 pack_header = HEADER.pack
 pack_expiry_header = EXPIRY_HEADER.pack
-_ENTRY: Final = Struct("<BHII")  # As `engine.log.ENVELOPE` packs it.
+_ENTRY: Final = Struct("<BHII")  # As `engine.log_format.ENVELOPE` packs it.
 _DOTS: Final = Struct("<QQ")
 
 

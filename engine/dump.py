@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from engine import log
 from engine.codec import COMPLETE, SLOT_BYTES, Row
 from engine.disk import Disk
 from engine.errors import CorruptionError
-from engine.log import MARKER
+from engine.log_format import MARKER
+from engine.log_segment import read_segment
 from engine.memtable import Slot
 from engine.sstable import Table
 
@@ -58,7 +58,7 @@ def entries_of(disk: Disk, name: str, start: tuple[Slot, Row] | None = None) -> 
 
 def _of_segment(disk: Disk, name: str) -> Iterator[Finding]:
     try:
-        for flags, slot, row, raw in log.read_segment(disk, name):
+        for flags, slot, row, raw in read_segment(disk, name):
             yield Found(slot, row, bool(flags & COMPLETE), bool(flags & MARKER), raw)
     except CorruptionError as error:
         yield error

@@ -23,7 +23,8 @@ from engine.damage import Damage
 from engine.disk import Disk
 from engine.drop import DropIndex, Marker, hiding
 from engine.errors import CorruptionError, DiskError, EngineError
-from engine.log import COMPLETE, MARKER, read_segment
+from engine.log_format import COMPLETE, MARKER
+from engine.log_segment import read_segment
 from engine.manifest import Drop
 from engine.merge import Drops, groups_of, merge_groups
 from engine.sstable import Compression, OnDamage, Table, TableWriter

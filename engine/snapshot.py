@@ -42,7 +42,8 @@ import msgspec
 from engine import manifest
 from engine.disk import Disk
 from engine.errors import EngineError, MissingFileError, SyncError
-from engine.log import CommitLog, Recovery
+from engine.log import CommitLog
+from engine.log_recovery import Recovery
 from engine.manifest import Manifest
 from engine.store import Store
 

@@ -71,7 +71,9 @@ from engine.drop import DropIndex, Marker, hiding, with_marker
 from engine.errors import CorruptionError, DiskError, EngineError, MissingFileError
 from engine.job import EVERYTHING, SUFFIX, Job, JobResult
 from engine.levels import NO_PINS, Levels, PageFault, Pages, Pins, Retirement
-from engine.log import COMPLETE, ENVELOPE, MARKER, CommitLog, Recovery, recover
+from engine.log import CommitLog
+from engine.log_format import COMPLETE, ENVELOPE, MARKER
+from engine.log_recovery import Recovery, recover
 from engine.manifest import Drop, Manifest
 from engine.memtable import Memtable, Row, Slot
 from engine.scan import ALL_ROWS, SlotScan

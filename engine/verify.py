@@ -27,10 +27,12 @@ from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from typing import Final
 
-from engine import log, manifest
+from engine import manifest
 from engine.disk import Disk
 from engine.errors import CorruptionError, MissingFileError
-from engine.log import Segment, Torn
+from engine.log_format import Segment
+from engine.log_recovery import Torn, examine
+from engine.log_segment import list_segments, read_segment
 from engine.manifest import Manifest
 from engine.snapshot import NOTE
 from engine.sstable import Table
@@ -73,7 +75,7 @@ class Report:
 
 def files_of(disk: Disk, current: Manifest) -> list[str]:
     """The files that make up a data folder, but for the manifest: tables, then segments, oldest first."""
-    return [*current.tables, *(segment.name for segment in log.list_segments(disk))]
+    return [*current.tables, *(segment.name for segment in list_segments(disk))]
 
 
 def verify(
@@ -204,11 +206,11 @@ def _overlaps(level: int, tables: list[Table]) -> Iterator[Damage]:
 
 
 def _check_log(disk: Disk, current: Manifest, report: Report, told: Told) -> None:
-    segments = log.list_segments(disk)
+    segments = list_segments(disk)
     report.segment_count = len(segments)
     sizes = {segment.name: disk.size(segment.name) for segment in segments}
     try:
-        found = log.examine(disk, start=current.log_start, apply=lambda *entry: None)
+        found = examine(disk, start=current.log_start, apply=lambda *entry: None)
         report.entry_count += found.entry_count
         if is_snapshot(disk):
             what = "expected the end of a snapshot's log, found bytes that do not verify"
@@ -236,7 +238,7 @@ def _check_later(disk: Disk, segments: list[Segment], first: Damage, report: Rep
         if segment.name <= first.name:
             continue
         try:
-            for _ in log.read_segment(disk, segment.name):
+            for _ in read_segment(disk, segment.name):
                 report.entry_count += 1
         except CorruptionError as error:
             report.damages.append(_damage(error))

@@ -31,7 +31,7 @@ from cluster.round import Pending, Place
 from cluster.slot import MIDDLES, Slot, slot_of
 from cluster.slot_clocks import NOBODY
 from engine.errors import EngineError
-from engine.log import COMPLETE, ENVELOPE
+from engine.log_format import COMPLETE, ENVELOPE
 from engine.memtable import ENTRY_OVERHEAD_BYTES
 from engine.store import PageFault
 from respkv.lane import BULK_HEADS, CRLF, KEY_BYTES_MAX, LENGTHS, OK_BYTES, VALUE_BYTES_MAX

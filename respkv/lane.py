@@ -27,7 +27,7 @@ from xxhash import xxh3_64_digest
 from cluster.record import HEADER, HEADER_BYTES, STRING
 from cluster.slot import MIDDLES
 from engine.errors import EngineError
-from engine.log import COMPLETE, ENVELOPE
+from engine.log_format import COMPLETE, ENVELOPE
 from engine.memtable import ENTRY_OVERHEAD_BYTES
 from engine.store import PageFault
 from respkv.session import LARGE_REPLY_BYTES

@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from cluster.slot import SYSTEM_SLOT, Key, key_of
-from engine.log import ENVELOPE_BYTES, MARKER, read_envelope
+from engine.log_format import ENVELOPE_BYTES, MARKER, read_envelope
 from respkv.command import Command, Flag
 from respkv.context import DATABASES_ROW
 from respkv.reply import ReplyError

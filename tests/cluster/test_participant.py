@@ -13,7 +13,7 @@ from cluster.quorum_messages import QUESTION
 from cluster.record import STRING, Record, Version, decode, encode, encode_version
 from cluster.replica import MalformedDelta, Replica, encode_clock, pack_place
 from cluster.slot import Row, Slot, row_of, slot_of
-from engine.log import COMPLETE, ENVELOPE
+from engine.log_format import COMPLETE, ENVELOPE
 from engine.store import PageFault, StoreSettings
 from tests.sim.disk import SimDisk
 

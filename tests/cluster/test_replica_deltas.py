@@ -45,7 +45,7 @@ from cluster.replica import (
 from cluster.slot import SLOT_COUNT, Row, Slot, row_of, slot_of
 from cluster.slot_clocks import NOBODY, SlotClocks
 from engine.job import run_job
-from engine.log import COMPLETE, ENVELOPE
+from engine.log_format import COMPLETE, ENVELOPE
 from engine.store import PageFault, StoreSettings
 from tests.sim.disk import SimDisk
 

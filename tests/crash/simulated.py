@@ -40,7 +40,7 @@ from engine import snapshot
 from engine.damage import LostDataError
 from engine.errors import DiskError, EngineError, LogFailedError, SyncError
 from engine.job import Job, JobResult, run_job
-from engine.log import FRAME_BYTES
+from engine.log_format import FRAME_BYTES
 from engine.store import NO_PINS, PageFault, Pins, Prepared, Store, StoreSettings
 from tests.crash.simulated_counts import Counts
 from tests.crash.simulated_damage import Damage, damaged

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cluster.record import CODEC
-from engine import compaction, log, manifest, snapshot
+from engine import compaction, log, log_format, manifest, snapshot
 from engine.block import Block
 from engine.disk import Disk
 from engine.drop import DropIndex
@@ -208,7 +208,8 @@ def tables_without_checksums(patch: pytest.MonkeyPatch) -> None:
 
 
 def log_without_checksums(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(log, "xxh3_64_intdigest", lambda data, seed=0: 0)
+    for module in (log, log_format):
+        patch.setattr(module, "xxh3_64_intdigest", lambda data, seed=0: 0)
 
 
 def failed_sync_that_is_tried_again(patch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from xxhash import xxh3_64_intdigest
 
 from engine import manifest
 from engine.disk import RealDisk
-from engine.log import FORMAT_VERSION as LOG_VERSION
+from engine.log_format import FORMAT_VERSION as LOG_VERSION
 from tests.crash.server import RefusedStart, Server
 from tests.crash.workload import Connection
 

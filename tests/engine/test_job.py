@@ -12,7 +12,9 @@ from engine.codec import COMPLETE, Entry, RecordCodec
 from engine.drop import Marker, hiding
 from engine.errors import CorruptionError, DiskError, MissingFileError
 from engine.job import Job, JobResult, load_codec, run_job
-from engine.log import MARKER, CommitLog, recover
+from engine.log import CommitLog
+from engine.log_format import MARKER
+from engine.log_recovery import recover
 from engine.manifest import ALL_TAGS, Drop
 from engine.sstable import Table, TableWriter
 from tests.engine.toy import REGISTERS, SETS, register

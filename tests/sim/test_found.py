@@ -17,7 +17,7 @@ from cluster.record import STRING
 from cluster.replica import Effect, Replica
 from cluster.slot import row_of, slot_of
 from engine.errors import EngineError
-from engine.log import COMPLETE, ENVELOPE
+from engine.log_format import COMPLETE, ENVELOPE
 from engine.store import StoreSettings
 from respkv import commands
 from respkv.command import TABLE
