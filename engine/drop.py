@@ -24,7 +24,7 @@ Core: pure and synchronous.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import ceil
 from struct import Struct
@@ -95,6 +95,33 @@ class DropIndex:
         """Whether rows of this slot and keyspace are gone from a table made up to `position_max`."""
         latest = self.of_slot(slot)
         return position_max < latest.get(tag, 0) or position_max < latest.get(ALL_TAGS, 0)
+
+
+class Replacements:
+    """Drops that stand in a list only as a part of a later one, which is not durable yet.
+
+    If a crash takes the later one, they come back with their own positions. So for as long as that may
+    be, no compaction carries out drops from the first of them on: its output would say a position
+    above it, and so not be hidden when it comes back.
+    """
+
+    __slots__ = ("_first", "_last")
+
+    def __init__(self) -> None:
+        self._first = self._last = 0  # Positions: of the first replaced, and of who replaced last.
+
+    def note(self, replaced: Set[Drop], position: int, log_durable: int) -> None:
+        """The drop at `position` has taken in these."""
+        if self._last <= log_durable:
+            self._first = position
+        self._first = min([self._first, *(drop.position for drop in replaced)])
+        self._last = position
+
+    def durable(self, drops: Iterable[Drop], log_durable: int, log_start: int) -> list[Drop]:
+        """Return the drops that no crash can take or change. The manifest has those up to `log_start`."""
+        if self._last > log_durable:
+            log_durable = max(log_start, min(log_durable, self._first - 1))
+        return [drop for drop in drops if drop.position <= log_durable]
 
 
 def with_marker(drops: Sequence[Drop], marker: Marker, position: int, base: int) -> list[Drop]:

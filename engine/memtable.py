@@ -177,6 +177,18 @@ class Memtable:
         rows.sort()
         return iter(rows)
 
+    def next_slot(self, slot: Slot, nearest: Slot) -> Slot:
+        """Return the first slot from `slot` on that has entries, if it is below `nearest`, or else that."""
+        slots = self.slots
+        for other in range(slot, nearest):
+            if slots[other]:
+                nearest = other
+                break
+        for other, _ in self.deltas:
+            if slot <= other < nearest:
+                nearest = other
+        return nearest
+
     @property
     def entry_count(self) -> int:
         return sum(map(len, self.slots)) + len(self.deltas)

@@ -5,7 +5,10 @@ Core: plain data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from engine.table_meta import TableMeta
 
 
 @dataclass(slots=True)
@@ -29,6 +32,26 @@ class StoreStats:
     bytes_compacted: int = 0
     entries_dropped: int = 0
     tables_moved: int = 0
+
+    def note_job(
+        self,
+        kind: str,
+        read: Sequence[TableMeta],
+        made: Sequence[TableMeta],
+        entry_count: int,
+    ) -> None:
+        """A job made tables with `entry_count` entries of the tables that it read; a flush read none."""
+        bytes_made = sum(table.file_bytes for table in made)
+        if kind == "flush":
+            self.flushes += 1
+            self.bytes_flushed += bytes_made
+            return
+        if kind == "move":
+            self.tables_moved += len(read)
+            return
+        self.entries_dropped += sum(table.entry_count for table in read) - entry_count
+        self.compactions += kind == "compact"
+        self.bytes_compacted += bytes_made
 
     @property
     def write_amplification(self) -> float:

@@ -8,7 +8,8 @@ shell that owns it
 - asks `next_job()`, has the job done elsewhere (a worker process, a thread, or at once in a
   simulation), and hands the result to `prepare`, `write_manifest` (which blocks: in a thread) and
   `install`; or gives it up with `abandon`,
-- may set `is_cleared_by_owner`, and then calls `clear_away` (in a thread) while `has_leavings`,
+- may set `leavings.is_cleared_by_owner`, and then calls `leavings.clear_away` (in a thread) while it
+  `has_files`,
 - fetches rows whose look-up raised `PageFault`: `fetch` in a thread, then `arrive`,
 - holds back writes for `write_delay_s`, and while `is_stalled`.
 
@@ -41,54 +42,45 @@ What is durable, and in what order:
   in the log. If a crash cut the log before a marker that the manifest knew already, new writes would
   get positions before it, and the tables made of them would be hidden by it. For the same reason
   compaction removes only what durable markers dropped.
-- Table names are never used twice, not even by a worker that outlives its killed server: each start
-  takes numbers that no earlier start can have given out, and writes that into the manifest before
-  it gives out any.
+- The range of table names that a start may give out (`engine/schedule.py`), before any of them is used.
 
 Sources: LevelDB's and Pebble's division of work; Cassandra's delta merging.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from engine import compaction, manifest
-from engine.cache import BlockCache, BlockId, RowCache
+from engine import manifest
+from engine.cache import BlockId
 from engine.codec import Fate, RecordCodec
-from engine.damage import (
-    KEY_END,
-    SET_ASIDE_SUFFIX,
-    Damage,
-    damage_at,
-    damage_of_slot,
-    lost,
-)
+from engine.damage import damage_of_slot
 from engine.disk import Disk
-from engine.drop import DropIndex, Marker, hiding, with_marker
-from engine.errors import CorruptionError, DiskError, EngineError, MissingFileError
-from engine.job import EVERYTHING, SUFFIX, Job, JobResult
-from engine.levels import NO_PINS, Levels, PageFault, Pages, Pins, Retirement
+from engine.drop import Marker, Replacements, hiding, with_marker
+from engine.errors import DiskError, EngineError
+from engine.job import EVERYTHING, Job, JobResult
+from engine.leavings import Leavings
+from engine.levels import NO_PINS, Levels, PageFault, Pins
 from engine.log import CommitLog
 from engine.log_format import COMPLETE, ENVELOPE, MARKER
 from engine.log_recovery import Recovery, recover
 from engine.manifest import Drop, Manifest
 from engine.memtable import Memtable, Row, Slot
-from engine.scan import ALL_ROWS, SlotScan
+from engine.opening import open_levels, remove_leftovers
+from engine.scan import SlotScan
+from engine.schedule import Schedule, Terms
 from engine.setting import StoreSettings
-from engine.sstable import TEMPORARY_SUFFIX, Block, Table
+from engine.sstable import Block, Table
 from engine.stats import LevelStats, StoreStats
+from engine.table_reader import TableReader
 
-ABSENT = b""  # In the row cache: no table holds this row.
 LOCK_NAME = "lock"
 FROZEN_MAX: Final = 2
 OVERFULL_MEMTABLES: Final = 3  # In the place of one. Owners hold back writes at two.
 # Slots of a memtable that was flushed, freed with each write of the log. All at once is a pause.
 FREED_PER_WRITE: Final = 8
-# Far more than jobs that one start can give up without finishing any.
-TABLE_NUMBERS_PER_START: Final = 1_000_000
 
 
 @dataclass(slots=True)
@@ -129,34 +121,28 @@ class Store:
         self.frozen: list[Frozen] = []  # Newest first.
         self.memtable = Memtable(settings.slot_count, current.log_start)
         self.active = self.memtable.slots  # Hot: read and written directly by slot and row.
-        self.rows = RowCache(settings.row_cache_bytes)
-        self.blocks = BlockCache(settings.block_cache_bytes)
         self._is_replaying = True  # The log, of which all is durable then.
         self.log: CommitLog
         self.recovery: Recovery
         self.stats = StoreStats()
         self.horizon_position = EVERYTHING  # Up to here what is dead may be forgotten.
         self.write_delay_s = 0.0  # For which the owner should not take further writes.
-        self._pages = Pages(disk, self.blocks, self.stats)
-        self._pages.table_ids = {table.id for table in levels.tables}
-        self._drop_index = DropIndex(current.drops)
-        self._replaced_from = self._replaced_until = 0  # Positions: see `_durable_drops`.
+        self.leavings = Leavings(disk)
+        self._reader = TableReader(
+            disk, codec, settings, current, levels, self.leavings, self.stats
+        )
+        # The same objects: hot paths reach them in one step.
+        self.rows = self._reader.rows
+        self.blocks = self._reader.blocks
+        self._pages = self._reader.pages
+        self._lookup_tables = self._reader.lookup
+        self._replacements = Replacements()
         self.capture: Callable[[], bytes] = bytes  # The owner's state, asked for at each freeze.
-        self._job: Job | None = None
-        self._next_table = current.next_table
+        self._schedule = Schedule(current.next_table)
         self.freeze_failure: DiskError | None = None  # Why a full memtable is not frozen.
-        self._garbage: list[str] = []  # Files that may go once the next manifest is durable.
-        # Files of what was replaced: tables, and segments of the log by name.
-        self._leavings: list[Table | str] = []
-        self.is_cleared_by_owner = False  # Who calls `clear_away`; else it is done at once.
-        self._lacks_room = False  # There is no room for the compaction that is wanted.
-        self._retirement = Retirement()
         self._dead: list[
             dict[Row, bytes]
         ] = []  # Rows that nobody looks at: freed little by little.
-        self._set_aside: set[str] = (
-            set()
-        )  # Damaged tables, to be kept for people when they are replaced.
 
     # Life
 
@@ -182,10 +168,10 @@ class Store:
         if current is None:
             current = Manifest(manifest.FORMAT_VERSION, 0, 0, [[]], [], initial_state)
             manifest.write(disk, current)
-        store = cls(disk, codec, settings, current, _open_levels(disk, current))
+        store = cls(disk, codec, settings, current, open_levels(disk, current))
         restore(current.state)
         store.recovery = recover(disk, start=current.log_start, apply=store._replayer(observe))
-        cls._remove_leftovers(disk, current)
+        remove_leftovers(disk, current)
         store._take_table_numbers(current)
         store.log = CommitLog.open(disk, store.recovery)
         store._is_replaying = False
@@ -193,19 +179,11 @@ class Store:
 
     def _take_table_numbers(self, current: Manifest) -> None:
         """Begin a range of numbers that no earlier start used, durably."""
-        self._next_table += TABLE_NUMBERS_PER_START - self._next_table % TABLE_NUMBERS_PER_START
+        self._schedule.take_numbers()
         # The drops as they were: those found in the log since are in the log.
         manifest.write(
             self.disk, self._manifest_with(current.log_start, current.levels, current.state)
         )
-
-    @staticmethod
-    def _remove_leftovers(disk: Disk, current: Manifest) -> None:
-        """Tables of jobs that never finished, and files that a finished one had replaced."""
-        live = set(current.tables)
-        for name in disk.names():
-            if name.endswith(TEMPORARY_SUFFIX) or (name.endswith(SUFFIX) and name not in live):
-                disk.remove(name)
 
     def _replayer(
         self, observe: Callable[[Slot, Row, bytes], None]
@@ -225,17 +203,15 @@ class Store:
     def resize(self, settings: StoreSettings) -> None:
         """Take other settings. The limits hold from now on; blocks and compression for tables made from now on."""
         self.settings = settings
-        self.rows.resize(settings.row_cache_bytes)
-        self.blocks.resize(settings.block_cache_bytes)
+        self._reader.resize(settings)
 
     def close(self) -> None:
         """Sync the log and close all files. Raises EngineError, with all closed, if what is left cannot be written."""
         try:
             self.log.close()
         finally:
-            left = [left for left in self._leavings if isinstance(left, Table)]
-            for table in [*self.tables, *self._retirement.all(), *left]:
-                table.close()
+            self._reader.close()
+            self.leavings.close()
 
     # Writing
 
@@ -281,15 +257,9 @@ class Store:
             base = self.memtable.base_position
             before = self.manifest.drops
             self.manifest.drops = with_marker(before, marker, position, base)
-            self._note_replaced(set(before).difference(self.manifest.drops), position)
-
-    def _note_replaced(self, replaced: Set[Drop], position: int) -> None:
-        """A drop has taken in earlier ones, which come back with their own positions if a crash takes it."""
-        if replaced:
-            if self._replaced_until <= self.log_durable:
-                self._replaced_from = position
-            self._replaced_from = min([self._replaced_from, *(drop.position for drop in replaced)])
-            self._replaced_until = position
+            replaced = set(before).difference(self.manifest.drops)
+            if replaced:
+                self._replacements.note(replaced, position, self.log_durable)
 
     @property
     def log_durable(self) -> int:
@@ -364,7 +334,7 @@ class Store:
             len(self.frozen) >= FROZEN_MAX
             # Could not be frozen for want of room.
             or self.memtable.weight_bytes > 2 * self.settings.memtable_bytes
-            or (self._level_0_pressure() >= 1.0 and not self._lacks_room)
+            or (self._level_0_pressure() >= 1.0 and not self._schedule.lacks_room)
         )
 
     @property
@@ -438,44 +408,6 @@ class Store:
         finally:
             self.pinned = NO_PINS
 
-    def _lookup_tables(self, slot: Slot, row: Row) -> bytes | None:
-        cached = self.rows.get(row)
-        if cached is not None:
-            return cached or None
-        pages = self._pages
-        if pages.awaited and not pages.pinned:
-            pages.refuse_missing(row)
-        key = slot.to_bytes(2, "big") + row
-        try:
-            if self.manifest.damages:
-                raw = self._lookup_beside_damage(slot, key)
-            elif self.manifest.drops:
-                tag = self.codec.tag(row)
-                raw = self.levels.lookup(key, pages, self.codec, self._drops(), tag)
-            else:
-                raw = self.levels.lookup(key, pages, self.codec)
-        except PageFault as fault:
-            pages.note_missing(row, fault)
-            raise
-        if len(row) + len(raw or ABSENT) < self.rows.bytes_max >> 4:
-            self.rows.put(row, raw or ABSENT)
-        return raw
-
-    def _lookup_beside_damage(self, slot: Slot, key: bytes) -> bytes | None:
-        drops, tag = self._drops(), self.codec.tag(key[2:])
-        damage = damage_at(self.manifest.damages, key)
-        if damage is not None and drops is not None and drops.hides(slot, tag, damage.position):
-            damage = None  # What was lost had been dropped.
-        return self.levels.lookup(key, self._pages, self.codec, drops, tag, damage)
-
-    def _drops(self) -> DropIndex | None:
-        drops = self.manifest.drops
-        if not drops:
-            return None
-        if self._drop_index.drops is not drops:  # Each change makes a new list.
-            self._drop_index = DropIndex(drops)
-        return self._drop_index
-
     # Scanning
 
     def scan(
@@ -485,11 +417,11 @@ class Store:
 
         Rows whose state is dead are among them. Raises PageFault, LostDataError.
         """
-        self._refuse_lost(slot)
+        self._reader.refuse_lost(slot)
         if not self.tables and not self.frozen and not self.memtable.deltas:
             rows = self.memtable.rows_from(slot, start, limit + 1)
         else:
-            scan = self._slot_scan(slot, start, self.levels.runs_of(slot), chunk_rows=limit + 1)
+            scan = self._reader.page_scan(self._memtables(), slot, start, limit + 1)
             rows = scan.page(limit + 1)
         return (rows, None) if len(rows) <= limit else (rows[:limit], rows[limit][0])
 
@@ -499,38 +431,8 @@ class Store:
         For internal users who take their time. It costs references to what memtables have of the
         slot. The owner closes it, or reads it to its end: until then its tables take room.
         """
-        self._refuse_lost(slot)
-        runs = self.levels.runs_of(slot)
-        tables = [table for run in runs for table in run]
-        self._retirement.hold(tables)
-        return self._slot_scan(slot, b"", runs, on_close=lambda: self._release(tables))
-
-    def _refuse_lost(self, slot: Slot) -> None:
-        damage = damage_of_slot(self.manifest.damages, slot)
-        if damage is not None:
-            raise lost(damage)
-
-    def _slot_scan(
-        self,
-        slot: Slot,
-        start: Row,
-        runs: Sequence[Sequence[Table]],
-        *,
-        chunk_rows: int = ALL_ROWS,
-        on_close: Callable[[], None] | None = None,
-    ) -> SlotScan:
-        drops = self._drops()
-        return SlotScan(
-            self._memtables(),
-            runs,
-            slot,
-            start,
-            pages=self._pages,
-            hidden={} if drops is None else drops.of_slot(slot),
-            codec=self.codec,
-            chunk_rows=chunk_rows,
-            on_close=on_close,
-        )
+        self._reader.refuse_lost(slot)
+        return self._reader.snapshot_scan(self._memtables(), slot)
 
     def holds_slot(self, slot: Slot) -> bool:
         """Whether a slot may have rows: cheap, for skipping empty ones."""
@@ -550,19 +452,9 @@ class Store:
             return slot
         slot_count = self.settings.slot_count
         # Tables first: they leave few slots to look for in the memtables.
-        nearest = self.levels.next_slot(slot, slot_count, self._pages)
-        for damage in self.manifest.damages:  # Who scans them hears of it.
-            if damage.slots.stop > slot:
-                nearest = min(nearest, max(slot, damage.slots.start))
+        nearest = self._reader.next_slot(slot, slot_count)
         for memtable in memtables:
-            slots = memtable.slots
-            for other in range(slot, nearest):
-                if slots[other]:
-                    nearest = other
-                    break
-            for other, _ in memtable.deltas:
-                if slot <= other < nearest:
-                    nearest = other
+            nearest = memtable.next_slot(slot, nearest)
         return nearest if nearest < slot_count else None
 
     # Background work
@@ -573,91 +465,29 @@ class Store:
         A compaction that may need more than `room_bytes` of disk is not begun. A flush is: it is
         what gives room.
         """
-        if self._job is not None:
+        schedule = self._schedule
+        if schedule.job is not None:
             return None
         if self.freeze_failure is not None:
             self.freeze_failure = None
             self._freeze_if_possible()
-        if self.frozen:
-            oldest = self.frozen[-1]
-            start, end = oldest.memtable.base_position, oldest.end_position
-            inputs = [segment.name for segment in self.log.sealed if start <= segment.base < end]
-            self._job = self._make_job(
-                "flush", inputs, oldest.memtable.base_position, oldest.end_position
-            )
-        else:
-            self._choose(now_ms, room_bytes)
-        if self._job is not None:
-            self._job.now_ms = now_ms
-            self._job.horizon_position = self.horizon_position
-            if self._job.kind == "flush":
-                self._job.is_bottom = not self.tables
-        return self._job
-
-    def _choose(self, now_ms: int, room_bytes: int) -> None:
-        levels = self.levels.levels
-        choice = compaction.choose(
-            [[table.meta for table in level] for level in levels],
-            self.settings.shape,
-            now_ms,
-            self._durable_drops(),
-            self.horizon_position,
-        )
-        tables = [levels[level][number] for level, number in choice.inputs] if choice else []
-        self._lacks_room = (
-            choice is not None
-            and choice.kind == "compact"
-            and sum(table.meta.file_bytes for table in tables) > room_bytes
-        )
-        if choice is None or self._lacks_room:
-            return
-        job = self._job = self._make_job(choice.kind, [table.name for table in tables], 0, 0)
-        job.is_bottom = choice.is_bottom
-        job.level = choice.level
-        # A table of level 0 stays one: each costs every read a look.
-        job.table_bytes = self.settings.table_bytes if choice.level else 0
-
-    def _make_job(self, kind: str, inputs: list[str], start: int, end: int) -> Job:
-        name = f"{self._next_table:016d}{SUFFIX}"
-        self._next_table += 1
-        return Job(
-            kind=kind,
-            inputs=inputs,
-            output=name,
-            position_min=start,
-            position_max=end,
-            drops=self._durable_drops(),
-            block_bytes=self.settings.block_bytes,
-            compression=self.settings.compression,
-            is_bottom=False,
-            now_ms=0,
-        )
+        terms = Terms(self.settings, self._durable_drops(), self.horizon_position, now_ms)
+        if not self.frozen:
+            return schedule.compact(self.levels, room_bytes, terms)
+        oldest = self.frozen[-1]
+        start, end = oldest.memtable.base_position, oldest.end_position
+        inputs = [segment.name for segment in self.log.sealed if start <= segment.base < end]
+        return schedule.flush(inputs, start, end, self.levels, terms)
 
     def _durable_drops(self) -> list[Drop]:
-        """The drops that compaction may carry out: a crash cannot take their markers back.
-
-        Nor those after a drop that stands in the list only as a part of a later one, which is not
-        durable: the output would say a position above it, and so not be hidden when it comes back.
-        """
-        durable = self.log_durable
-        if self._replaced_until > durable:
-            durable = max(self.manifest.log_start, min(durable, self._replaced_from - 1))
-        return [drop for drop in self.manifest.drops if drop.position <= durable]
+        """The drops that compaction may carry out: a crash cannot take their markers back."""
+        current = self.manifest
+        return self._replacements.durable(current.drops, self.log_durable, current.log_start)
 
     def abandon(self, job: Job) -> None:
         """The job failed, or was lost with its worker, who is gone: it will be given again."""
-        assert job is self._job
-        self._job = None
-        with contextlib.suppress(DiskError):  # What is not found now is removed at the next start.
-            for name in self.disk.names():
-                if not name.startswith(job.output.removesuffix(SUFFIX)):
-                    continue
-                if name.endswith(TEMPORARY_SUFFIX):
-                    self._remove(name)
-                else:
-                    # The manifest may have reached the disk and only its confirmation failed: then
-                    # this table is in use.
-                    self._garbage.append(name)
+        self._schedule.end(job)
+        self.leavings.add_output(job)
 
     def prepare(self, job: Job, result: JobResult) -> Prepared:
         """The manifest that makes a finished job's output live: for `write_manifest`, then `install`."""
@@ -673,7 +503,7 @@ class Store:
         drops = [drop for drop in self.manifest.drops if drop.position <= log_start]
         version = manifest.FORMAT_VERSION
         damages = list(self.manifest.damages)
-        return Manifest(version, log_start, self._next_table, names, drops, state, damages)
+        return Manifest(version, log_start, self._schedule.next_table, names, drops, state, damages)
 
     def write_manifest(self, prepared: Prepared) -> None:
         """Open the new tables, and make the manifest that names them durable. Blocks: for a thread.
@@ -694,7 +524,7 @@ class Store:
 
     def install(self, job: Job, result: JobResult, prepared: Prepared) -> None:
         """Serve from the job's output, and remove what it replaced."""
-        assert job is self._job
+        self._schedule.end(job)
         written = prepared.manifest
         before = self.tables
         known = {table.name: table for table in [*before, *prepared.tables]}
@@ -702,79 +532,19 @@ class Store:
         self.manifest = written
         self.levels = Levels([[known[name] for name in level] for level in written.levels])
         self.tables = self.levels.tables
-        self._pages.table_ids.update(table.id for table in prepared.tables)
-        self._job = None
-        live = {table.id for table in self.tables}
-        self._retirement.add([table for table in before if table.id not in live])
-        self._count(job, result, before, prepared.tables)
+        self._reader.show(written, self.levels)
+        read = [table.meta for table in before if table.name in job.inputs]
+        made = [table.meta for table in prepared.tables]
+        self.stats.note_job(job.kind, read, made, result.entry_count)
         if job.kind == "flush":
             self._forget_frozen(written.log_start)
         self._set_delay()
         self._retire_drops()
         if not self.tables or result.damages:
             self.rows.clear()  # `forget_below` relies on it.
-        self._set_aside.update(damage.name for damage in result.damages)
-        garbage, self._garbage = self._garbage, []
-        self._leave(garbage)
-        self._leave_retired()
-
-    def _count(
-        self, job: Job, result: JobResult, before: Sequence[Table], made: Sequence[Table]
-    ) -> None:
-        stats = self.stats
-        bytes_made = sum(table.meta.file_bytes for table in made)
-        if job.kind == "flush":
-            stats.flushes += 1
-            stats.bytes_flushed += bytes_made
-            return
-        if job.kind == "move":
-            stats.tables_moved += len(job.inputs)
-            return
-        read = sum(table.meta.entry_count for table in before if table.name in job.inputs)
-        stats.entries_dropped += read - result.entry_count
-        stats.compactions += job.kind == "compact"
-        stats.bytes_compacted += bytes_made
-
-    def _release(self, tables: Sequence[Table]) -> None:
-        """A scan no longer needs them."""
-        self._retirement.release(tables)
-        self._leave_retired()
-
-    def _leave_retired(self) -> None:
-        """Forget the tables that were replaced, as far as no scan reads them."""
-        gone = self._retirement.due()
-        for table in gone:
-            self.blocks.drop_table(table.id)
-            self._pages.table_ids.discard(table.id)
-        self._leave(gone)
-
-    def _leave(self, leavings: Sequence[Table | str]) -> None:
-        self._leavings.extend(leavings)  # In place: another thread may take from it.
-        if not self.is_cleared_by_owner:
-            self.clear_away()
-
-    @property
-    def has_leavings(self) -> bool:
-        """Whether `clear_away` has something to do."""
-        return bool(self._leavings)
-
-    def clear_away(self) -> None:
-        """Close and remove the files of what was replaced. Blocks, for milliseconds a file: for a thread.
-
-        The kernel frees all that a file has on the disk and in its cache. If it is done late, or not
-        before a crash, the next start does it.
-        """
-        while self._leavings:  # The serving thread may add to it.
-            left = self._leavings.pop(0)
-            if isinstance(left, str):
-                self._remove(left)
-                continue
-            left.close()
-            if left.name in self._set_aside:
-                self._set_aside.discard(left.name)
-                set_aside(self.disk, left.name)
-            else:
-                self._remove(left.name)
+        self.leavings.keep_damaged(damage.name for damage in result.damages)
+        self.leavings.release_doubtful()
+        self._reader.leave_retired()
 
     def _forget_frozen(self, log_start: int) -> None:
         frozen = self.frozen.pop()
@@ -782,16 +552,7 @@ class Store:
         # The row cache has the tables' state as it was below these.
         for _, row in frozen.memtable.deltas:
             self.rows.invalidate(row)
-        self._leave(self.log.forget_before(log_start))
-
-    def _remove(self, name: str) -> None:
-        """Remove a file that no durable manifest names, now or at the next install."""
-        try:
-            self.disk.remove(name)
-        except MissingFileError:
-            pass
-        except DiskError:
-            self._garbage.append(name)
+        self.leavings.add(self.log.forget_before(log_start))
 
     def _retire_drops(self) -> None:
         """Forget drops that hide nothing: no table that is older has such rows."""
@@ -805,7 +566,7 @@ class Store:
         For when the data has come back from elsewhere, or is given up. What a lost entry had hidden
         may show again: an older value, or one that had been deleted. Not while a job runs.
         """
-        assert self._job is None
+        assert not self.is_busy
         accepted = self.manifest.damages
         new = self._manifest_with(self.manifest.log_start, self.levels.names, self.manifest.state)
         new.damages = []
@@ -826,7 +587,7 @@ class Store:
     @property
     def is_busy(self) -> bool:
         """Whether a job is under way."""
-        return self._job is not None
+        return self._schedule.job is not None
 
     @property
     def memtable_bytes(self) -> int:
@@ -847,49 +608,7 @@ class Store:
         return sum(table.meta.file_bytes for table in self.tables)
 
 
-def _open_levels(disk: Disk, current: Manifest) -> Levels:
-    """Open all tables. One that is damaged is set aside, and its keys become a damage of the manifest.
-
-    Raises UnknownFormatError, and DiskError: a file that is not there may come back with its disk.
-    """
-    levels: list[list[Table]] = []
-    damaged: list[tuple[int, int, CorruptionError]] = []
-    for number, names in enumerate(current.levels):
-        opened: list[Table] = []
-        for name in names:
-            try:
-                opened.append(Table.open(disk, name))
-            except CorruptionError as error:
-                damaged.append((number, len(opened), error))
-        levels.append(opened)
-    names_damaged = []
-    for number, place, found in damaged:
-        # A deeper level is a run: what was lost lies between its neighbours.
-        run = levels[number] if number else []
-        key_min = run[place - 1].meta.key_max if 0 < place <= len(run) else b""
-        key_max = run[place].meta.key_min if place < len(run) else KEY_END
-        reason = f"expected {found.expected}, found {found.actual}"
-        name = found.path.rpartition("/")[2]
-        names_damaged.append(name)
-        current.damages.append(
-            Damage(key_min, key_max, current.log_start, name, found.offset, reason)
-        )
-    if names_damaged:
-        current.levels = [[table.name for table in level] for level in levels]
-        manifest.write(disk, current)
-        for name in names_damaged:
-            set_aside(disk, name)
-    return Levels(levels)
-
-
-def set_aside(disk: Disk, name: str) -> None:
-    """Keep a damaged file under a name that nothing reads."""
-    with contextlib.suppress(DiskError):  # It stays where it is, or has gone: no data hangs on it.
-        disk.rename(name, name + SET_ASIDE_SUFFIX)
-
-
 __all__ = [
-    "ABSENT",
     "NO_PINS",
     "EngineError",
     "LevelStats",

@@ -81,8 +81,8 @@ class Jobs:
         try:
             while True:
                 self._freeze_for_save()
-                if store.has_leavings:
-                    await self._offload(store.clear_away)
+                if store.leavings.has_files:
+                    await self._offload(store.leavings.clear_away)
                 job = store.next_job(node.now_ms(), admission.room_bytes())
                 if job is None:
                     self.kind = "none"

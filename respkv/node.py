@@ -103,7 +103,7 @@ class Node:
         self.config = config
         self.replica = replica
         self.store = replica.store
-        self.store.is_cleared_by_owner = True
+        self.store.leavings.is_cleared_by_owner = True
         self.name = name
         self.data_dir = data_dir
         self.rng = rng

@@ -7,8 +7,8 @@ durable are damaged, one bit at a time, in a live table, in the log, or in the m
 - table: reads of keys of one block are refused, and jobs that read it; or the store sets the table, or its
   block, aside (`engine/damage.py`), and refuses reads of those keys until they are written again;
 - log: the start and flushes are refused, if anything durable behind the damage says that it had been durable.
-  Where nothing does, damage cannot be told from a torn write (`engine/log_recovery.py`): the log is then cut there, which
-  the recovery reports.
+  Where nothing does, damage cannot be told from a torn write (`engine/log_recovery.py`): the log is then cut there,
+  which the recovery reports.
 
 Nothing else may change: no other key, and no value.
 """

@@ -155,20 +155,23 @@ def manifest_that_knows_drops_before_the_log(patch: pytest.MonkeyPatch) -> None:
         self: Store, log_start: int, names: list[list[str]], state: bytes
     ) -> Manifest:
         drops = list(self.manifest.drops)
-        return Manifest(manifest.FORMAT_VERSION, log_start, self._next_table, names, drops, state)
+        return Manifest(
+            manifest.FORMAT_VERSION, log_start, self._schedule.next_table, names, drops, state
+        )
 
     patch.setattr(Store, "_manifest_with", manifest_with)
 
 
 def compaction_that_believes_drops_before_the_log(patch: pytest.MonkeyPatch) -> None:
-    original = Store._make_job
+    original = Store.next_job
 
-    def make_job(self: Store, kind: str, inputs: list[str], start: int, end: int) -> Job:
-        job = original(self, kind, inputs, start, end)
-        job.drops = list(self.manifest.drops)
+    def next_job(self: Store, *args: Any) -> Job | None:
+        job = original(self, *args)
+        if job is not None:
+            job.drops = list(self.manifest.drops)
         return job
 
-    patch.setattr(Store, "_make_job", make_job)
+    patch.setattr(Store, "next_job", next_job)
 
 
 def log_that_forgets_what_found_no_room(patch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def compact(store: Store) -> None:
         put(store, [b"z%d" % store.log.position], OLD)
         flush(store)
     while store.next_job(0) is not None:
-        job = store._job
+        job = store._schedule.job
         assert job is not None
         finish(store, job, run_job(store.disk, job, store.codec))
 

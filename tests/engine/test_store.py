@@ -437,7 +437,9 @@ def test_the_random_operations_reach_what_they_are_for() -> None:
             seen.add("many tables")
         if any(drop.slot_max < SLOT_COUNT for drop in store.manifest.drops):
             seen.add("drops of slots")
-        if world.scan and any(table not in store.tables for table in store._retirement.all()):
+        if world.scan and any(
+            table not in store.tables for table in store._reader._retirement.all()
+        ):
             seen.add("held tables")
     stats = world.store.stats
     expected = {"drops", "drops of slots", "deltas", "two frozen", "three levels", "many tables"}
@@ -514,33 +516,33 @@ def test_what_is_known_to_be_missing_is_bounded() -> None:
 
 def test_an_owner_may_clear_away_later() -> None:
     store = new_store()
-    store.is_cleared_by_owner = True
+    store.leavings.is_cleared_by_owner = True
     disk = disk_of(store)
     for number in range(L0_COUNT):
         store.apply(0, b"a1", bytes(range(97, 98 + number)))
         flush(store)
     assert len([name for name in disk.names() if name.endswith(".log")]) == L0_COUNT + 1
-    store.clear_away()
+    store.leavings.clear_away()
     before = set(disk.names())
     assert do_job(store).kind == "compact"
-    assert store.has_leavings
+    assert store.leavings.has_files
     live = {table.name for table in store.tables}
     assert before - {"lock"} <= set(disk.names())
     assert store.get(0, b"a1") == b"abcdefgh"
-    store.clear_away()
-    assert not store.has_leavings
+    store.leavings.clear_away()
+    assert not store.leavings.has_files
     assert {name for name in disk.names() if name.endswith(".sst")} == live
 
 
 def test_what_was_not_cleared_away_is_removed_at_the_next_start() -> None:
     store = new_store()
-    store.is_cleared_by_owner = True
+    store.leavings.is_cleared_by_owner = True
     disk = disk_of(store)
     for number in range(L0_COUNT):
         store.apply(0, b"a1", bytes(range(97, 98 + number)))
         flush(store)
     assert do_job(store).kind == "compact"
-    assert store.has_leavings
+    assert store.leavings.has_files
     again = open_store(disk.kill(), SETS, SETTINGS["tiny caches"])
     names = disk_of(again).names()
     assert [name for name in names if name.endswith(".sst")] == [t.name for t in again.tables]
@@ -876,7 +878,7 @@ def compact(store: Store) -> list[str]:
     store.log.sync()
     kinds = []
     while store.next_job(0) is not None:
-        job = store._job
+        job = store._schedule.job
         assert job is not None
         finish(store, job, run_job(store.disk, job, store.codec))
         kinds.append(job.kind)
