@@ -8,7 +8,7 @@ Table names are never used twice, not even by a worker that outlives its killed 
 numbers that no earlier start can have given out (`take_numbers`), and the store writes that into the
 manifest before any of them is given out.
 
-Core: plain data.
+Core: it decides, and does nothing.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ shell that owns it
     frozen -> flush job -> table                    (next_job .. install)
     too many tables -> job: some are merged, moved a level down, or removed
 
-Reading goes active, frozen (newest first), row cache, tables (`engine/levels.py`), joining deltas down
-to the first complete entry. Pages that the kernel holds are read inline; others raise `PageFault`.
+Reading goes active, frozen (newest first), and then row cache and tables (`engine/table_reader.py`),
+joining deltas down to the first complete entry. Pages that the kernel holds are read inline; others
+raise `PageFault`. Which job is next is decided in `engine/schedule.py`.
 
 Dropping keyspaces (FLUSHALL) or slots is a marker in the log. Tables made from earlier positions hide
 the dropped rows until a job has removed them (`engine/drop.py`).
@@ -31,9 +32,6 @@ Writes are slowed down before they have to be stopped: after each `write()`, `wr
 how long the owner should not take further writes. It grows from 0 as level 0 gets long or the
 memtable fills while another one waits; after that comes `is_stalled`.
 
-Who scans a slot over a long time takes `snapshot_scan`: the tables that it reads stay open, and on
-the disk, until it is closed.
-
 What is durable, and in what order:
 
 - A table's bytes, then its name, then the manifest that names it. Only then are the log segments and
@@ -42,7 +40,7 @@ What is durable, and in what order:
   in the log. If a crash cut the log before a marker that the manifest knew already, new writes would
   get positions before it, and the tables made of them would be hidden by it. For the same reason
   compaction removes only what durable markers dropped.
-- The range of table names that a start may give out (`engine/schedule.py`), before any of them is used.
+- A start's range of table names, before any of them is given out (`engine/schedule.py`).
 
 Sources: LevelDB's and Pebble's division of work; Cassandra's delta merging.
 """
@@ -131,7 +129,7 @@ class Store:
         self._reader = TableReader(
             disk, codec, settings, current, levels, self.leavings, self.stats
         )
-        # The same objects: hot paths reach them in one step.
+        # Parts of the reader, which hot paths reach in one step.
         self.rows = self._reader.rows
         self.blocks = self._reader.blocks
         self._pages = self._reader.pages
@@ -140,9 +138,8 @@ class Store:
         self.capture: Callable[[], bytes] = bytes  # The owner's state, asked for at each freeze.
         self._schedule = Schedule(current.next_table)
         self.freeze_failure: DiskError | None = None  # Why a full memtable is not frozen.
-        self._dead: list[
-            dict[Row, bytes]
-        ] = []  # Rows that nobody looks at: freed little by little.
+        # Rows that nobody looks at: freed little by little.
+        self._dead: list[dict[Row, bytes]] = []
 
     # Life
 

@@ -1,7 +1,8 @@
 """The live tables as reads see them: looked up through the row cache, scanned, and open while a scan reads them.
 
-Not what changes them: the store shows each new manifest with its tables (`show`). Not memtables: what
-they have of a row is newer, and the store joins it to what is found here; scans get them handed in.
+Not what changes them: the store shows each new manifest with its tables (`show`), and what it changes
+in that manifest counts at once. Not memtables: what they have of a row is newer, and the store joins it
+to what is found here; scans get them handed in.
 
 The row cache has the state of a row below all memtables; the store invalidates it. Drops hide what stands
 in tables from earlier positions (`engine/drop.py`). Of what damage took, reads are refused

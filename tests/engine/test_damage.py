@@ -16,13 +16,7 @@ from engine.errors import CorruptionError
 from engine.job import run_job
 from engine.setting import StoreSettings
 from engine.store import Store
-from tests.engine.test_store import (
-    disk_of,
-    finish,
-    flush,
-    new_store,
-    open_store,
-)
+from tests.engine.stores import disk_of, finish, flush, new_store, open_store
 from tests.engine.toy import SETS
 
 SLOT = 2

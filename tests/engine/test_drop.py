@@ -6,7 +6,15 @@ import random
 
 import pytest
 
-from engine.drop import DropIndex, Marker, hidden_count, hiding, is_hidden, with_marker
+from engine.drop import (
+    DropIndex,
+    Marker,
+    Replacements,
+    hidden_count,
+    hiding,
+    is_hidden,
+    with_marker,
+)
 from engine.manifest import ALL_TAGS, Drop
 from engine.table_meta import TableMeta, TagCount
 
@@ -129,3 +137,16 @@ def test_the_drops_that_hide_nothing() -> None:
     needed = [Drop(6, 1), Drop(9, 2), Drop(9, ALL_TAGS, 9, 9), Drop(6, ALL_TAGS, 0, 3)]
     others = [Drop(5, 1), Drop(8, 2), Drop(9, 3), Drop(9, ALL_TAGS, 6, 6), Drop(6, 1, 7, 9)]
     assert hiding(needed + others, tables) == needed
+
+
+def test_what_a_later_drop_has_taken_in_is_durable_with_that_one_only() -> None:
+    replacements = Replacements()
+    drops = [Drop(10, 1), Drop(50, 2)]
+    assert replacements.durable(drops, 49, 0) == [Drop(10, 1)]
+    replacements.note({Drop(8, 2), Drop(30, 2)}, 50, 20)
+    # A crash may bring that of 8 back, and the output of a job must not say more than that.
+    assert replacements.durable(drops, 49, 0) == []
+    assert replacements.durable(drops, 49, 10) == [Drop(10, 1)], "the manifest has it"
+    assert replacements.durable(drops, 50, 0) == drops
+    replacements.note({Drop(50, 2)}, 60, 50)
+    assert replacements.durable(drops, 55, 0) == [Drop(10, 1)]

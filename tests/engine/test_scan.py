@@ -11,7 +11,7 @@ from engine.levels import PageFault
 from engine.memtable import ORDERS_MAX, Memtable
 from engine.scan import PAGE_ROWS
 from engine.store import Store, StoreSettings
-from tests.engine.test_store import disk_of, flush, open_store
+from tests.engine.stores import disk_of, flush, open_store
 from tests.engine.toy import SETS
 from tests.sim.disk import SimDisk
 
