@@ -2,12 +2,18 @@
 
 It takes no decision about commands: bytes go to a session's parser, whole commands to the runner,
 and what sessions were told goes out at the end of the tick, after one write to the commit log. It
-is the shell around `session.py` and `runner.py`.
+is the shell around `session.py` and `runner.py`, made of parts that each keep one thing:
+
+    listener.py     who is let in
+    connection.py   who is here
+    output.py       what was sent and not taken
+    held.py         what waits for the disk
+    patience.py     who is closed for being idle, or for not reading
 
 A tick: the epoll set says which sockets are ready; each is read once, parsed and executed; the log
-is written; the replies leave. With fsync `always` the replies of a tick wait in `_held` until the
-log is durable up to the tick's end. Sessions with commands left over (a budget was reached, a wait
-ended) are served again in the next tick.
+is written; the replies leave. With fsync `always` the replies of a tick are held until the log is
+durable up to the tick's end. Sessions with commands left over (a budget was reached, a wait ended)
+are in the backlog, which is served in the next tick.
 
 Backpressure, per client: beyond `output_buffer_soft_bytes` of replies that it has not read, or that
 wait for the disk, nothing more is executed for it until they have left; if it reads nothing for
@@ -31,230 +37,72 @@ bench/serving.py.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import socket
-import stat
-from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from respkv.connection import (
+    LARGER_READS,
+    READ_BYTES,
+    SMALL_READ_BYTES,
+    USUAL_READ_BYTES,
+    Clients,
+    Connection,
+)
+from respkv.held import HeldReplies
+from respkv.listener import Listeners
+from respkv.output import Output
 from respkv.parser import may_be_lone, parse_lone
+from respkv.patience import is_idle, reads_too_little
 from respkv.poller import READ, WRITE
 from respkv.reply import ReplyError
-from respkv.session import CLOSING, LARGE_REPLY_BYTES, MONITORING, WAITING, Session
+from respkv.session import CLOSING, WAITING, Session
 
 if TYPE_CHECKING:
     from respkv.node import Node
 
-READ_BYTES: Final = 65536
-# Small buffers are cheaper to get. A read that fills its buffer is followed by a larger one, and a
-# client that has once sent more than the smallest keeps the usual one: its pipelines are not cut.
-SMALL_READ_BYTES: Final = 448
-USUAL_READ_BYTES: Final = 4096
-LARGER_READS: Final = {
-    SMALL_READ_BYTES: USUAL_READ_BYTES,
-    USUAL_READ_BYTES: READ_BYTES,
-    READ_BYTES: READ_BYTES,
-}
 UNPARSED_BYTES_MAX: Final = 16 << 20
-ACCEPTS_PER_TICK: Final = 128
-PIECES_PER_SEND: Final = 64
-SEND_BYTES_PER_TICK: Final = 1 << 20
 BACKLOG_NS: Final = (
     2_000_000  # A tick's time for sessions that had commands left over; one may take longer.
 )
-READS_AT_THE_END: Final = 64
 # A tick of at least so many sockets is followed by another at once, for so long: trio's turn costs
 # as much as two requests.
 BUSY_EVENTS: Final = 8
 BURST_NS: Final = 1_000_000
-# What `accept` says when this machine has no room for more clients just now.
-NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-TOO_MANY_CLIENTS: Final = b"-ERR max number of clients reached\r\n"
-PROTECTED: Final = (
-    b"-DENIED respkv is in protected mode: no password is set, so it serves only clients of its own machine. "
-    b"Set client.requirepass, or client.protected_mode = false if the network is trusted, and restart.\r\n"
-)
-
-
-class Connection:
-    """A socket, its session, and what the kernel did not take yet."""
-
-    __slots__ = (
-        "events", "fd", "has_ended", "held", "held_bytes", "progress_s", "read_bytes", "recv", "recv_into",
-        "send", "session", "sock", "unparsed", "unsent",
-    )  # fmt: skip
-
-    def __init__(self, sock: socket.socket, session: Session, now_s: float) -> None:
-        self.sock = sock
-        self.fd = sock.fileno()
-        self.session = session
-        self.recv = sock.recv  # Bound once: the look-ups show in the benchmark.
-        self.recv_into = sock.recv_into
-        self.send = sock.send
-        self.unsent: deque[memoryview] = deque()
-        self.events = READ
-        self.unparsed = bytearray()  # Received while it was behind.
-        self.has_ended = False  # It sends nothing more.
-        self.read_bytes = SMALL_READ_BYTES  # 0: the parser wants the bytes in a buffer of its own.
-        self.progress_s = now_s  # When the client last took a byte.
-        self.held = 0  # Replies of it that are in `_held`: later ones must go there too.
-        self.held_bytes = 0
 
 
 class Front:
-    """Listeners, connections and the tick."""
+    """The tick, and what it serves."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.runner = node.runner
         self._commit = node.commit
-        self.connections: dict[int, Connection] = {}
-        self.by_session: dict[Session, Connection] = {}
-        self._listeners: dict[int, socket.socket] = {}
-        self._cluster_listeners: set[int] = set()  # Whose clients see a Redis Cluster member.
+        self.clients = Clients(node)
+        self.listeners = Listeners(node, self.clients)
+        self.output = Output(node, self.clients)
+        self.held = HeldReplies(node, self.clients)
+        # What the tick asks for each socket and each reply, bound once.
+        self.connections = self.clients.by_fd
+        self.by_session = self.clients.by_session
+        self._listening = self.listeners.by_fd
+        self._backlog = self.clients.backlog
+        self._send = self.output.send
+        self._hold = self.held.hold
+        self._hold_data = self.held.hold_data
+        self._batches = self.held.batches
+        self._sliced = node.runner.sliced
         self._foreign: dict[int, Callable[[int], None]] = {}  # Sockets that are no clients.
         self._poller = node.poller
         self._is_asleep = False  # In `run`, until a socket is ready or `_wake` is called.
         self._dirty: list[Connection] = []
         self._lone: list[Connection] = []  # What they sent in this tick is in `_lone_chunks`.
         self._lone_chunks: list[bytes] = []
-        self._backlog: dict[Connection, None] = {}
-        self._held: deque[tuple[int, list[tuple[Connection, bytes]]]] = deque()
-        self._next_id = 1
         self._is_stopping = False
-        self._is_full = False  # No more descriptors: `check_clients` tries again.
         self.commands_per_tick_max = node.config.client.commands_per_tick_max
-        self.connections_total = 0
-        self.rejected_total = 0
         self.ticks_total = 0
         self.bytes_in = 0
-        self.bytes_out = 0
-
-    # Listening
-
-    def listen_tcp(self, host: str, port: int, backlog: int, *, is_cluster: bool = False) -> int:
-        """Listen on one address, and return the port (it was chosen if 0 was asked for). Raises OSError.
-
-        `is_cluster`: to those who connect there the node is a member of a Redis Cluster.
-        """
-        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        sock = socket.socket(info[0], socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if info[0] == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        self._listen(sock, info[4], backlog)
-        if is_cluster:
-            self._cluster_listeners.add(sock.fileno())
-        return int(sock.getsockname()[1])
-
-    def listen_unix(self, path: str, mode: str, backlog: int) -> None:
-        """Listen on a Unix socket; a stale one of the same path is replaced. Raises OSError."""
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(os.stat(path).st_mode):
-                raise OSError(f"{path} is there, and is no socket")
-            probe = socket.socket(socket.AF_UNIX)
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                os.unlink(path)
-            else:
-                raise OSError(f"{path} is in use")
-            finally:
-                probe.close()
-        self._listen(socket.socket(socket.AF_UNIX), path, backlog, mode)
-
-    def _listen(self, sock: socket.socket, address: object, backlog: int, mode: str = "") -> None:
-        try:
-            sock.bind(address)  # type: ignore[arg-type]
-            if mode:  # Before anybody can connect.
-                os.chmod(str(address), int(mode, 8))
-            sock.listen(backlog)
-        except OSError:
-            sock.close()
-            raise
-        sock.setblocking(False)
-        self._listeners[sock.fileno()] = sock
-        self._poller.register(sock.fileno(), READ)
-
-    def _accept(self, listener: socket.socket) -> None:
-        client = self.node.config.client
-        for _ in range(ACCEPTS_PER_TICK):
-            try:
-                sock, address = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno not in NO_ROOM:
-                    continue  # That client has gone already.
-                # The kernel keeps the rest waiting; the epoll set would report them again and again.
-                self.node.log.warning("cannot accept a client", reason=str(error))
-                self._is_full = True
-                for fd in self._listeners:
-                    self._poller.modify(fd, 0)
-                return
-            sock.setblocking(False)
-            is_unix = sock.family == socket.AF_UNIX
-            refusal = b""
-            if len(self.connections) >= client.clients_max:
-                refusal = TOO_MANY_CLIENTS
-            elif client.protected_mode and not client.requirepass and not is_unix:
-                refusal = b"" if _is_loopback(address[0]) else PROTECTED
-            if refusal:
-                self.rejected_total += 1
-                with contextlib.suppress(OSError):
-                    sock.send(refusal)
-                sock.close()
-                continue
-            self._add(sock, address, listener, is_unix=is_unix)
-
-    def _add(
-        self, sock: socket.socket, address: object, listener: socket.socket, *, is_unix: bool
-    ) -> None:
-        config = self.node.config.client
-        if is_unix:
-            peer = local = f"{listener.getsockname()}:0"
-        else:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if config.tcp_keepalive_s:
-                interval = config.tcp_keepalive_s
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, interval)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, interval // 3))
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-            try:
-                peer, local = _shown(sock.getpeername()), _shown(sock.getsockname())
-            except OSError:  # Gone already.
-                sock.close()
-                return
-        session = self.attach(sock, peer, local)
-        session.is_unix = is_unix
-        session.is_cluster = listener.fileno() in self._cluster_listeners
-
-    def attach(self, sock: socket.socket, peer: str, local: str) -> Session:
-        """Serve a client by a connected socket that does not block. The addresses are shown to others."""
-        now_s = self.node.monotonic_s()
-        session = Session(
-            self._next_id,
-            peer,
-            local,
-            self.node.limits,
-            now_s,
-            authenticated=not self.node.config.client.requirepass,
-        )
-        self._next_id += 1
-        connection = Connection(sock, session, now_s)
-        session.fd = connection.fd
-        self.connections[connection.fd] = connection
-        self.by_session[session] = connection
-        self.connections_total += 1
-        self._poller.register(connection.fd, READ)
-        return session
 
     # Sockets of others, which are served in the same tick
 
@@ -277,6 +125,7 @@ class Front:
     async def run(self) -> None:
         """Serve until cancelled."""
         poller = self._poller
+        batches = self._batches
         clock_ns = self.node.clock_ns
         while True:
             if self._has_more:
@@ -289,7 +138,7 @@ class Front:
             events = poller.poll()
             self.tick(events)
             until_ns = started_ns + BURST_NS
-            while len(events) >= BUSY_EVENTS and not self._held and clock_ns() < until_ns:
+            while len(events) >= BUSY_EVENTS and not batches and clock_ns() < until_ns:
                 events = poller.poll()
                 self.tick(events)
             self.node.note_pause(started_ns)
@@ -311,15 +160,15 @@ class Front:
             self._serve_lone(now_ms)
         if self._backlog:
             self._serve_backlog(now_ms)
-        if self.runner.sliced:
+        if self._sliced:
             self.runner.advance(now_ms)
         self.finish(now_ms)
 
     def _serve_unusual(self, fd: int, mask: int, now_ms: int, now_s: float) -> None:
         """A new client, a socket that takes bytes again, or one that has failed."""
-        listener = self._listeners.get(fd)
+        listener = self._listening.get(fd)
         if listener is not None:
-            self._accept(listener)
+            self.listeners.accept(listener)
             return
         connection = self.connections.get(fd)
         if connection is None:
@@ -352,23 +201,24 @@ class Front:
         self._dirty = []
         if position > self._commit.releasable:
             self._hold(position, dirty)
+            self._commit.want_sync()
         else:
             for connection in dirty:
                 session = connection.session
                 out = session.out
                 if not out:
                     if session.mode & CLOSING:
-                        self._end(connection)  # CLIENT REPLY OFF, then QUIT.
+                        self.output.end(connection)  # CLIENT REPLY OFF, then QUIT.
                     continue
                 if session.has_large_reply and not connection.held and not connection.unsent:
-                    self._send_large(connection)
+                    self.output.send_large(connection)
                     continue
                 data = b"".join(out)
                 out.clear()
                 if connection.held:
                     self._hold_data(position, connection, data)
                 elif connection.unsent:
-                    self._keep(connection, memoryview(data))
+                    self.output.keep(connection, memoryview(data))
                 else:
                     self._send(connection, data)
 
@@ -381,9 +231,7 @@ class Front:
     def _has_more(self) -> bool:
         """Whether another tick has something to do, whatever arrives."""
         peers = self.node.peers
-        return (
-            bool(self._backlog) or self.runner.has_slices or (peers is not None and peers.has_work)
-        )
+        return bool(self._backlog) or bool(self._sliced) or (peers is not None and peers.has_work)
 
     def _go_on(self, connection: Connection) -> None:
         """Something that its commands waited for has come: look at it again in the next tick."""
@@ -407,7 +255,7 @@ class Front:
         except BlockingIOError:
             return
         except OSError:
-            self.close(connection)
+            self.clients.close(connection)
             return
         if not data:
             self._end_of_input(connection)
@@ -447,7 +295,7 @@ class Front:
         except BlockingIOError:
             return
         except OSError:
-            self.close(connection)
+            self.clients.close(connection)
             return
         finally:
             buffer.release()
@@ -511,7 +359,7 @@ class Front:
                 self._protocol_error(connection)
         if parser.buffered_bytes > self.node.config.client.query_buffer_bytes_max:
             self.node.log.warning("client closed: query buffer limit", client=session.peer)
-            self.close(connection)
+            self.clients.close(connection)
 
     def _put_aside(self, connection: Connection, data: bytes) -> None:
         """The client is behind: keep what it sent for later. It comes again with the backlog."""
@@ -520,7 +368,7 @@ class Front:
         connection.unparsed += data
         connection.read_bytes = READ_BYTES
         if len(connection.unparsed) > self._unparsed_bytes_max:
-            self._stop_reading(connection)
+            self.clients.stop_reading(connection)
 
     @property
     def _unparsed_bytes_max(self) -> int:
@@ -537,10 +385,10 @@ class Front:
             and (wait is None or (wait.fault is None and wait.slices is None))
         )
         if connection.has_ended or is_long:
-            self.close(connection)
+            self.clients.close(connection)
             return
         connection.has_ended = True
-        self._stop_reading(connection)
+        self.clients.stop_reading(connection)
         if session.mode & WAITING or session.queue or connection.unparsed or has_operations:
             return
         session.close_after_reply("the client has ended")
@@ -640,183 +488,28 @@ class Front:
             or self.connections.get(connection.fd) is not connection
         ):
             return
-        self._set_events(connection, connection.events | READ)
-
-    def _stop_reading(self, connection: Connection) -> None:
-        if connection.events & READ:
-            self._set_events(connection, connection.events & ~READ)
-
-    def _set_events(self, connection: Connection, events: int) -> None:
-        connection.events = events
-        self._poller.modify(connection.fd, events)
+        self.clients.watch(connection, connection.events | READ)
 
     # Sending
 
-    def _send(self, connection: Connection, data: bytes) -> None:
-        try:
-            sent = connection.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.close(connection)
-            return
-        self.bytes_out += sent
-        if sent != len(data):
-            self._keep(connection, memoryview(data)[sent:])
-            self._wait_to_send(connection)
-        elif connection.session.mode & CLOSING:
-            self._end(connection)
-
-    def _wait_to_send(self, connection: Connection) -> None:
-        connection.progress_s = self.node.now_s
-        self._set_events(connection, connection.events | WRITE)
-        if connection.session.mode & CLOSING:
-            self._stop_reading(connection)
-
-    def _send_large(self, connection: Connection) -> None:
-        """As `_send`, for replies of which one is large: they are not copied into one piece."""
-        session = connection.session
-        pieces = _gathered(session.out)
-        session.out.clear()
-        session.has_large_reply = False
-        connection.unsent.extend(pieces)
-        session.unsent_bytes += sum(map(len, pieces))
-        if session.unsent_bytes > session.unsent_peak_bytes:
-            session.unsent_peak_bytes = session.unsent_bytes
-        self._send_pieces(connection)
-        if connection.unsent:
-            self._wait_to_send(connection)
-        elif session.mode & CLOSING:
-            self._end(connection)
-
-    def _keep(self, connection: Connection, rest: memoryview) -> None:
-        session = connection.session
-        connection.unsent.append(rest)
-        session.unsent_bytes += len(rest)
-        if session.unsent_bytes > session.unsent_peak_bytes:
-            session.unsent_peak_bytes = session.unsent_bytes
-        if session.mode & CLOSING:
-            self._stop_reading(connection)
-        # One of the oldest pieces may be a huge reply, which must be allowed to leave.
-        beyond = session.unsent_bytes - max(map(len, islice(connection.unsent, 2)))
-        config = self.node.config
-        limits = config.client if session.subscriptions is None else config.pubsub
-        if beyond > limits.output_buffer_bytes_max:
-            self._close_for_output(connection)
-
-    def _close_for_output(self, connection: Connection) -> None:
-        session = connection.session
-        self.node.log.warning(
-            "client closed: it does not read its replies",
-            client=session.peer,
-            unsent_bytes=session.unsent_bytes,
-        )
-        self.close(connection)
-
     def _send_rest(self, connection: Connection) -> None:
         """The socket takes bytes again."""
-        session = connection.session
-        self._send_pieces(connection)
-        if self.connections.get(connection.fd) is not connection:
-            return
-        if not connection.unsent:
-            if session.mode & CLOSING and not session.out:
-                self._end(connection)
-                return
-            self._set_events(connection, connection.events & ~WRITE)
-            self._listen_to(connection)
-        self._go_on(connection)
-
-    def _send_pieces(self, connection: Connection) -> None:
-        """Send of `unsent` what the socket takes, and no more than is one client's share of a tick."""
-        session = connection.session
-        unsent = connection.unsent
-        room = SEND_BYTES_PER_TICK
-        try:
-            while unsent and room > 0:
-                pieces = [piece[:room] for piece in islice(unsent, PIECES_PER_SEND)]
-                while len(pieces) > 1 and sum(map(len, pieces)) > room:
-                    pieces.pop()
-                sent = connection.sock.sendmsg(pieces)
-                room -= sent
-                connection.progress_s = self.node.now_s
-                session.unsent_bytes -= sent
-                self.bytes_out += sent
-                while unsent and sent >= len(unsent[0]):
-                    sent -= len(unsent.popleft())
-                if unsent and sent:
-                    unsent[0] = unsent[0][sent:]
-                    break
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.close(connection)
-
-    def _end(self, connection: Connection) -> None:
-        """The session is over: close, or send and release first what it is owed."""
-        if connection.unsent or connection.held:
-            self._stop_reading(connection)
-        else:
-            self._close_gently(connection)
-
-    def _close_gently(self, connection: Connection) -> None:
-        """Close, and see to it that the client gets all that was sent.
-
-        A socket that is closed with unread input is reset, and then the client may lose the rest.
-        """
-        with contextlib.suppress(OSError):
-            for _ in range(READS_AT_THE_END):
-                if not connection.recv(READ_BYTES):
-                    break
-        self.close(connection)
-
-    # Replies that wait for the disk
-
-    def _hold(self, position: int, dirty: list[Connection]) -> None:
-        batch = []
-        for connection in dirty:
-            out = connection.session.out
-            if out or connection.session.mode & CLOSING:
-                data = b"".join(out)
-                out.clear()
-                self._count_held(connection, data)
-                batch.append((connection, data))
-        self._keep_held(position, batch)
-        self._commit.want_sync()
-
-    def _hold_data(self, position: int, connection: Connection, data: bytes) -> None:
-        self._count_held(connection, data)
-        self._keep_held(position, [(connection, data)])
-
-    def _count_held(self, connection: Connection, data: bytes) -> None:
-        connection.held += 1
-        connection.held_bytes += len(data)
-        soft = self.node.config.client.output_buffer_soft_bytes
-        if connection.session.mode & CLOSING or (soft and connection.held_bytes > soft):
-            self._stop_reading(connection)
-
-    def _keep_held(self, position: int, batch: list[tuple[Connection, bytes]]) -> None:
-        held = self._held
-        last = held[-1][0] if held else 0
-        if position >= last:
-            held.append((position, batch))
-            return
-        # What stands at the end waits for room on the disk. Nobody else has to wait for that.
-        before = [item for item in batch if item[0].held == 1]
-        held.append((last, [item for item in batch if item[0].held > 1]))
-        index = sum(position >= other for other, _ in held)
-        held.insert(index, (position, before))
+        if self.output.send_rest(connection):
+            if not connection.unsent:
+                self._listen_to(connection)
+            self._go_on(connection)
 
     def release(self, position: int) -> None:
         """The log is durable up to `position`: send what waited for that."""
-        while self._held and self._held[0][0] <= position:
-            for connection, data in self._held.popleft()[1]:
+        batches = self._batches
+        while batches and batches[0][0] <= position:
+            for connection, data in batches.popleft()[1]:
                 connection.held -= 1
                 connection.held_bytes -= len(data)
                 if self.connections.get(connection.fd) is not connection:
                     continue
                 if connection.unsent:
-                    self._keep(connection, memoryview(data))
+                    self.output.keep(connection, memoryview(data))
                 else:
                     self._send(connection, data)
                 if not connection.held and (
@@ -828,94 +521,29 @@ class Front:
 
     # The end of connections
 
-    def close(self, connection: Connection) -> None:
-        """Close a connection at once, with all that it is owed."""
-        if self.connections.get(connection.fd) is not connection:
-            return
-        session = connection.session
-        del self.connections[connection.fd]
-        del self.by_session[session]
-        self._backlog.pop(connection, None)
-        with contextlib.suppress(OSError):
-            self._poller.unregister(connection.fd)
-        connection.sock.close()
-        connection.unsent.clear()
-        connection.unparsed.clear()
-        session.unsent_bytes = 0
-        session.out.clear()
-        session.queue.clear()
-        session.mode |= CLOSING
-        self.node.forget(session)
-
-    def close_session(self, session: Session) -> None:
-        connection = self.by_session.get(session)
-        if connection is not None:
-            self.close(connection)
-
     def check_clients(self) -> None:
         """Once a second: idle clients, clients that do not read, and those that found no room."""
-        config = self.node.config.client
+        config = self.node.config
         now_s = self.node.monotonic_s()
         for connection in list(self.connections.values()):
-            session = connection.session
-            if session.subscriptions is not None:
-                if self._is_slow_subscriber(session, now_s):
-                    self._close_for_output(connection)
-                    continue
-            elif connection.unsent and config.output_buffer_soft_bytes:
-                is_over = (
-                    session.unsent_bytes > config.output_buffer_soft_bytes
-                    or session.queue
-                    or connection.unparsed
-                    or session.mode & CLOSING
-                )
-                if is_over and now_s - connection.progress_s > config.output_buffer_soft_s:
-                    self._close_for_output(connection)
-                    continue
-            last_s = max(session.last_active_s, connection.progress_s)
-            if (
-                config.idle_timeout_s
-                and now_s - last_s > config.idle_timeout_s
-                and not session.mode & (WAITING | MONITORING)
-                and session.subscriptions is None
-            ):
-                self.close(connection)
-        if self._is_full:
-            self._is_full = False
-            for fd in self._listeners:
-                self._poller.modify(fd, READ)
-
-    def _is_slow_subscriber(self, session: Session, now_s: float) -> bool:
-        """Whether a client with subscriptions has had too much to read for too long, as Redis counts it."""
-        limits, own = self.node.config.pubsub, session.subscriptions
-        if not limits.output_buffer_soft_bytes or (
-            session.unsent_bytes <= limits.output_buffer_soft_bytes
-        ):
-            own.over_since_s = 0.0
-        elif not own.over_since_s:
-            own.over_since_s = now_s
-        elif now_s - own.over_since_s >= limits.output_buffer_soft_s:
-            return True
-        return False
+            if reads_too_little(connection, config, now_s):
+                self.output.close_unread(connection)
+            elif is_idle(connection, config, now_s):
+                self.clients.close(connection)
+        self.listeners.try_again()
 
     def stop_listening(self) -> None:
         """Take no more clients, and no more of those that are here: what they have asked for is finished."""
         self._is_stopping = True
         for connection in self.connections.values():
-            self._stop_reading(connection)
-        for fd, sock in self._listeners.items():
-            self._poller.unregister(fd)
-            if sock.family == socket.AF_UNIX:
-                with contextlib.suppress(OSError):
-                    os.unlink(sock.getsockname())
-            sock.close()
-        self._listeners.clear()
+            self.clients.stop_reading(connection)
+        self.listeners.close()
 
     @property
     def has_unsent(self) -> bool:
         """Whether anything is under way: commands that do not wait for a time, and replies."""
         return (
-            bool(self._held or self._backlog)
+            bool(self._batches or self._backlog)
             or any(map(_has_operations, self.by_session))
             or any(connection.unsent for connection in self.connections.values())
             or any(
@@ -925,7 +553,7 @@ class Front:
 
     def close_all(self) -> None:
         for connection in list(self.connections.values()):
-            self._close_gently(connection)
+            self.output.close_gently(connection)
         self._poller.close()
 
 
@@ -934,26 +562,3 @@ def _has_operations(session: Session) -> bool:
     return session.is_grouped or (
         session.pipeline is not None and bool(session.pipeline.operations)
     )
-
-
-def _gathered(pieces: list[bytes]) -> list[memoryview]:
-    """Neighbours joined, but for the large ones."""
-    gathered = []
-    small: list[bytes] = []
-    for piece in pieces:
-        if len(piece) < LARGE_REPLY_BYTES:
-            small.append(piece)
-            continue
-        gathered += [memoryview(b"".join(small)), memoryview(piece)]
-        small = []
-    gathered.append(memoryview(b"".join(small)))
-    return [piece for piece in gathered if piece]
-
-
-def _is_loopback(host: str) -> bool:
-    return host.startswith("127.") or host in ("::1", "::ffff:127.0.0.1")
-
-
-def _shown(address: tuple[object, ...]) -> str:
-    host, port = str(address[0]), address[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

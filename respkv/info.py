@@ -256,18 +256,18 @@ def _status(*, is_ok: bool) -> str:
 def _stats(node: Node) -> Fields:
     front, context, stats = node.front, node.context, node.stats
     return {
-        "total_connections_received": front.connections_total,
+        "total_connections_received": front.clients.connections_total,
         "total_commands_processed": node.runner.commands_total,
         "instantaneous_ops_per_sec": round(stats.commands.per_second),
         "total_net_input_bytes": front.bytes_in,
-        "total_net_output_bytes": front.bytes_out,
+        "total_net_output_bytes": front.output.bytes_out,
         "total_net_repl_input_bytes": 0,
         "total_net_repl_output_bytes": 0,
         "instantaneous_input_kbps": f"{stats.input.per_second / 1024:.2f}",
         "instantaneous_output_kbps": f"{stats.output.per_second / 1024:.2f}",
         "instantaneous_input_repl_kbps": "0.00",
         "instantaneous_output_repl_kbps": "0.00",
-        "rejected_connections": front.rejected_total,
+        "rejected_connections": front.listeners.rejected_total,
         "sync_full": 0,
         "sync_partial_ok": 0,
         "sync_partial_err": 0,

@@ -336,7 +336,8 @@ class Node:
         self.commit.syncs.clear()
         self.loop_pause_ns_max = 0
         front = self.front
-        front.connections_total = front.rejected_total = front.bytes_in = front.bytes_out = 0
+        front.clients.connections_total = front.listeners.rejected_total = 0
+        front.bytes_in = front.output.bytes_out = 0
 
     def fetch(self, fault: PageFault, pins: Pins | None, resume: Resume) -> None:
         """Have a page read beside the loop, pin it, and then go on with `resume`, within a tick."""
@@ -433,14 +434,18 @@ class Node:
         port = client.port
         if client.port or not client.unix_socket:
             for host in client.hosts:
-                port = self.front.listen_tcp(host, port, client.backlog)
+                port = self.front.listeners.listen_tcp(host, port, client.backlog)
         me = self.config.me
         if me is not None and self.bus is not None:
             for host in client.hosts:
-                self.front.listen_tcp(host, me.cluster_port, client.backlog, is_cluster=True)
+                self.front.listeners.listen_tcp(
+                    host, me.cluster_port, client.backlog, is_cluster=True
+                )
                 self.bus.listen(host, me.bus_port)
         if client.unix_socket:
-            self.front.listen_unix(client.unix_socket, client.unix_socket_mode, client.backlog)
+            self.front.listeners.listen_unix(
+                client.unix_socket, client.unix_socket_mode, client.backlog
+            )
         self.ready_port = port
 
     def _say_ready(self) -> None:

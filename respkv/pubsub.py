@@ -21,7 +21,7 @@ of it and its confirmation leaves. So nothing is lost that is published after a 
 listens.
 
 Bounds: the memory of one session's names (`pubsub.subscription_bytes_max`), that of what it does not read
-(`pubsub.output_buffer_bytes_max` and its sisters, see `respkv/front.py`), and `ROUTES_MAX`.
+(`pubsub.output_buffer_bytes_max` and its sisters, see `respkv/output.py`), and `ROUTES_MAX`.
 
 Core: no I/O; messages go into sessions' `out`, and the front sends them.
 """

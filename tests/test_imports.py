@@ -23,7 +23,7 @@ SEAMS: dict[str, set[str]] = {
         "respkv/bus_link.py",
         "respkv/cli.py",
         "respkv/config.py",
-        "respkv/front.py",
+        "respkv/listener.py",
         "respkv/poller.py",
         "respkv/process.py",
         "respkv/serve.py",
@@ -36,7 +36,8 @@ SEAMS: dict[str, set[str]] = {
     "socket": {
         "respkv/bus.py",
         "respkv/bus_link.py",
-        "respkv/front.py",
+        "respkv/connection.py",
+        "respkv/listener.py",
         "respkv/setting.py",
         "respkv/tools/client.py",
     },

@@ -216,7 +216,7 @@ def _kill(ctx: Context, session: Session) -> None:
     if session is ctx.session:
         session.close_after_reply("killed")
     else:
-        ctx.node.front.close_session(session)
+        ctx.node.front.clients.close_session(session)
 
 
 @command(

@@ -28,7 +28,7 @@ from engine.disk import RealDisk, RealFile
 from engine.job import run_job
 from respkv.commands import load
 from respkv.config import Config
-from respkv.front import Connection
+from respkv.connection import Connection
 from respkv.node import Node
 from respkv.store_share import store_settings
 
@@ -136,7 +136,7 @@ async def serving(
         with trio.fail_after(PATIENCE_S * 3):
             nursery.start_soon(run)
             with trio.fail_after(START_S):
-                await until(lambda: node.front._listeners)
+                await until(lambda: node.front.listeners.by_fd)
             try:
                 yield node
             finally:
@@ -201,7 +201,7 @@ async def connect(
     node: Node, *, host: str = "127.0.0.1", receive_bytes: int = 0, path: str = ""
 ) -> Client:
     """A client that is known to the node. `receive_bytes` makes the kernel take little for it."""
-    total = node.front.connections_total
+    total = node.front.clients.connections_total
     if path:
         sock = trio.socket.socket(socket.AF_UNIX)
     else:
@@ -210,7 +210,11 @@ async def connect(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     with trio.fail_after(PATIENCE_S):
         await sock.connect(path or (host, node.ready_port))
-        await until(lambda: node.front.connections_total > total or node.front.rejected_total)
+        await until(
+            lambda: (
+                node.front.clients.connections_total > total or node.front.listeners.rejected_total
+            )
+        )
     return Client(sock)
 
 

@@ -15,16 +15,10 @@ import trio
 import trio.lowlevel
 
 from engine.store import PageFault, Pins
-from respkv.front import (
-    PROTECTED,
-    READ_BYTES,
-    SEND_BYTES_PER_TICK,
-    TOO_MANY_CLIENTS,
-    UNPARSED_BYTES_MAX,
-    _gathered,
-    _is_loopback,
-    _shown,
-)
+from respkv.connection import READ_BYTES
+from respkv.front import UNPARSED_BYTES_MAX
+from respkv.listener import PROTECTED, TOO_MANY_CLIENTS, _is_loopback, _shown
+from respkv.output import SEND_BYTES_PER_TICK, _gathered
 from respkv.pages import Resume
 from respkv.poller import READ
 from respkv.session import CLOSING, LARGE_REPLY_BYTES, WAITING, Session
@@ -61,7 +55,7 @@ async def test_several_addresses_share_a_port(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     settings = {"client.hosts": ("127.0.0.1", "::1"), "client.unix_socket": path}
     node = make_node(tmp_path, settings)
-    port = node.front.listen_tcp("127.0.0.1", 0, 5)
+    port = node.front.listeners.listen_tcp("127.0.0.1", 0, 5)
     node.front.stop_listening()
     node.store.close()
     node.disk.close()
@@ -96,14 +90,14 @@ async def test_a_path_that_is_taken_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "precious"
     file.write_text("data")
     with pytest.raises(OSError, match="is there, and is no socket"):
-        node.front.listen_unix(str(file), "", 5)
+        node.front.listeners.listen_unix(str(file), "", 5)
     assert file.read_text() == "data"
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(path)
         other.listen()
         with pytest.raises(OSError, match="is in use"):
-            node.front.listen_unix(path, "", 5)
+            node.front.listeners.listen_unix(path, "", 5)
     node.store.close()
 
 
@@ -113,7 +107,7 @@ async def test_a_port_that_is_taken(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(OSError, match="in use"):
-            node.front.listen_tcp("127.0.0.1", other.getsockname()[1], 5)
+            node.front.listeners.listen_tcp("127.0.0.1", other.getsockname()[1], 5)
     node.store.close()
 
 
@@ -145,7 +139,7 @@ def accepted_from(node: TestNode, host: str) -> bytes:
         ours = socket.create_connection(listener.getsockname())
         theirs, _ = listener.accept()
     ours.settimeout(0.2)
-    node.front._accept(OneClient((theirs, (host, 1234))))  # type: ignore[arg-type]
+    node.front.listeners.accept(OneClient((theirs, (host, 1234))))  # type: ignore[arg-type]
     try:
         return ours.recv(4096)
     except TimeoutError:
@@ -167,7 +161,7 @@ async def test_protected_mode(tmp_path: Path) -> None:
     node.config.client.protected_mode = True
     node.config.client.requirepass = "secret"
     assert accepted_from(node, "192.0.2.1") == b""
-    assert node.front.rejected_total == 1
+    assert node.front.listeners.rejected_total == 1
     node.front.close_all()
     node.store.close()
 
@@ -177,7 +171,7 @@ async def test_no_more_clients_than_allowed(tmp_path: Path) -> None:
         one, two = await connect(node), await connect(node)
         three = await connect(node)
         assert await three.rest() == TOO_MANY_CLIENTS
-        assert node.front.rejected_total == 1
+        assert node.front.listeners.rejected_total == 1
         two.close()
         await until(lambda: len(node.front.connections) == 1)
         four = await connect(node)
@@ -190,7 +184,7 @@ async def test_no_descriptors_left(tmp_path: Path) -> None:
         client = await connect(node)
         front = node.front
         listener = OneClient(OSError(errno.ECONNABORTED, "gone"), OSError(errno.EMFILE, "full"))
-        front._accept(listener)  # type: ignore[arg-type]
+        front.listeners.accept(listener)  # type: ignore[arg-type]
         assert listener.outcomes == []  # One client that has gone is no reason to rest.
         waiting = await trio.open_tcp_stream("127.0.0.1", node.ready_port)
         await waiting.send_all(PING)
@@ -366,9 +360,9 @@ async def test_one_client_has_its_share_of_what_a_tick_sends(tmp_path: Path) -> 
         tick = node.front.tick
 
         def watched(events: list[tuple[int, int]]) -> None:
-            before = node.front.bytes_out
+            before = node.front.output.bytes_out
             tick(events)
-            sent.append(node.front.bytes_out - before)
+            sent.append(node.front.output.bytes_out - before)
 
         node.front.tick = watched  # type: ignore[method-assign]
         await client.send(get(b"k"))
@@ -582,7 +576,7 @@ async def test_a_reply_does_not_overtake_one_that_was_held(tmp_path: Path) -> No
         node.front.release = lambda position: None  # type: ignore[method-assign]
         await client.send(set_(b"k", b"v"))
         log = node.store.log
-        await until(lambda: node.front._held and log.synced == log.position)
+        await until(lambda: node.front.held.batches and log.synced == log.position)
         await client.send(PING)
         assert await client.hears_nothing()
         node.front.release = release  # type: ignore[method-assign]
@@ -821,7 +815,7 @@ async def test_a_stop_with_replies_that_wait_for_the_disk(tmp_path: Path) -> Non
         client = await connect(node)
         node.disk.may_sync.clear()
         await client.send(set_(b"k", b"v"))
-        await until(lambda: node.front._held)
+        await until(lambda: node.front.held.batches)
         node.stop()
         await until(lambda: node.front._is_stopping)
         await client.send(set_(b"k", b"late"))
@@ -872,8 +866,8 @@ async def test_counters(tmp_path: Path) -> None:
         client = await connect(node)
         assert await client.ask(PING) == b"PONG"
         front = node.front
-        assert (front.bytes_in, front.bytes_out) == (len(PING), len(b"+PONG\r\n"))
-        assert front.connections_total == 1
+        assert (front.bytes_in, front.output.bytes_out) == (len(PING), len(b"+PONG\r\n"))
+        assert front.clients.connections_total == 1
         assert not node.connection().session.mode & (WAITING | CLOSING)
 
 

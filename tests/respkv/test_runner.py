@@ -542,7 +542,7 @@ def test_only_who_waits_for_a_time_can_be_unblocked(rig: Rig) -> None:
 def test_a_session_that_another_one_closes_as_both_waits_end(rig: Rig) -> None:
     """The first one to go on kills the second one, whose time was up as well."""
     one, two, three = rig.open(), rig.open(), rig.open()
-    rig.front.close_session = rig.close  # type: ignore[method-assign]
+    rig.front.clients.close_session = rig.close  # type: ignore[method-assign]
     rig.serve(one, f"WAIT 1 1000 ; CLIENT KILL ID {two.id} ; PING")
     rig.serve(two, "WAIT 1 1000 ; SET k v")
     rig.pass_time(2.0)
@@ -627,7 +627,7 @@ def test_a_paused_session_that_vanishes_or_pauses_again(rig: Rig) -> None:
 
 def test_a_paused_session_that_the_first_one_to_go_on_closes(rig: Rig) -> None:
     one, two, three = rig.open(), rig.open(), rig.open()
-    rig.front.close_session = rig.close  # type: ignore[method-assign]
+    rig.front.clients.close_session = rig.close  # type: ignore[method-assign]
     rig.serve(one, "CLIENT PAUSE 1000")
     rig.serve(two, f"CLIENT KILL ID {three.id}")
     rig.serve(three, "SET k v ; SET l w")

@@ -158,7 +158,7 @@ class World:
         )
         process.connections.append(connection)
         sock = cast(socket.socket, connection.socket)
-        served = process.node.front.attach(sock, f"127.0.0.1:{session}", "127.0.0.1:6379")
+        served = process.node.front.clients.attach(sock, f"127.0.0.1:{session}", "127.0.0.1:6379")
         served.is_cluster = is_cluster and self.topology is not None
         return connection
 

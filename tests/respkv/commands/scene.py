@@ -118,8 +118,8 @@ class NodeStage:
             config or Config(), Replica.open(self.disk, _SETTINGS, 7), name="test", data_dir="", rng=random.Random(1),
             clock_ns=lambda: self._now_ns, wall_ns=lambda: START_NS + self._now_ns,
         )  # fmt: skip
-        self.node.front._next_id = FIRST_ID
-        self._port = self.node.front.listen_tcp("127.0.0.1", 0, 16)
+        self.node.front.clients._next_id = FIRST_ID
+        self._port = self.node.front.listeners.listen_tcp("127.0.0.1", 0, 16)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self._port))
