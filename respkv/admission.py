@@ -1,6 +1,6 @@
 """Admission of writes: whether the node takes them now, holds them back, or refuses them.
 
-It is not where they are refused: whoever executes a write asks `Node.refusal`, and `Runner.is_stalled` for whether it
+It is not where they are refused: whoever executes a write asks `Node.refusal`, and `Gate.is_stalled` for whether it
 has to wait. Reads go on in any case. What it looks at, and what comes of it:
 
     free disk, once a second, after each job, and whenever the log has grown by a part of the reserve
@@ -40,7 +40,7 @@ class Admission:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._runner = node.runner
+        self._gate = node.runner.gate
         self._store = node.store
         self._clock_ns = node.clock_ns
         self.throttle = Throttle()
@@ -52,16 +52,16 @@ class Admission:
 
     def check_stall(self) -> None:
         """While too much waits for the worker, writes wait too, and reads go on."""
-        runner = self._runner
+        gate = self._gate
         is_held = self.throttle.update(self._clock_ns() / 1e9, is_stopped=self._store.is_stalled)
         if is_held:
             self._node.ticker.wake()  # It may be a delay, which ends by itself.
-        if runner.is_stalled == is_held:
+        if gate.is_stalled == is_held:
             return
-        runner.is_stalled = is_held
+        gate.is_stalled = is_held
         self._node.observe_changed()
         if not is_held:
-            runner.try_again(self._node.now_ms())
+            gate.try_again(self._node.now_ms())
 
     def check_disk(self) -> None:
         """Refuse writes before the disk is full, and take them again when there is room.
@@ -96,7 +96,7 @@ class Admission:
         """Between two ticks: run what waited, if `check_disk` has found a change since the last time."""
         if self._is_retry_due:
             self._is_retry_due = False
-            self._runner.try_again(now_ms)
+            self._gate.try_again(now_ms)
 
     def room_bytes(self) -> int:
         """What a compaction may fill."""

@@ -161,7 +161,7 @@ class Audiences:
                 self._holds.append(hold)
                 continue
             self._pubsub.activate(session, hold.kind, hold.names)
-            self._node.runner.unblock(session, hold.reply, now_ms)
+            self._node.runner.long_way.unblock(session, hold.reply, now_ms)
 
     def _announce(self, now_s: float) -> None:
         """Tell the peers what has changed, or all to those that lack what it was built upon."""

@@ -58,6 +58,7 @@ from respkv.session import (
     Session,
 )
 from respkv.spread import Spreads
+from respkv.transaction import end_transaction
 from respkv.waits import note_written
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class Dispatch:
         self.reads_anywhere = quorums.reads_anywhere
         self.policies = node.policies
         self.scope = Scope.of(node.config)
+        self._gate = node.runner.gate
         self._usual = Consistency(quorums.r, quorums.w)
         self._with = TABLE.commands["KV.WITH"]
         self._timed: dict[Operation, None] = {}  # Those of KV.WITH TIMEOUT.
@@ -164,7 +166,7 @@ class Dispatch:
         if command is self._with and not session.mode & ~HARMLESS_MODES:
             return self._take_with(session, command, args, now_ms)
         is_exec = command is not None and command.name == "EXEC"
-        if self.node.runner.is_paused is not None and self._must_pause(session, command):
+        if self._gate.is_paused is not None and self._must_pause(session, command):
             return False
         mode = session.mode & ~HARMLESS_MODES
         if command is None or mode or not (command.is_keyed or is_exec):
@@ -178,14 +180,14 @@ class Dispatch:
             pipeline = session.pipeline
             if pipeline is not None and pipeline.operations:
                 return False
-            self.node.runner.serve_here(session, [args], now_ms)
+            self._gate.serve_here(session, [args], now_ms)
             return True
         count = len(args)
         arity = command.arity
         if (count != arity and (arity >= 0 or count < -arity)) or is_exec:
             if session.pipeline is not None and session.pipeline.operations:
                 return False
-            self.node.runner.serve_here(session, [args], now_ms)  # It says what is wrong.
+            self._gate.serve_here(session, [args], now_ms)  # It says what is wrong.
             return True
         return self._take_keyed(session, command, args, now_ms)
 
@@ -198,7 +200,7 @@ class Dispatch:
         except ReplyError as error:
             if session.pipeline is not None and session.pipeline.operations:
                 return False
-            self.node.runner.refuse(session, command, error)
+            self.node.runner.long_way.refuse(session, command, error)
             return True
         if self._must_pause(session, request.command):
             return False
@@ -224,11 +226,11 @@ class Dispatch:
 
     def _must_pause(self, session: Session, command: Command | None) -> bool:
         """CLIENT PAUSE: whether a command has to wait for its end."""
-        runner = self.node.runner
-        if command is None or runner.is_paused is None or not runner.is_paused(command, session):
+        gate = self._gate
+        if command is None or gate.is_paused is None or not gate.is_paused(command, session):
             return False
-        if session not in runner.paused:
-            runner.paused.append(session)
+        if session not in gate.held_back:
+            gate.held_back.append(session)
         return True
 
     def _take_keyed(
@@ -322,7 +324,7 @@ class Dispatch:
             slots.update((slot_of(args[at]), None) for at in command.key_positions(args))
         slots.update((slot_of(key), None) for _, key in session.watches)
         if transaction.is_broken or not slots:
-            self.node.runner.serve_here(session, [[b"EXEC"]], now_ms)
+            self._gate.serve_here(session, [[b"EXEC"]], now_ms)
             return True
         operation = ExecOperation(self, session, now_ms, self.node.now_s + self.timeout_s)
         operation.slots = tuple(slots)
@@ -337,7 +339,7 @@ class Dispatch:
             if session.is_cluster
             else None
         )
-        self.node.runner.end_transaction(session)
+        end_transaction(session)
         target = self.place_exec(operation)
         if refusal is not None:
             self.end(operation, refusal)
@@ -497,7 +499,7 @@ class Dispatch:
         command.calls += 1
         command.elapsed_ns += elapsed_ns
         command.histogram.add(elapsed_ns)
-        self.node.runner.commands_total += 1
+        self.node.runner.served_total += 1
         if operation.origin is None:
             if command.name == "WATCH":
                 self.execution.take_watched(operation)
@@ -512,7 +514,7 @@ class Dispatch:
         if elapsed_ns >= slowlog.threshold_ns and Flag.SKIP_SLOWLOG not in command.flags:
             slowlog.add(operation.session, command, operation.args, elapsed_ns)
         if self.node.monitors:
-            self.node.runner.show(operation.session, command, operation.args)
+            self.node.runner.long_way.show(operation.session, command, operation.args)
 
     def fail(self, operation: Operation, error: ClusterError) -> None:
         self.end(operation, text_of(error, is_early=False))

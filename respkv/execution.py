@@ -28,6 +28,7 @@ from respkv.operation import ExecOperation, Operation, Phase, by_database
 from respkv.refusal import TIMED_OUT, TOO_LARGE, TRIED, text_of
 from respkv.reply import OK, Reply, ReplyError, encode
 from respkv.session import IN_MULTI, Session, Transaction
+from respkv.transaction import end_transaction
 from respkv.unlogged import UNLOGGED
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Execution:
     def __init__(self, dispatch: Dispatch, retries_max: int) -> None:
         self._dispatch = dispatch
         self.node = dispatch.node
+        self._gate = self.node.runner.gate
+        self._call = self.node.runner.long_way.call
         self.coordinator = dispatch.coordinator
         self.retries_max = retries_max
         self._parked: list[Operation] = []
@@ -47,7 +50,6 @@ class Execution:
     def execute(self, operation: Operation) -> None:
         """Run a command on the local replica, and wait for what it read and wrote to be on enough replicas."""
         node = self.node
-        runner = node.runner
         command = operation.command
         is_write = command.is_write
         transaction = operation.transaction
@@ -63,7 +65,7 @@ class Execution:
             if node.refusal is not None:
                 self._dispatch.end(operation, node.refusal)
                 return
-            if runner.is_stalled:
+            if self._gate.is_stalled:
                 self._park(operation)
                 return
         is_blind = operation.is_blind
@@ -101,7 +103,7 @@ class Execution:
             if is_overtaken is None:
                 self._dispatch.end(operation, TRIED)
                 return
-            reply = OK if is_overtaken else runner.call(command, operation.args)
+            reply = OK if is_overtaken else self._call(command, operation.args)
         except ReplyError as error:
             error.__traceback__ = None
             context.drop()
@@ -118,7 +120,7 @@ class Execution:
             return
         finally:
             if transaction is not None:
-                runner.end_transaction(session)
+                end_transaction(session)
         if operation.is_tracked:
             # Now, and not when it is answered: what changes in between has to be told.
             node.tracking.was_read(operation)

@@ -92,7 +92,8 @@ class Front:
         self._hold = self.held.hold
         self._hold_data = self.held.hold_data
         self._batches = self.held.batches
-        self._sliced = node.runner.sliced
+        self._long_way = node.runner.long_way
+        self._sliced = self._long_way.sliced
         self._foreign: dict[int, Callable[[int], None]] = {}  # Sockets that are no clients.
         self._poller = node.poller
         self._is_asleep = False  # In `run`, until a socket is ready or `_wake` is called.
@@ -161,7 +162,7 @@ class Front:
         if self._backlog:
             self._serve_backlog(now_ms)
         if self._sliced:
-            self.runner.advance(now_ms)
+            self._long_way.advance(now_ms)
         self.finish(now_ms)
 
     def _serve_unusual(self, fd: int, mask: int, now_ms: int, now_s: float) -> None:
@@ -547,7 +548,7 @@ class Front:
             or any(map(_has_operations, self.by_session))
             or any(connection.unsent for connection in self.connections.values())
             or any(
-                w.fault is not None or w.slices is not None for w in self.runner.waiting.values()
+                w.fault is not None or w.slices is not None for w in self._long_way.waiting.values()
             )
         )
 

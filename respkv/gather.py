@@ -140,7 +140,7 @@ class Gather:
         if count != arity and (arity >= 0 or count < -arity):
             return None
         if mode & IN_MULTI:
-            self.node.runner.refuse(session, command, IN_TRANSACTION)
+            self.node.runner.long_way.refuse(session, command, IN_TRANSACTION)
             return True
         if pipeline is None:
             pipeline = session.pipeline = Pipeline()

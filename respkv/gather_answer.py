@@ -258,7 +258,7 @@ class Answers:
                 raise LATE
             if node.refusal is not None:
                 raise node.refusal
-            ready = live if not node.runner.is_stalled else []
+            ready = live if not node.runner.gate.is_stalled else []
             ready = [each for each in ready if not self._must_wait(*each)]
             if not ready:
                 task.until_s = node.now_s + BUSY_S

@@ -46,7 +46,8 @@ class GroupCommit:
         self._jobs = jobs
         self._offload = offload
         # Looked up here once: `write` and `releasable` run in every tick.
-        self._runner = node.runner
+        self._gate = node.runner.gate
+        self._long_way = node.runner.long_way
         self._store = node.store
         self._log = node.store.log
         self._clock_ns = node.clock_ns
@@ -99,7 +100,7 @@ class GroupCommit:
             self._jobs.wanted.set()
             if store.write_delay_s:
                 self._throttle.wrote(position, store.write_delay_s, self._node.now_s)
-            if not self._runner.is_stalled:
+            if not self._gate.is_stalled:
                 self._admission.check_stall()
         if position > self._admission.check_position:
             self._admission.check_disk()
@@ -220,5 +221,5 @@ class GroupCommit:
             elif session.wait is not None and session.wait.reply is pending:
                 reply = done()
                 if reply is not None:
-                    self._runner.unblock(session, reply, now_ms)
+                    self._long_way.unblock(session, reply, now_ms)
         node.front.tick([])

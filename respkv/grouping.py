@@ -279,7 +279,7 @@ class Grouping:
         count = len(members) - len(gone)
         if count:
             group.command.count(count, self.node.clock_ns() - group.started_ns)
-            self.node.runner.commands_total += count
+            self.node.runner.served_total += count
 
     def deliver(self, member: Member, data: bytes) -> None:
         session, part_of, index, _ = member

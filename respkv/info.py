@@ -129,7 +129,7 @@ def _server(node: Node) -> Fields:
 
 def _clients(node: Node) -> Fields:
     sessions = node.front.by_session
-    waits = node.runner.waiting.values()
+    waits = node.runner.long_way.waiting.values()
     return {
         "connected_clients": len(sessions),
         "cluster_connections": 0,
@@ -503,7 +503,9 @@ def _respkv(node: Node) -> Fields:
         "block_cache_blocks": len(blocks),
         "block_cache_hits": blocks.hit_count,
         "block_cache_misses": blocks.miss_count,
-        "sliced_commands": sum(1 for w in node.runner.waiting.values() if w.slices is not None),
+        "sliced_commands": sum(
+            1 for w in node.runner.long_way.waiting.values() if w.slices is not None
+        ),
         "worker_pid": node.jobs.worker.pid or 0,
         "worker_restarts": node.jobs.worker.restarts,
     }

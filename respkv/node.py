@@ -168,7 +168,7 @@ class Node:
             self.topology = self.peers.topology
             if isinstance(self.peers.transport, Bus):
                 self.bus = self.peers.transport
-            self.runner.dispatch = self.peers.dispatch
+            self.runner.lead_through(self.peers.dispatch)
         self.apply_limits()
 
     # What the runner and the commands use
@@ -260,12 +260,12 @@ class Node:
         self.replica.others_changed = self._others_changed if self.tracking.is_active else None
         self.runner.has_observers = (
             bool(self.monitors)
-            or self.runner.is_paused is not None
+            or self.runner.gate.is_paused is not None
             or bool(self.tracking.client_count)
             or self.context.notifies != 0
             or self._refusal is not None
             or self.unlogged is not None
-            or self.runner.is_stalled
+            or self.runner.gate.is_stalled
         )
 
     def _others_changed(self, row: Row) -> None:
@@ -331,7 +331,7 @@ class Node:
             command.reset()
         self.errors.clear()
         self.ticker.expired_total = 0
-        self.runner.commands_total = 0
+        self.runner.reset_stats()
         self.context.hits = self.context.misses = 0
         self.commit.syncs.clear()
         self.loop_pause_ns_max = 0

@@ -11,7 +11,8 @@ Core: synchronous; time is an argument.
 from __future__ import annotations
 
 from respkv.connection import Connection
-from respkv.node_config import Config, Pubsub
+from respkv.node_config import Config
+from respkv.sections import Pubsub
 from respkv.session import CLOSING, MONITORING, WAITING, Session
 
 

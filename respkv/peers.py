@@ -322,7 +322,7 @@ class Peers:
         """The tick ends: the last chance to execute something before the log is written."""
         if self.tracing.active:
             self.tracing.work()
-        if self.dispatch.execution.has_parked and not self.node.runner.is_stalled:
+        if self.dispatch.execution.has_parked and not self.node.runner.gate.is_stalled:
             self.dispatch.execution.try_parked()
         self.work()
         if not self.arrivals.is_idle:

@@ -36,6 +36,8 @@ CONSISTENT: Final = 256  # KV.CONSISTENCY: its commands have quorums of their ow
 SUBSCRIBED: Final = 512  # In RESP2: only commands about subscriptions are taken.
 
 LARGE_REPLY_BYTES: Final = 1 << 16
+# A session's large replies in one tick: then it is the others' turn, and the client has to read.
+REPLY_BYTES_PER_TICK: Final = 1 << 20
 ARGUMENT_OVERHEAD_BYTES: Final = 48  # An object's header, and its place in a list.
 
 

@@ -50,6 +50,7 @@ from respkv.spread_part import (
     fetched,
     places_of_part,
 )
+from respkv.transaction import end_transaction
 
 if TYPE_CHECKING:
     from respkv.command import Command
@@ -184,7 +185,7 @@ class Spread:
 
     def _call(self) -> None:
         node, operation = self._node, self._operation
-        runner, context = node.runner, node.context
+        long_way, context = node.runner.long_way, node.context
         session = self._dispatch.execution.session_of(operation)
         context.bind(session, operation.now_ms)
         context.db = node.databases[session.db]
@@ -194,7 +195,7 @@ class Spread:
         context.store = cast(Store, View(store, self._rows))
         reply: Reply
         try:
-            reply = runner.call(operation.command, operation.args)
+            reply = long_way.call(operation.command, operation.args)
         except ReplyError as error:
             error.__traceback__ = None
             context.drop()
@@ -217,7 +218,7 @@ class Spread:
             context.store = store
             store.pinned = {}
             if operation.transaction is not None:
-                runner.end_transaction(session)
+                end_transaction(session)
         is_exec = operation.transaction is not None
         self._data = encode(reply, resp3=session.is_resp3 if is_exec else operation.is_resp3)
         if operation.command.name == "WATCH" and not self._data.startswith(b"-"):

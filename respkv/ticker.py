@@ -92,5 +92,7 @@ class Ticker:
         node = self._node
         front, stats = node.front, node.stats
         if stats.is_due(node.now_s):
-            stats.sample(node.now_s, node.runner.commands_total, front.bytes_in, front.output.bytes_out)
+            stats.sample(
+                node.now_s, node.runner.commands_total, front.bytes_in, front.output.bytes_out
+            )
             stats.see_memory(node.used_bytes)

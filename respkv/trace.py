@@ -199,7 +199,7 @@ class Tracing:
             return False
         refusal = TOO_MANY if len(self.active) >= ACTIVE_MAX else _refusal(args[1:])
         if refusal is not None:
-            self.node.runner.refuse(session, command, refusal)
+            self.node.runner.long_way.refuse(session, command, refusal)
             return True
         self.is_wanted = True
         try:

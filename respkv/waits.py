@@ -141,7 +141,7 @@ class Waits:
             if arrival.is_everywhere and session.written is not None:
                 is_durable = arrival.is_durable
                 session.written = None if is_durable else session.written.translate(_EVERYWHERE)
-            self._node.runner.unblock(session, wait.reply, now_ms)
+            self._node.runner.long_way.unblock(session, wait.reply, now_ms)
 
     def _end(self, session: Session) -> None:
         arrival = self._waiters.pop(session).arrival

@@ -298,7 +298,7 @@ def client_reply(ctx: Context, word: bytes) -> Reply:
             return NO_REPLY
         case b"SKIP":
             if not session.mode & REPLY_OFF:
-                ctx.node.runner.skip_next_reply(session)
+                ctx.node.runner.long_way.skip_next_reply(session)
             return NO_REPLY
     raise SYNTAX_ERROR
 
@@ -319,7 +319,7 @@ def client_pause(ctx: Context, timeout: bytes, *words: bytes) -> Reply:
     milliseconds = integer(timeout, ReplyError("ERR timeout is not an integer or out of range"))
     if milliseconds < 0:
         raise ReplyError("ERR timeout is negative")
-    ctx.node.runner.pause(milliseconds / 1000, only_writes=only_writes)
+    ctx.node.runner.gate.pause(milliseconds / 1000, only_writes=only_writes)
     ctx.node.observe_changed()
     return OK
 
@@ -330,7 +330,7 @@ def client_pause(ctx: Context, timeout: bytes, *words: bytes) -> Reply:
 )  # fmt: skip
 def client_unpause(ctx: Context) -> Reply:
     """End CLIENT PAUSE."""
-    ctx.node.runner.end_pause()
+    ctx.node.runner.gate.end_pause()
     ctx.node.observe_changed()
     return OK
 
@@ -352,7 +352,7 @@ def client_unblock(ctx: Context, number: bytes, *words: bytes) -> Reply:
     reply: Reply = session.wait.reply
     if how == b"ERROR":
         reply = ReplyError("UNBLOCKED client unblocked via CLIENT UNBLOCK")
-    ctx.node.runner.unblock_later(session, reply)
+    ctx.node.runner.long_way.unblock_later(session, reply)
     return 1
 
 

@@ -31,6 +31,7 @@ from respkv.session import (
     UNAUTHENTICATED,
     Session,
 )
+from respkv.transaction import end_transaction
 from respkv.version import REDIS_VERSION
 
 PONG: Final = Simple(b"PONG")
@@ -105,7 +106,7 @@ def quit_(ctx: Context, *ignored: bytes) -> Reply:
 def reset(ctx: Context) -> Reply:
     """Bring the connection back to the state of a new one."""
     session, node = ctx.session, ctx.node
-    node.runner.end_transaction(session)
+    end_transaction(session)
     node.tracking.stop(session)
     node.monitors.pop(session, None)
     node.pubsub.forget(session)

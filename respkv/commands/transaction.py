@@ -1,6 +1,6 @@
 """MULTI, EXEC, DISCARD, WATCH and UNWATCH.
 
-The runner queues what stands between MULTI and EXEC and executes it (`Runner.execute_transaction`).
+The gate queues what stands between MULTI and EXEC; `respkv/transaction.py` executes it.
 WATCH notes the dots of each key; EXEC does nothing if one of them differs.
 """
 
@@ -12,7 +12,7 @@ from cluster.slot import Key
 from respkv.command import Flag, Keys, command
 from respkv.context import Context
 from respkv.reply import OK, Reply, ReplyError
-from respkv.runner import begin_transaction
+from respkv.transaction import begin_transaction, end_transaction, execute_transaction
 
 EXEC_WITHOUT_MULTI: Final = ReplyError("ERR EXEC without MULTI")
 DISCARD_WITHOUT_MULTI: Final = ReplyError("ERR DISCARD without MULTI")
@@ -45,7 +45,8 @@ def exec_(ctx: Context) -> Reply:
     """Execute the queued commands, with nothing between them."""
     if ctx.session.transaction is None:
         raise EXEC_WITHOUT_MULTI
-    return ctx.node.runner.execute_transaction(ctx)
+    long_way = ctx.node.runner.long_way
+    return execute_transaction(ctx, long_way.call, long_way.show)
 
 
 @command(
@@ -60,7 +61,7 @@ def discard(ctx: Context) -> Reply:
     """Forget the queued commands and the watched keys."""
     if ctx.session.transaction is None:
         raise DISCARD_WITHOUT_MULTI
-    ctx.node.runner.end_transaction(ctx.session)
+    end_transaction(ctx.session)
     return OK
 
 

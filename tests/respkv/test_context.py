@@ -47,7 +47,7 @@ class Bench:
         self.context.commit()
 
     def begin_exec(self) -> None:
-        """What the runner does before the first command of an EXEC (`Runner.execute_transaction`)."""
+        """What the runner does before the first command of an EXEC (`execute_transaction`)."""
         self.context.is_atomic = True
         self.context.below = {}
 

@@ -204,7 +204,7 @@ async def test_idle_clients(tmp_path: Path) -> None:
         assert await idle.ask(PING) == b"PONG"
         assert await monitor.ask(encode(b"MONITOR")) == b"OK"
         await blocked.send(encode(b"WAIT", b"1", b"0"))
-        await until(lambda: len(node.runner.waiting) == 1)
+        await until(lambda: len(node.runner.long_way.waiting) == 1)
         node.later(50)
         assert await busy.ask(PING) == b"PONG"
         node.later(20)
@@ -375,7 +375,7 @@ async def test_what_comes_while_a_command_waits(tmp_path: Path) -> None:
     async with serving(tmp_path) as node, trio.open_nursery() as nursery:
         client, other = await connect(node), await connect(node)
         await client.send(encode(b"WAIT", b"1", b"0"))
-        await until(lambda: node.runner.waiting)
+        await until(lambda: node.runner.long_way.waiting)
         connection = node.connection(0)
         count = (UNPARSED_BYTES_MAX + 8 * MIB) // (64 * KIB)
         nursery.start_soon(client.send, encode(b"ECHO", b"e" * (64 * KIB - 30)) * count)
@@ -641,10 +641,10 @@ async def test_a_client_that_shuts_down_while_its_command_runs(tmp_path: Path) -
         client.sock.shutdown(socket.SHUT_WR)
         assert (await client.rest()).endswith(b"$1\r\nv\r\n")
         await other.send(encode(b"WAIT", b"1", b"0") + set_(b"after", b"v"))
-        await until(lambda: node.runner.waiting)
+        await until(lambda: node.runner.long_way.waiting)
         other.sock.shutdown(socket.SHUT_WR)  # Nobody may ever answer that: it is closed at once.
         assert await other.rest() == b""
-        assert not node.runner.waiting
+        assert not node.runner.long_way.waiting
 
 
 async def test_half_of_a_command_then_the_end(tmp_path: Path) -> None:
@@ -683,7 +683,7 @@ async def test_clients_that_vanish(tmp_path: Path) -> None:
             client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             client.close()
             await until(lambda: len(node.front.connections) == 1)
-        assert node.runner.waiting == {}
+        assert node.runner.long_way.waiting == {}
         assert not node.monitors
         assert not node.front._backlog
         assert await first.ask(PING) == b"PONG"
@@ -730,7 +730,7 @@ async def test_killed_by_another(tmp_path: Path) -> None:
         one, two = await connect(node), await connect(node)
         number = node.connection(0).session.id
         await one.send(encode(b"WAIT", b"1", b"0") + PING)
-        await until(lambda: node.runner.waiting)
+        await until(lambda: node.runner.long_way.waiting)
         assert await two.ask(encode(b"CLIENT", b"KILL", b"ID", b"%d" % number)) == 1
         assert await one.rest() == b""
         own = node.connection(0).session.id

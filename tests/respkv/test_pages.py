@@ -155,7 +155,7 @@ def waiting_session(stage: Stage, client: socket.socket, key: bytes) -> Session:
     """A session that waits for the page of a key, of which nobody knows."""
     stage.ask(client, [b"GET", key])
     assert len(stage.node.pages.take()) == 1
-    (session,) = stage.node.runner.waiting
+    (session,) = stage.node.runner.long_way.waiting
     return session
 
 

@@ -15,8 +15,7 @@ import pytest
 from respkv.admission import DISK_FULL
 from respkv.command import TABLE
 from respkv.reply import ReplyError
-from respkv.runner import REPLY_BYTES_PER_TICK
-from respkv.session import CLOSING, LARGE_REPLY_BYTES, WAITING, Session
+from respkv.session import CLOSING, LARGE_REPLY_BYTES, REPLY_BYTES_PER_TICK, WAITING, Session
 from tests.respkv.commands.sessions import Sessions
 
 STEPS_MAX = 10_000
@@ -48,7 +47,7 @@ class Rig(Sessions):
             self.tick(*sessions)
             self.step()
             is_busy = any(s.queue and not s.mode & WAITING for s in sessions)
-            if not (is_busy or self._waiting or self.runner.has_slices):
+            if not (is_busy or self._waiting or self.runner.long_way.sliced):
                 return
         raise AssertionError("it never ends")
 
@@ -98,7 +97,7 @@ class Rig(Sessions):
 
     def step(self) -> None:
         self.arrive()
-        self.runner.advance(self.time_ms)
+        self.runner.long_way.advance(self.time_ms)
         self.store.write()
 
     def arrive(self) -> None:
@@ -297,11 +296,11 @@ def test_a_page_that_comes_after_its_session_has_gone(rig: Rig) -> None:
     for command in ("GET cold", "KEYS *", "MULTI ; GET cold ; EXEC"):
         session = rig.open()
         rig.serve(session, command)
-        assert session in rig.runner.waiting
+        assert session in rig.runner.long_way.waiting
         session.out.clear()
         rig.close(session)
         rig.arrive()
-        assert rig.runner.waiting == rig.runner.sliced == {}
+        assert rig.runner.long_way.waiting == rig.runner.long_way.sliced == {}
         assert session.out == []
         rig.chill()
     assert rig.all_of(two, "GET cold") == [b"v"]
@@ -418,10 +417,10 @@ def test_sliced_commands_let_others_in_between(rig: Rig) -> None:
     rig.serve(three, "DBSIZE ; PING")
     assert rig.said(one) == rig.said(three) == []
     steps = 0
-    while one in rig.runner.waiting:
+    while one in rig.runner.long_way.waiting:
         rig.serve(two, "GET k1 ; EXISTS after")
         assert rig.said(two) == [b"v", 0]  # What follows KEYS waits for it.
-        rig.runner.advance(rig.time_ms)
+        rig.runner.long_way.advance(rig.time_ms)
         steps += 1
     assert steps > 3
     rig.drain(one, three)
@@ -438,11 +437,11 @@ def test_a_sliced_command_waits_for_pages_too(rig: Rig) -> None:
     rig.serve(one, "KEYS * ; PING")
     assert one.wait is not None
     assert one.wait.fault is not None
-    assert not rig.runner.has_slices  # Nothing to advance: the front may sleep.
-    rig.runner.advance(rig.time_ms)
+    assert not rig.runner.long_way.sliced  # Nothing to advance: the front may sleep.
+    rig.runner.long_way.advance(rig.time_ms)
     assert one.wait.fault is not None
     while one.wait is not None:
-        assert rig.runner.has_slices == (one.wait.fault is None)
+        assert bool(rig.runner.long_way.sliced) == (one.wait.fault is None)
         assert len(one.wait.pins) < 5  # The pages that it has passed are not kept for it.
         rig.step()
     keys, pong = rig.said(one)
@@ -473,7 +472,7 @@ def test_slices_share_the_time_of_a_tick(rig: Rig) -> None:
         for session in sessions[:count]:
             rig.serve(session, "KEYS *")
         start = rig.clock_ns()
-        rig.runner.advance(rig.time_ms)
+        rig.runner.long_way.advance(rig.time_ms)
         spent = rig.clock_ns() - start
         rig.drain(*sessions)
         return spent
@@ -492,7 +491,7 @@ def test_a_killed_session_stops_its_slices(rig: Rig) -> None:
     with pytest.raises(StopIteration):  # Closed, not only forgotten.
         next(slices)
     rig.drain(two)
-    assert rig.runner.sliced == rig.runner.waiting == {}
+    assert rig.runner.long_way.sliced == rig.runner.long_way.waiting == {}
     assert one.out == []
 
 
@@ -565,7 +564,7 @@ def test_a_session_that_vanishes_while_blocked(rig: Rig) -> None:
     rig.close(one)
     rig.pass_time(2.0)
     assert one.out == []
-    assert rig.runner.waiting == {}
+    assert rig.runner.long_way.waiting == {}
 
 
 # Pauses
@@ -601,8 +600,8 @@ def test_a_pause_of_writes(rig: Rig) -> None:
 
 
 def test_a_pause_is_not_made_shorter_or_milder(rig: Rig) -> None:
-    rig.runner.pause(5.0, only_writes=False)
-    rig.runner.pause(1.0, only_writes=True)
+    rig.runner.gate.pause(5.0, only_writes=False)
+    rig.runner.gate.pause(1.0, only_writes=True)
     rig.observe_changed()
     one = rig.open()
     rig.serve(one, "GET k")
@@ -639,14 +638,14 @@ def test_a_paused_session_that_the_first_one_to_go_on_closes(rig: Rig) -> None:
 
 def test_writes_wait_while_the_store_is_stalled(rig: Rig) -> None:
     one, two = rig.open(), rig.open()
-    rig.runner.is_stalled = True
+    rig.runner.gate.is_stalled = True
     rig.observe_changed()
     rig.serve(one, "GET k ; SET k v ; GET k")
     assert rig.said(one) == [None]
     assert rig.all_of(two, "PING") == [b"PONG"]
-    rig.runner.is_stalled = False
+    rig.runner.gate.is_stalled = False
     rig.observe_changed()
-    rig.runner.try_again(rig.time_ms)
+    rig.runner.gate.try_again(rig.time_ms)
     assert rig.said(one) == [b"OK", b"v"]
 
 

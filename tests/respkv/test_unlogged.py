@@ -47,7 +47,7 @@ class Full(Sessions):
             fault.fetch()
             fault.arrive(pins)
             resume(self.time_ms, None)
-        self.runner.advance(self.time_ms)
+        self.runner.long_way.advance(self.time_ms)
         self.commit.write()
 
     def fill(self) -> None:
@@ -162,7 +162,7 @@ def test_a_command_that_is_half_done() -> None:
     assert node.said(reader) == [REFUSED]
     assert len(node.said(counter)) == 1
     assert reader.wait is None
-    assert not node.runner.has_slices
+    assert not node.runner.long_way.sliced
 
 
 def test_a_command_that_waits_for_a_page() -> None:

@@ -98,9 +98,9 @@ class Alone:
         args = [word.encode("latin-1") for word in shlex.split(words)] + list(more)
         self.node.runner.serve(session, [args], self.node.begin_tick())
         for _ in range(STEPS_MAX):
-            if not self.node.runner.has_slices:
+            if not self.node.runner.long_way.sliced:
                 break
-            self.node.runner.advance(self.node.now_ms())
+            self.node.runner.long_way.advance(self.node.now_ms())
         self.node.front.finish(self.node.now_ms())
         return self.reply(session)
 
@@ -138,7 +138,7 @@ class Alone:
             fault.fetch()
             fault.arrive(pins)
             resume(self.node.now_ms(), None)
-        self.node.runner.advance(self.node.now_ms())
+        self.node.runner.long_way.advance(self.node.now_ms())
         self.node.store.log.sync()
         waits, self.node.commit._waits = self.node.commit._waits, []
         self.node.commit._end_waits(waits)

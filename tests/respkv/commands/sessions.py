@@ -85,7 +85,7 @@ class Sessions(Node):
             fault.fetch()
             fault.arrive(pins)
             resume(self.time_ms, None)
-        self.runner.advance(self.time_ms)
+        self.runner.long_way.advance(self.time_ms)
         self.store.write()
 
     def finish(self, session: Session) -> Any:

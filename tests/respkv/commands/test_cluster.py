@@ -427,8 +427,8 @@ class Members:
                 return b"-%b\r\n" % error.line
         now_ms = node.begin_tick()
         node.runner.serve(session, [args], now_ms)
-        while node.runner.has_slices:
-            node.runner.advance(now_ms)
+        while node.runner.long_way.sliced:
+            node.runner.long_way.advance(now_ms)
         node.front.finish(now_ms)
         out = b"".join(session.out)
         session.out.clear()
