@@ -204,6 +204,7 @@ class Front:
             self._hold(position, dirty)
             self._commit.want_sync()
         else:
+            send = self._send
             for connection in dirty:
                 session = connection.session
                 out = session.out
@@ -221,7 +222,7 @@ class Front:
                 elif connection.unsent:
                     self.output.keep(connection, memoryview(data))
                 else:
-                    self._send(connection, data)
+                    send(connection, data)
 
     def _wake(self) -> None:
         """Work may have come from another task than `run`."""
