@@ -356,16 +356,22 @@ def _check_config(path: str) -> int:
 def _show_nodes(path: str, config: Config) -> None:
     """Print what differs between the nodes of a file, and what an operator should know of it."""
     from respkv.config import ConfigError, load_nodes, read_secret
+    from respkv.node_config import SAFE_REPLICAS_MAX
 
-    print(f"replicas of each key: n = {config.n}, r = {config.r}, w = {config.w}")
+    where = f" in each of {config.centre_count} data centres" if config.centre_count > 1 else ""
+    print(f"replicas of each key: n = {config.n}{where}, r = {config.r}, w = {config.w}")
     print("nodes:")
     for node, own in zip(config.nodes, load_nodes(path).values(), strict=True):
         print("  " + _node_line(node, own))
         for setting in own.differing(config):
             if setting.name not in ("client.hosts", "client.port", "storage.data_dir"):
                 print("    " + setting.shown(setting.kind.literal(own.get(setting.name))))
-    if config.r + config.w <= config.n:
-        print("note: r + w is not more than n, so a read may miss the latest write")
+    if config.r + config.w <= config.replica_count:
+        print("note: r + w is not more than all replicas, so a read may miss the latest write")
+    if config.replica_count > SAFE_REPLICAS_MAX:
+        print(
+            "note: more than three replicas of a key weaken what is promised: see docs/CONSISTENCY.md"
+        )
     try:
         read_secret(config)
     except ConfigError as error:

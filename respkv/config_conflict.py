@@ -43,10 +43,12 @@ def _cluster_conflict_of(config: Config) -> tuple[set[str], str] | None:
         weight = " with weight" if any(each.weight == 0 for each in config.nodes) else ""
         return {"cluster.n"}, f"cluster.n = {cluster.n}: must be at most {count}, {nodes}{weight}"
     for key, value in (("r", cluster.r), ("w", cluster.w)):
-        if value > config.n:
+        if value > config.replica_count:
             name = f"cluster.{key}"
-            text = f"{name} = {value}: must be at most cluster.n ({config.n})"
-            return {name, "cluster.n"}, text
+            most = f"cluster.n ({config.n})"
+            if config.centre_count > 1:
+                most = f"{config.replica_count}, cluster.n in each of {config.centre_count} data centres"
+            return {name, "cluster.n"}, f"{name} = {value}: must be at most {most}"
     if cluster.bus_frame_bytes_max > cluster.bytes_in_flight_max:
         limit, size = map(size_text, (cluster.bytes_in_flight_max, cluster.bus_frame_bytes_max))
         return (

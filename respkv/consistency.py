@@ -69,8 +69,7 @@ class Scope:
 
     @classmethod
     def of(cls, config: Config) -> Scope:
-        centres = {node.data_centre for node in config.nodes if node.weight}
-        return cls(config.n, max(1, len(centres)), not config.nodes)
+        return cls(config.n, config.centre_count, not config.nodes)
 
     @property
     def replica_count(self) -> int:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 N_DEFAULT = 3
 """Replicas where `cluster.n` leaves it open and there are enough nodes."""
+SAFE_REPLICAS_MAX = 3
+"""Of a key. Beyond, a few of them can take a write and not know that it failed."""
 
 
 @dataclass(slots=True)
@@ -90,14 +92,24 @@ class Config:
         return self.cluster.n or min(N_DEFAULT, self.owner_count)
 
     @property
+    def centre_count(self) -> int:
+        """How many data centres hold replicas; 1 if alone."""
+        return max(1, len({each.data_centre for each in self.nodes if each.weight}))
+
+    @property
+    def replica_count(self) -> int:
+        """Replicas of each key in all data centres together: what r and w count."""
+        return self.n * self.centre_count
+
+    @property
     def r(self) -> int:
         """Replicas that must agree before a read is answered."""
-        return self.cluster.r or self.n // 2 + 1
+        return self.cluster.r or self.replica_count // 2 + 1
 
     @property
     def w(self) -> int:
         """Replicas that must have a write before it is answered."""
-        return self.cluster.w or self.n // 2 + 1
+        return self.cluster.w or self.replica_count // 2 + 1
 
     def get(self, name: str) -> Any:
         """Return the value of a setting by its full name."""

@@ -63,6 +63,7 @@ from respkv.forwarding import VERBS
 from respkv.gather import Gather
 from respkv.interest import PREFIX as INTEREST
 from respkv.interest import Interest
+from respkv.node_config import SAFE_REPLICAS_MAX
 from respkv.trace import Tracing
 from respkv.waits import Waits
 
@@ -76,9 +77,6 @@ VERSIONS: Final = VersionRange(1, 1)  # Of the protocol between nodes.
 RETRY_S: Final = 0.1  # Then a second replica is asked to confirm a read.
 EXCHANGE_NS: Final = 1_000_000  # In each tick.
 MESSAGE_OVERHEAD_BYTES: Final = 1 << 18  # Beside one value, in a message of the bus.
-SAFE_REPLICAS_MAX: Final = (
-    3  # Beyond that a write can be taken by a few replicas that do not know that it failed.
-)
 SLOTS_IN_FLIGHT: Final = 32  # Transfers from each peer: nearly all are one small message.
 GROUPS_PER_ROUND: Final = 4  # Of 128: on a busy node every slot changes all the time.
 PAGE_ROWS: Final = 64
@@ -115,7 +113,7 @@ class Peers:
             self.topology, gossip, self.transport, node.rng, now_s, wall_ms, gossip_settings
         )
         self._gossiped_s = now_s - gossip_settings.interval_s
-        self.quorums = Quorums(config.n, config.r, config.w)
+        self.quorums = Quorums(config.replica_count, config.r, config.w)
         self.coordinator = Coordinator(
             self.topology,
             self.replica,
@@ -190,11 +188,11 @@ class Peers:
         self._heard_s: dict[NodeId, float] = {}
         self._new_promises: list[tuple[NodeId, Sequence[bytes]]] = []
         self._has_exchange_work = True
-        if self.coordinator.quorums.n > SAFE_REPLICAS_MAX:
+        if config.replica_count > SAFE_REPLICAS_MAX:
             node.log.warning(
                 "more than three replicas: what was acknowledged can be hidden when two nodes coordinate a key; "
                 "see docs/CONSISTENCY.md",
-                replicas=self.coordinator.quorums.n,
+                replicas=config.replica_count,
             )
         if not self.replica.is_complete:
             node.log.info("incomplete: it serves when it has compared its data with other nodes")

@@ -386,13 +386,14 @@ class Cluster:
     r: int = setting(
         Integer(0, 64),
         0,
-        "Replicas that must agree before a read is answered, from 1 to n. 0 means a majority of n.",
+        "Replicas that must agree before a read is answered, of those in all data centres. 0 means a "
+        "majority.",
     )
     w: int = setting(
         Integer(0, 64),
         0,
-        "Replicas that must have a write before it is answered, from 1 to n. 0 means a majority of "
-        "n.",
+        "Replicas that must have a write before it is answered, of those in all data centres. 0 means "
+        "a majority.",
     )
     consistency: str = setting(
         Choice(

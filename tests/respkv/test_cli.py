@@ -312,7 +312,7 @@ def test_check_config_summarises_a_cluster(two: Path, capsys: pytest.CaptureFixt
         "  b: [::1]:7002, cluster port 7102, bus 17002, admin 27002, listens on ::, "
         'data in data/b, zone "z"\n'
         '    log.fsync = "no"\n'
-        "note: r + w is not more than n, so a read may miss the latest write\n"
+        "note: r + w is not more than all replicas, so a read may miss the latest write\n"
         'note: cluster.toml: cluster.secret_file = "s": cannot be read: No such file or directory\n'
     )
 

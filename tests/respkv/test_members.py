@@ -165,6 +165,21 @@ def test_each_data_centre_has_n_replicas_on_nodes_with_weight(file: Path) -> Non
     assert loaded(file, centres + watcher).n == 2
 
 
+def test_r_and_w_count_the_replicas_of_all_data_centres(file: Path) -> None:
+    """A majority of one data centre's would let two writes of a key succeed at the same time."""
+    centres = "".join(
+        node(f"{centre}{i}", 7000 + 10 * i + ord(centre), f'data_centre = "{centre}"')
+        for centre in "xyz"
+        for i in range(2)
+    )
+    config = loaded(file, centres)
+    assert (config.n, config.replica_count, config.r, config.w) == (2, 6, 4, 4)
+    assert loaded(file, "[cluster]\nr = 1\nw = 6\n" + centres).w == 6
+    assert error_of(file, "[cluster]\nw = 7\n" + centres) == (
+        "cluster.toml: cluster.w = 7: must be at most 6, cluster.n in each of 3 data centres"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
