@@ -36,7 +36,8 @@ from typing import Final
 
 from cluster.clock import SlotClock
 from cluster.delta import joined, lacks
-from cluster.replica import MalformedDelta, Replica, decode_clock, encode_clock
+from cluster.delta_wire import MalformedDelta, decode_clock, encode_clock
+from cluster.replica import Replica
 from cluster.ring import NodeId
 from cluster.slot import SLOT_COUNT, Slot
 from cluster.topology import Topology

@@ -40,6 +40,7 @@ from typing import Final
 from cluster.batch import Batch, Quorums, in_turn
 from cluster.claim import Preference
 from cluster.conflict import Conflicts
+from cluster.delta_wire import MalformedDelta, encode_clock, pack_place, record_of
 from cluster.inquest import Inquest
 from cluster.quorum_messages import (
     ACK,
@@ -59,13 +60,7 @@ from cluster.quorum_messages import (
     refused_of,
 )
 from cluster.record import MANY, Record, decode
-from cluster.replica import (
-    MalformedDelta,
-    Replica,
-    encode_clock,
-    pack_place,
-    record_of,
-)
+from cluster.replica import Replica
 from cluster.ring import NodeId
 from cluster.round import (
     ConflictLost,

@@ -42,7 +42,7 @@ from collections.abc import Iterable, Iterator, Set
 from enum import Enum
 
 from cluster.clock import Actor, Counter, Dot, SlotClock
-from cluster.record import Record, Version, join_records
+from cluster.record import DELETION, Record, Version, join_records
 from cluster.slot import Row
 
 
@@ -98,6 +98,22 @@ def stripped(
     if lacks(clock, SlotClock(implied), also):
         return Record(versions, *context.freeze())
     return Record(versions, tuple(sorted(implied.items())))
+
+
+def winner_alone(result: Record, delta: Record, clock: SlotClock) -> Record:
+    """The winner of a row of which no siblings are kept, as if it had seen the others.
+
+    `result` is what `settle` gave of `delta` and `clock`. This is no other join: the others are dropped, and their
+    dots stay seen, as those of what was superseded do. Wherever one of them still is, the join drops it as soon as it
+    meets this state, and the winner of more versions is the winner of the winners: so all replicas end alike, in
+    whatever order they hear. It needs no dot of its own, and makes no event.
+    """
+    live = [version for version in result.versions if version.type != DELETION]
+    kept = (live or result.versions)[:1]
+    seen = SlotClock(dict(result.context), set(result.beyond))
+    for version in (*result.versions, *delta.versions):
+        seen.add(version.dot)
+    return stripped(tuple(kept), joined(seen, clock_of(delta)), clock, delta.dots)
 
 
 def clock_of(record: Record) -> SlotClock:

@@ -25,7 +25,7 @@ answers of all: while one is gone, nobody can know whose write it has taken. Onc
 that only its author has is dropped, unless the author comes first in the slot's preference list.
 
 A case is in the log, so that the next process of this node goes on with it; and that process begins with all
-rows that were written in the last moments before it (`open_at_start`), since it does not know which of these
+rows that were written in the last moments before it (`cluster/open_row.py`), since it does not know which of these
 had their answers. What such a row was before is not known: if its write has to go, what others have is taken.
 So others are told the row as it is, and which of its writes are *in doubt*. An answer with a doubt counts when a
 majority has seen the write after all, or when all have answered: then the write was never confirmed, and is
@@ -51,6 +51,7 @@ from typing import TYPE_CHECKING, Final
 
 from cluster.clock import Dot, SlotClock
 from cluster.delta import clock_of, joined
+from cluster.delta_wire import decode_clock, delta_of, record_of
 from cluster.errors import ClusterError
 from cluster.record import (
     Record,
@@ -61,7 +62,6 @@ from cluster.record import (
     pack_dots,
     unpack_dots,
 )
-from cluster.replica import decode_clock, delta_of, record_of
 from cluster.ring import NodeId
 from cluster.round import ConflictLost, Pending, Place, QuorumNotMet, WriteEntry, WriteRound
 from cluster.slot import Row, Slot

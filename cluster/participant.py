@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from cluster.clock import SlotClock
+from cluster.delta_wire import MalformedDelta, decode_clock, pack_place, record_of, unpack_place
 from cluster.inquest import INQUEST
 from cluster.quorum_messages import (
     ACK,
@@ -40,14 +41,7 @@ from cluster.quorum_messages import (
     dots_of,
 )
 from cluster.record import MANY
-from cluster.replica import (
-    MalformedDelta,
-    Replica,
-    decode_clock,
-    pack_place,
-    record_of,
-    unpack_place,
-)
+from cluster.replica import Replica
 from cluster.ring import NodeId
 from cluster.round import Fetch
 from cluster.slot import SLOT_COUNT, Slot

@@ -21,8 +21,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
+from cluster.delta_wire import MalformedDelta, record_of, unpack_place
 from cluster.record import MANY, decode, pack_dots
-from cluster.replica import MalformedDelta, record_of, unpack_place
 from cluster.round import Place
 
 WRITE: Final = b"WRITE"

@@ -14,6 +14,10 @@ What others wrote comes in three forms:
 A slot is *unsettled* while some stored row has a context that the slot's clock does not cover: a delta
 overtook another one. A write there has to pass on that context, so it reads its row first.
 
+What it knows when it begins is found out by `cluster/recovery.py`, and what is kept of that between
+processes is in `cluster/replica_state.py` and `cluster/life.py`. What a delta does to a row is decided in
+`cluster/delta.py`; the forms of deltas are in `cluster/delta_wire.py`.
+
 Core: synchronous; time is an argument. PageFault goes to the caller before anything has changed.
 """
 
@@ -23,18 +27,24 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from operator import add
-from struct import Struct
-from struct import error as StructError
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
 from cluster import life
-from cluster.clock import Actor, Counter, Dot, HybridClock, SlotClock
-from cluster.delta import Outcome, clock_of, joined, lacks, settle, stripped, whole
-from cluster.errors import ClusterError
-from cluster.expiry import ExpiryIndex
+from cluster.clock import Actor, Counter, Dot, SlotClock
+from cluster.delta import Outcome, clock_of, joined, lacks, settle, stripped, whole, winner_alone
+from cluster.delta_wire import (
+    ENTRY,
+    MalformedDelta,
+    delta_of,
+    encode_clock,
+    entries_of,
+    pack_place,
+    record_of,
+)
 from cluster.life import Life
+from cluster.open_row import UNCHECKED_ROW, open_row
 from cluster.record import (
     CODEC,
     DELETION,
@@ -51,8 +61,11 @@ from cluster.record import (
     decode_version,
     encode,
 )
+from cluster.recovery import Recovery, clock_row
+from cluster.replica_state import encode_state
+from cluster.sibling import Beside
 from cluster.slot import DATABASE_COUNT, SLOT_COUNT, SYSTEM_SLOT, Row, Slot
-from cluster.slot_clocks import CLOCK_COUNT, NOBODY, SEVERAL, ClocksState, SlotClocks
+from cluster.slot_clocks import CLOCK_COUNT, NOBODY, SEVERAL
 from engine.disk import Disk
 from engine.log_format import COMPLETE, ENVELOPE
 from engine.memtable import ENTRY_OVERHEAD_BYTES
@@ -61,44 +74,10 @@ from engine.store import Store, StoreSettings
 # A write on its way: slot, kind byte, expiry (0: never), payload. A deletion is kind DELETION.
 Effect = tuple[Slot, int, int, bytes]
 
-
-class Beside(NamedTuple):
-    """How a write leaves some versions of its row as they are: they are written once more, beside the new one."""
-
-    stored: bytes  # The row, as it is stored; empty if there is none.
-    kept: tuple[Version, ...]
-    # What the author had seen beyond this slot's clock: it is superseded, here when it comes.
-    seen: SlotClock | None
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing stays, so that the entry is that of any other write."""
-        return not self.kept and self.seen is None
-
-
-UNCHECKED_ROW: Final = b"unchecked"  # Which row was written so last: see `open_at_start`.
-OPEN_ROW: Final = b"open"  # And a slot and a row: see `note_open`.
-CLOCK_ROW: Final = (
-    b"clock"  # And the slot as two bytes: rows of the system's slot, see `join_clock`.
-)
-COUNTER_MAX: Final = (1 << 63) - 1  # What a column of `SlotClocks` holds.
-RECENT_MAX: Final = 100_000  # Rows that are remembered while the log is read.
 SKEW_MAX_MS: Final = 60_000  # What is timestamped further ahead does not advance this node's clock.
 
 pack_header = HEADER.pack
 pack_expiry_header = EXPIRY_HEADER.pack
-_ENTRY: Final = Struct("<BHII")  # As `engine.log_format.ENVELOPE` packs it.
-_DOTS: Final = Struct("<QQ")
-
-
-@dataclass(eq=False)
-class MalformedDelta(ClusterError):
-    """What a peer sent is no delta. The caller closes the connection; deltas before it in a blob were taken."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        return f"malformed delta: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,46 +89,19 @@ class Conflict:
     state: bytes  # The row with its whole context; empty if that is not decided yet.
 
 
-class ReplicaState(msgspec.Struct, array_like=True):
-    """What a replica must know of everything that the log no longer holds. Kept in the engine's manifest."""
-
-    actor: Actor
-    last_hlc: int
-    counters: list[Counter]
-    # The last dot of each other actor, by slot: other nodes, and this one's former incarnations.
-    past: dict[Actor, list[Counter]] = {}
-    # This is the state in a snapshot or backup: what it was taken of may go on writing as `actor`.
-    is_copy: bool = False
-    beyond: dict[Slot, list[Dot]] = {}
-    unsettled: dict[Slot, tuple[list[Dot], list[Dot]]] = {}
-    origin: Actor = 0  # The first actor of this data, of which copies are made too.
-    open_rows: list[tuple[Slot, Row]] = []  # See `Replica.note_open`.
-
-
-def state_of_copy(state: bytes) -> bytes:
-    """The state to put into a copy of the data: whoever opens it writes as a new actor.
-
-    Otherwise two nodes, or one node before and after a restore, would give the same dot to two
-    different writes. Of a copy's state it is that state.
-    """
-    kept = msgspec.msgpack.decode(state, type=ReplicaState)
-    return msgspec.msgpack.encode(msgspec.structs.replace(kept, is_copy=True))
-
-
 class Replica:
     """The records of all slots at this node."""
 
-    store: Store
-
-    def __init__(self, actor: Actor) -> None:
-        self.expiry = ExpiryIndex()
-        self.clock = HybridClock()
-        self.clocks = SlotClocks(actor)
+    def __init__(self, store: Store, recovery: Recovery, own_life: Life) -> None:
+        """It begins with what `recovery` found, which is its own from now on."""
+        self.store = store
+        self.life = own_life
+        self.expiry = recovery.expiry
+        self.clock = recovery.clock
+        self.clocks = recovery.clocks
         self.heard: array[int] = array("q", bytes(8 * CLOCK_COUNT))  # Changes by others, by slot.
-        self.has_heard = False
-        self.unsettled: dict[Slot, SlotClock] = {}  # The contexts that the slot's clock must reach.
-        self.life = Life(actor, "", is_durable=False, is_clean=False, is_complete=True)
-        self.lost_data = False  # What the process before had promised may not be here.
+        self.has_heard = recovery.has_heard
+        self.unsettled = recovery.unsettled  # The contexts that the slot's clock must reach.
         # Called before anything of others is joined: what goes out must not claim to have seen it.
         self.before_hearing: Callable[[], None] = lambda: None
         # Called with each row that others have changed, while somebody wants to know.
@@ -162,18 +114,14 @@ class Replica:
         self.has_siblings: Callable[[Slot, Row], None] = lambda slot, row: None
         # What others are told in their inquests of a row that is undecided; None: that it is. Raises PageFault.
         self.testimony: Callable[[Slot, Row], tuple[bytes, bytes] | None] = lambda slot, row: None
-        self.origin = actor
-        # Whether only the winner of a row's siblings is kept: see `_winner_alone`.
+        self.origin = recovery.origin
+        # Whether only the winner of a row's siblings is kept: see `cluster.delta.winner_alone`.
         self.keeps_one: Callable[[Row], bool] | None = None
         # Rows of which a write of this node was lost, and is about to be taken back.
         self.contested: set[tuple[Slot, Row]] = set()
-        # Rows with writes of this node of which nobody knows whether they count: see `note_open`.
-        self.open_rows: dict[tuple[Slot, Row], None] = {}
+        self.open_rows = recovery.open_rows
         # Those that are not decided yet: the log that tells of them may be gone when the next process looks.
         self.rows_under_way: Callable[[], Iterable[tuple[Slot, Row]]] = tuple
-        self._recent: dict[tuple[Slot, Row], int] = {}  # Found at recovery: when they were written.
-        self._new_actor = actor
-        self._before: Life | None = None
 
     @classmethod
     def open(
@@ -190,39 +138,21 @@ class Replica:
         `boot` names the run of the machine; `is_durable`: acknowledgements will wait for the disk.
         Raises EngineError.
         """
-        replica = cls(new_actor)
-        replica.store = Store.open(
+        recovery = Recovery(new_actor)
+        store = Store.open(
             disk,
             CODEC,
             settings,
-            initial_state=replica.capture(),
-            observe=replica.observe,
-            restore=lambda state: replica._restore_from(disk, state, boot),
+            initial_state=recovery.capture(),
+            observe=recovery.observe,
+            # Read then: the folder is locked.
+            restore=lambda state: recovery.begin(state, life.read(disk), boot),
         )
-        replica._settle_unsettled()
-        before = replica._before
-        replica.lost_data = before is None or not (before.is_durable or before.lost_nothing(boot))
-        is_complete = before is not None and before.is_complete and not replica.lost_data
-        replica.life = Life(
-            replica.actor,
-            boot,
-            is_durable=is_durable,
-            is_clean=False,
-            is_complete=is_complete,
-            earlier=replica._earlier(),
-        )
+        recovery.settle()
+        replica = cls(store, recovery, recovery.life(boot, is_durable=is_durable))
         life.write(disk, replica.life)
-        replica.store.capture = replica.capture
+        store.capture = replica.capture
         return replica
-
-    def _restore_from(self, disk: Disk, state: bytes, boot: str) -> None:
-        """The folder is locked now."""
-        self._before = life.read(disk)
-        if self._before is not None and self._before.lost_nothing(boot):
-            self._new_actor = self._before.actor
-        self.restore(state)
-        # Before the log is read: what another actor did may have gaps, also where that was this node.
-        self.clocks.change_actor(self._new_actor)
 
     @property
     def actor(self) -> Actor:
@@ -232,14 +162,6 @@ class Replica:
     def actors(self) -> frozenset[Actor]:
         """This process' actor and those of the ones before."""
         return frozenset((self.actor, *self.life.earlier))
-
-    def _earlier(self) -> tuple[Actor, ...]:
-        """The actors of the processes before; while no write of theirs is open, only the last one counts."""
-        before = self._before
-        if before is None:
-            return ()
-        known = (before.actor, *before.earlier) if self.open_rows else (before.actor,)
-        return tuple(actor for actor in dict.fromkeys(known) if actor != self.actor)
 
     @property
     def is_complete(self) -> bool:
@@ -277,40 +199,15 @@ class Replica:
             life.write(self.store.disk, msgspec.structs.replace(self.life, is_clean=True))
 
     def capture(self) -> bytes:
-        """The state to keep, as `restore` takes it."""
-        clocks = self.clocks.capture()
-        unsettled = {}
-        for slot, clock in sorted(self.unsettled.items()):
-            base, beyond = clock.freeze()
-            unsettled[slot] = (list(base), list(beyond))
-        return msgspec.msgpack.encode(
-            ReplicaState(
-                clocks.actor,
-                self.clock.last,
-                clocks.own,
-                clocks.columns,
-                False,
-                clocks.beyond,
-                unsettled,
-                self.origin,
-                list(dict.fromkeys((*self.open_rows, *self.rows_under_way()))),
-            )
+        """The state to keep, as `Recovery.restore` takes it."""
+        return encode_state(
+            self.clocks, self.clock.last, self.unsettled, self.origin, self._rows_open()
         )
 
-    def restore(self, state: bytes) -> None:
-        """Take back what `capture` gave."""
-        kept = msgspec.msgpack.decode(state, type=ReplicaState)
-        self.origin = kept.origin or kept.actor
-        self.clock.observe(kept.last_hlc)
-        self.clocks = SlotClocks.restore(
-            ClocksState(kept.actor, kept.counters, kept.past, kept.beyond)
-        )
-        self.has_heard = bool(kept.past)
-        self.unsettled = {
-            slot: SlotClock(dict(base), set(beyond))
-            for slot, (base, beyond) in kept.unsettled.items()
-        }
-        self.open_rows = dict.fromkeys(kept.open_rows)
+    def _rows_open(self) -> Iterator[tuple[Slot, Row]]:
+        """What is open, and what may come to be. Asking for it seals what was gathered: all else is captured before."""
+        yield from self.open_rows.rows
+        yield from self.rows_under_way()
 
     def changes(self) -> array[int]:
         """A count for each slot that grows with every change: to see which changed."""
@@ -438,7 +335,7 @@ class Replica:
         memory = memtable.slots
         at, size = start, len(blob)
         logged = start  # Before this, what was taken as it came stands in `pieces`.
-        unpack, unpack_header = _ENTRY.unpack_from, HEADER.unpack_from
+        unpack, unpack_header = ENTRY.unpack_from, HEADER.unpack_from
         column_of: Actor = SEVERAL  # Which none is: NOBODY has to be looked at.
         column: array[Counter] = own
         try:
@@ -585,8 +482,15 @@ class Replica:
         if outcome is Outcome.IGNORE:
             return False
         assert result is not None
-        if len(result.versions) > 1 and self.keeps_one is not None and self.keeps_one(row):
-            result = self._winner_alone(slot, row, result, delta, clock)
+        if (
+            len(result.versions) > 1
+            and self.keeps_one is not None
+            and self.keeps_one(row)
+            # Not while a version is a write of this node that may be taken back: what it beat would be gone.
+            and (slot, row) not in self.contested
+            and not self.is_undecided(slot, row)
+        ):
+            result = winner_alone(result, delta, clock)
         self.heard[slot] += 1
         raw = encode(result)
         if outcome is Outcome.DELTA or len(result.versions) > 1:
@@ -601,27 +505,6 @@ class Replica:
         if at_ms := CODEC.expires_at_ms(raw):
             self.expiry.add(slot, row, at_ms)
         return True
-
-    def _winner_alone(
-        self, slot: Slot, row: Row, result: Record, delta: Record, clock: SlotClock
-    ) -> Record:
-        """The winner of a row of which no siblings are kept, as if it had seen the others.
-
-        This is no other join: the others are dropped, and their dots stay seen, as those of what was
-        superseded do. Wherever one of them still is, the join drops it as soon as it meets this state, and
-        the winner of more versions is the winner of the winners: so all replicas end alike, in whatever
-        order they hear. It needs no dot of its own, and makes no event.
-
-        Not while a version is a write of this node that may be taken back: what it beat would be gone.
-        """
-        if (slot, row) in self.contested or self.is_undecided(slot, row):
-            return result
-        live = [version for version in result.versions if version.type != DELETION]
-        kept = (live or result.versions)[:1]
-        seen = SlotClock(dict(result.context), set(result.beyond))
-        for version in (*result.versions, *delta.versions):
-            seen.add(version.dot)
-        return stripped(tuple(kept), joined(seen, clock_of(delta)), clock, delta.dots)
 
     def _note_record(self, slot: Slot, row: Row, delta: Record, hlc_max: int) -> None:
         """Its dots are seen, its timestamps are past, its context is to be reached."""
@@ -640,10 +523,6 @@ class Replica:
             self.unsettled[slot] = context
         elif expected is not None:
             del self.unsettled[slot]
-
-    def _settle_unsettled(self) -> None:
-        for slot in list(self.unsettled):
-            self._expect(slot, SlotClock())
 
     def put_back(self, slot: Slot, row: Row, versions: tuple[Version, ...]) -> None:
         """Have a row show these versions, of which it may have lost some: a write of this node is taken back.
@@ -682,23 +561,9 @@ class Replica:
 
     def note_open(self, slot: Slot, row: Row, now_ms: int, *, is_open: bool) -> None:
         """Have it in the log that nobody knows what came of a write of a row, or that it is known now."""
-        if is_open != ((slot, row) in self.open_rows):
-            if is_open:
-                self.open_rows[slot, row] = None
-            else:
-                del self.open_rows[slot, row]
-            name = OPEN_ROW + pack_place(slot, row)
-            self.write({name: (SYSTEM_SLOT, STRING if is_open else DELETION, 0, b"")}, now_ms)
-
-    def open_at_start(self, within_ms: int) -> list[tuple[Slot, Row]]:
-        """The rows that the process before may have left open: noted, or written in its last moments. Once.
-
-        Not those that were written beside siblings: such a write stays, whatever others have.
-        """
-        recent, self._recent = self._recent, {}
-        last = max(recent.values(), default=0)
-        found = [place for place, hlc in recent.items() if hlc >= last - (within_ms << 16)]
-        return list(dict.fromkeys((*self.open_rows, *found)))
+        if self.open_rows.change((slot, row), is_open=is_open):
+            kind = STRING if is_open else DELETION
+            self.write({open_row((slot, row)): (SYSTEM_SLOT, kind, 0, b"")}, now_ms)
 
     def join_clock(self, slot: Slot, clock: SlotClock, now_ms: int) -> None:
         """All that a clock covers is here now. Logged as a row of the system's slot."""
@@ -713,8 +578,8 @@ class Replica:
 
     def _log_clock(self, slot: Slot, now_ms: int) -> None:
         """Have it in the log what was seen of a slot beside the dots of stored rows."""
-        row = CLOCK_ROW + slot.to_bytes(2, "big")
-        self.write({row: (SYSTEM_SLOT, STRING, 0, encode_clock(self.clocks.clock(slot)))}, now_ms)
+        packed = encode_clock(self.clocks.clock(slot))
+        self.write({clock_row(slot): (SYSTEM_SLOT, STRING, 0, packed)}, now_ms)
 
     def state_of(self, slot: Slot, row: Row) -> bytes:
         """A row with its whole context, for others; empty if there is no trace of it. Raises PageFault."""
@@ -748,125 +613,3 @@ class Replica:
         for slot, row, at_ms in again:
             self.expiry.add(slot, row, at_ms)
         return count
-
-    def observe(self, slot: Slot, row: Row, raw: bytes) -> None:
-        """Learn from an entry found at recovery: its dot is used, its timestamp is past, it may expire."""
-        if slot == SYSTEM_SLOT and row.startswith(CLOCK_ROW) and len(row) == len(CLOCK_ROW) + 2:
-            self.has_heard = True
-            of_slot = int.from_bytes(row[len(CLOCK_ROW) :], "big")
-            self.clocks.join(of_slot, decode_clock(raw[HEADER_BYTES:]))
-        context: SlotClock | None = None
-        if raw[0] & MANY:
-            record = decode(raw)
-            seen = [(v.dot[0], v.dot[1], v.hlc) for v in record.versions]
-            context = clock_of(record)
-        else:
-            actor, counter, hlc = HEADER.unpack_from(raw)[1:]
-            seen = [(actor, counter, hlc)]
-            # What the short form implies may be missing as well.
-            if self.clocks.is_after_gap(slot, (actor, counter)):
-                context = SlotClock({actor: counter})
-        if context is not None and slot != SYSTEM_SLOT:
-            expected = self.unsettled.get(slot)
-            self.unsettled[slot] = context if expected is None else joined(expected, context)
-        if slot == SYSTEM_SLOT and row == UNCHECKED_ROW:
-            place = unpack_place(raw[HEADER_BYTES:])
-            self._recent.pop(place, None)
-        if slot == SYSTEM_SLOT and row.startswith(OPEN_ROW):
-            place = unpack_place(row[len(OPEN_ROW) :])
-            if raw[0] == DELETION:
-                self.open_rows.pop(place, None)
-            else:
-                self.open_rows[place] = None
-        for actor, counter, hlc in seen:
-            self.has_heard |= actor != self.clocks.actor
-            is_mine = self._before is not None and actor == self._before.actor
-            # Not where a write of this node comes back in a row that others have sent.
-            if is_mine and slot != SYSTEM_SLOT and not self.clocks.covers(slot, (actor, counter)):
-                self._note_recent((slot, row), hlc)
-            self.clocks.add(slot, (actor, counter))
-            self.clock.observe(hlc)
-        if at_ms := CODEC.expires_at_ms(raw):
-            self.expiry.add(slot, row, at_ms)
-
-    def _note_recent(self, place: tuple[Slot, Row], hlc: int) -> None:
-        recent = self._recent
-        recent.pop(place, None)
-        recent[place] = hlc
-        while len(recent) > RECENT_MAX:
-            del recent[next(iter(recent))]
-
-
-def pack_place(slot: Slot, row: Row) -> bytes:
-    """A row and its slot, as messages and the log name them."""
-    return slot.to_bytes(2, "big") + row
-
-
-def unpack_place(key: bytes) -> tuple[Slot, Row]:
-    """Raises MalformedDelta."""
-    slot = int.from_bytes(key[:2], "big")
-    if len(key) < 9 or slot >= SLOT_COUNT:
-        raise MalformedDelta("no such row")
-    return slot, key[2:]
-
-
-def entries_of(blob: bytes) -> Iterator[tuple[int, Slot, Row, bytes]]:
-    """Flags, slot, row and record of each log entry in a blob. Raises MalformedDelta. `accept` has it inlined."""
-    at, size = 0, len(blob)
-    while at < size:
-        if at + _ENTRY.size > size:
-            raise MalformedDelta("an entry cut short")
-        flags, slot, row_length, raw_length = _ENTRY.unpack_from(blob, at)
-        row_at = at + _ENTRY.size
-        raw_at = row_at + row_length
-        at = raw_at + raw_length
-        if at > size or raw_length < HEADER_BYTES or row_length < 7 or slot >= SLOT_COUNT:
-            raise MalformedDelta("an entry with impossible lengths")
-        yield flags, slot, blob[row_at:raw_at], blob[raw_at:at]
-
-
-def delta_of(raw: bytes, context: SlotClock | None) -> Record:
-    """A write as a delta: the short form means all that its actor did before, and `context` says the rest.
-
-    Raises MalformedDelta.
-    """
-    record = record_of(raw)
-    if context is None:
-        return record
-    return Record(record.versions, *joined(context, clock_of(record)).freeze())
-
-
-def record_of(raw: bytes) -> Record:
-    """A record that came from elsewhere. Raises MalformedDelta."""
-    try:
-        record = decode(raw)
-        is_whole = encode(record) == raw
-    except (StructError, IndexError) as error:
-        raise MalformedDelta("a record cut short") from error
-    if not is_whole:
-        raise MalformedDelta("a record with lengths that do not fit")
-    _check_dots((*(version.dot for version in record.versions), *record.context, *record.beyond))
-    return record
-
-
-def _check_dots(dots: Iterable[Dot]) -> None:
-    for actor, counter in dots:
-        if actor == NOBODY or not 0 < counter <= COUNTER_MAX:
-            raise MalformedDelta("an impossible dot")
-
-
-def encode_clock(clock: SlotClock) -> bytes:
-    """Two bytes for the number of actors, then each with its counter; then the single dots."""
-    base, beyond = clock.freeze()
-    parts = [len(base).to_bytes(2, "little"), *(_DOTS.pack(*dot) for dot in base)]
-    return b"".join([*parts, *(_DOTS.pack(*dot) for dot in beyond)])
-
-
-def decode_clock(data: bytes) -> SlotClock:
-    """Raises MalformedDelta."""
-    count = int.from_bytes(data[:2], "little")
-    if len(data) < 2 + count * _DOTS.size or (len(data) - 2) % _DOTS.size:
-        raise MalformedDelta("a clock cut short")
-    dots: list[Dot] = list(_DOTS.iter_unpack(data[2:]))
-    _check_dots(dots)
-    return SlotClock(dict(dots[:count]), set(dots[count:]))

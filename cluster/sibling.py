@@ -31,11 +31,11 @@ Core. Sources: Almeida, Baquero et al., Dotted Version Vectors; Riak's dvvset.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cluster.clock import Dot, SlotClock
 from cluster.delta import clock_of, joined, lacks
-from cluster.record import Record, decode
-from cluster.replica import Beside
+from cluster.record import Record, Version, decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,20 @@ class Seen:
 
     def covers(self, dot: Dot) -> bool:
         return self.clock.covers(dot) and dot not in self.holes
+
+
+class Beside(NamedTuple):
+    """How a write leaves some versions of its row as they are: they are written once more, beside the new one."""
+
+    stored: bytes  # The row, as it is stored; empty if there is none.
+    kept: tuple[Version, ...]
+    # What the author had seen beyond this slot's clock: it is superseded, here when it comes.
+    seen: SlotClock | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing stays, so that the entry is that of any other write."""
+        return not self.kept and self.seen is None
 
 
 def seen_with(record: Record, clock: SlotClock) -> Seen:

@@ -29,7 +29,7 @@ from cluster.slot import SLOT_COUNT, Slot
 
 # One more than there are slots of keys: the system's own.
 CLOCK_COUNT: Final = SLOT_COUNT + 1
-NOBODY: Final = 0  # No actor is called so: see `cluster.replica`.
+NOBODY: Final = 0  # No actor is called so: see `cluster/delta_wire.py`.
 SEVERAL: Final = -1
 _NONE: Final[set[Dot]] = set()  # Never changed.
 

@@ -38,7 +38,8 @@ from cluster.record import (
     decode,
     encode_version,
 )
-from cluster.replica import Beside, Effect, Replica
+from cluster.replica import Effect, Replica
+from cluster.sibling import Beside
 from cluster.slot import MIDDLES, SYSTEM_SLOT, TAG_OFFSET, Key, Row, Slot, row_of, slot_of
 from respkv.keyspace import PLAIN_KINDS, Counts, encode_effect
 from respkv.reply import WRONG_TYPE, ReplyError

@@ -132,7 +132,7 @@ class Peers:
             if node.policies.keeps_one_somewhere:
                 self.replica.keeps_one = node.policies.keeps_one
         if self.quorums.checks_all:
-            rows = self.replica.open_at_start(settings.timeout_ms + 1000)
+            rows = self.replica.open_rows.at_start(settings.timeout_ms + 1000)
             self.coordinator.inquest.open_at_start(rows, now_s)
         self.participant = Participant(self.replica, promise=self.promise, fetch=self._fetch)
         self.exchange = Exchange(

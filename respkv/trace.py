@@ -35,9 +35,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from cluster.delta_wire import pack_place, unpack_place
 from cluster.errors import ClusterError
 from cluster.quorum_messages import ACK, NOT, READ, REPAIR, SAME, STATES, WRITE
-from cluster.replica import pack_place, unpack_place
 from cluster.ring import NodeId
 from cluster.round import Place
 from cluster.slot import Slot

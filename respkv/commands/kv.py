@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
-from cluster.replica import state_of_copy
+from cluster.replica_state import state_of_copy
 from cluster.slot import Key
 from engine import snapshot
 from engine.disk import Disk

@@ -29,8 +29,7 @@ from typing import Final
 
 from cluster import sibling
 from cluster.record import DELETION, STRING, Record, Version, decode
-from cluster.replica import Beside
-from cluster.sibling import Seen
+from cluster.sibling import Beside, Seen
 from cluster.slot import Key, Row, Slot, row_of, slot_of
 from respkv.causal_context import FOREIGN
 from respkv.command import Flag, Keys, command

@@ -6,7 +6,7 @@ copy as the disk has it, and write the manifest last: a folder without one is un
 can be interrupted at any time, and run again: what is there with the same bytes is kept. A backup may
 be brought up to date in the same way, as long as it is of the same node.
 
-The copy's manifest says that it is one (`cluster.replica.state_of_copy`): the node that starts on it
+The copy's manifest says that it is one (`cluster.replica_state.state_of_copy`): the node that starts on it
 mints a new actor, so that no dot ever names two writes, and knows the dots of the old one as its past.
 
 Shell over the disk seam, synchronous.
@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 from xxhash import xxh3_128
 
-from cluster.replica import ReplicaState, state_of_copy
+from cluster.replica_state import ReplicaState, state_of_copy
 from engine import manifest
 from engine.disk import Disk, File
 from engine.errors import EngineError

@@ -27,7 +27,7 @@ from typing import Any, Final
 import msgspec
 
 from cluster.record import DELETION, RAW_ENCODING, STRING, TEXT_ENCODING, Version, decode
-from cluster.replica import ReplicaState
+from cluster.replica_state import ReplicaState
 from cluster.slot import HASH_BYTES, SYSTEM_SLOT, TAG_OFFSET, Key, key_of, row_of, slot_of
 from engine.codec import Row
 from engine.drop import Marker

@@ -20,10 +20,10 @@ from cluster.coordinator import Coordinator
 from cluster.errors import ClusterError
 from cluster.participant import Participant
 from cluster.record import CODEC, STRING, decode
-from cluster.replica import Beside, Effect, Replica
+from cluster.replica import Effect, Replica
 from cluster.ring import NodeId
 from cluster.round import ConflictLost, Pending, QuorumNotMet
-from cluster.sibling import Seen, beside
+from cluster.sibling import Beside, Seen, beside
 from cluster.slot import Row, Slot, row_of, slot_of
 from cluster.topology import Topology
 from engine.job import run_job

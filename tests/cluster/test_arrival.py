@@ -10,8 +10,9 @@ import pytest
 from cluster import arrival
 from cluster.arrival import AGAIN_S, CLOCKS, FORGET_S, HERE, UNTIL, Arrival, Arrivals
 from cluster.clock import SlotClock
+from cluster.delta_wire import MalformedDelta, encode_clock
 from cluster.record import STRING
-from cluster.replica import MalformedDelta, Replica, encode_clock
+from cluster.replica import Replica
 from cluster.slot import row_of
 from cluster.topology import NodeInfo, Topology
 from engine.store import StoreSettings

@@ -16,8 +16,9 @@ from cluster import conflict
 from cluster.batch import Quorums
 from cluster.clock import Dot
 from cluster.coordinator import Coordinator
+from cluster.delta_wire import MalformedDelta
 from cluster.record import Record, Version, decode
-from cluster.replica import MalformedDelta, Replica
+from cluster.replica import Replica
 from cluster.round import ConflictLost, QuorumNotMet, WriteRound
 from cluster.slot import Row, Slot
 from tests.cluster.cluster_world import Op, Weather, World, place_of

@@ -1,11 +1,10 @@
-"""What is left open by a process that ends, and what becomes of a row without some of its writes.
+"""What is open when a memtable is flushed, and what becomes of a row without some of its writes.
 
 Whole stories are in `tests/cluster/test_coordinator.py` and in the simulation.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from itertools import permutations
 
@@ -14,62 +13,10 @@ import pytest
 from cluster.batch import Quorums
 from cluster.inquest import Inquest, restored
 from cluster.record import STRING, Record, Version
-from cluster.replica import Replica
-from cluster.sibling import Seen, beside
-from tests.cluster.cluster_world import NOW_MS, SETTINGS, Weather, World, place_of
-from tests.sim.disk import SimDisk
+from cluster.recovery import Recovery
+from tests.cluster.cluster_world import Weather, World, place_of
 
 HERE, THERE = 1, 2
-
-
-def opened(disk: SimDisk) -> Replica:
-    return Replica.open(disk, SETTINGS, 7, boot="one", is_durable=True)
-
-
-def write(replica: Replica, key: bytes, now_ms: int, *, is_put: bool = False) -> None:
-    slot, row = place_of(key)
-    besides = {}
-    if is_put:
-        stored = replica.store.get(slot, row) or b""
-        besides[row] = beside(stored, replica.clocks.view(slot), Seen(), now_ms)
-    replica.write({row: (slot, STRING, 0, b"value")}, now_ms, [], besides)
-    replica.store.write()
-
-
-def test_what_was_written_in_the_last_moments_may_be_open() -> None:
-    disk = SimDisk(random.Random(1))
-    replica = opened(disk)
-    write(replica, b"old", NOW_MS)
-    write(replica, b"new", NOW_MS + 5000)
-    write(replica, b"newer", NOW_MS + 6000)
-    again = opened(disk.kill())
-    assert again.open_at_start(2000) == [place_of(b"new"), place_of(b"newer")]
-    assert again.open_at_start(2000) == []  # Once.
-
-
-def test_what_was_written_beside_siblings_is_not() -> None:
-    disk = SimDisk(random.Random(1))
-    replica = opened(disk)
-    write(replica, b"put", NOW_MS, is_put=True)
-    write(replica, b"set", NOW_MS)
-    write(replica, b"both", NOW_MS, is_put=True)
-    write(replica, b"both", NOW_MS + 1)
-    again = opened(disk.kill())
-    assert again.open_at_start(2000) == [place_of(b"set"), place_of(b"both")]
-
-
-def test_what_is_noted_stays_noted_until_it_is_known() -> None:
-    disk = SimDisk(random.Random(1))
-    replica = opened(disk)
-    for key in (b"one", b"two"):
-        replica.note_open(*place_of(key), NOW_MS, is_open=True)
-    replica.note_open(*place_of(b"two"), NOW_MS, is_open=False)
-    replica.store.write()
-    again = opened(disk.kill())
-    assert again.open_at_start(2000) == [place_of(b"one")]
-    kept = Replica(7)
-    kept.restore(again.capture())  # As after a flush, when the log is gone.
-    assert list(kept.open_rows) == [place_of(b"one")]
 
 
 def test_what_is_under_way_when_the_memtable_is_flushed_is_open_for_the_next_process() -> None:
@@ -80,13 +27,13 @@ def test_what_is_under_way_when_the_memtable_is_flushed_is_open_for_the_next_pro
     world.run(0.1)
     world.cut = {frozenset(("n01", other)) for other in ("n02", "n03")}
     world.do("n01", b"INCR", b"k")
-    kept = Replica(7)
+    kept = Recovery(7)
     kept.restore(node.replica.capture())
-    assert list(kept.open_rows) == [place_of(b"k")]
+    assert list(kept.open_rows.rows) == [place_of(b"k")]
     world.settle()
-    again = Replica(8)
+    again = Recovery(8)
     again.restore(node.replica.capture())
-    assert not again.open_rows
+    assert not again.open_rows.rows
 
 
 def version(actor: int, counter: int, payload: bytes = b"") -> Version:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from cluster.clock import SlotClock
+from cluster.delta_wire import MalformedDelta, encode_clock, pack_place
 from cluster.participant import ANSWERS_MAX, Participant
 from cluster.quorum_messages import QUESTION
 from cluster.record import STRING, Record, Version, decode, encode, encode_version
-from cluster.replica import MalformedDelta, Replica, encode_clock, pack_place
+from cluster.replica import Replica
 from cluster.slot import Row, Slot, row_of, slot_of
 from engine.log_format import COMPLETE, ENVELOPE
 from engine.store import PageFault, StoreSettings

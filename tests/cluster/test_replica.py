@@ -25,7 +25,8 @@ from cluster.record import (
     encode,
     encode_version,
 )
-from cluster.replica import Effect, Replica, state_of_copy
+from cluster.replica import Effect, Replica
+from cluster.replica_state import state_of_copy
 from cluster.slot import SYSTEM_SLOT, Row, Slot, row_of, slot_of
 from engine import manifest
 from engine.codec import Fate
@@ -209,21 +210,6 @@ def test_a_restart_learns_from_siblings_and_from_other_actors() -> None:
     assert replica.store.get(slot, row) is None
 
 
-def test_what_it_keeps_is_what_it_takes_back() -> None:
-    replica = new_replica()
-    replica.write(random_effects(random.Random(1)), NOW_MS)
-    other = Replica(5)
-    other.clock.observe(3)
-    other.restore(replica.capture())
-    assert (other.actor, other.clock.last) == (ACTOR, replica.clock.last)
-    assert other.clocks.own == replica.clocks.own
-    assert other.clocks.own is not replica.clocks.own
-    ahead = Replica(5)
-    ahead.clock.observe(replica.clock.last + 10)
-    ahead.restore(replica.capture())
-    assert ahead.clock.last == replica.clock.last + 10
-
-
 def one_key(replica: Replica, key: bytes, expire_at_ms: int, payload: bytes = b"v") -> None:
     replica.write({row_of(0, key): (slot_of(key), STRING, expire_at_ms, payload)}, NOW_MS)
 
@@ -404,10 +390,3 @@ def test_a_new_folder_is_incomplete_until_it_is_told_otherwise() -> None:
     assert not replica.is_complete
     replica.note(is_complete=True)
     assert reopened(replica, is_clean=True).is_complete
-
-
-def test_a_state_without_a_past_is_read() -> None:
-    """As the first version wrote it."""
-    replica = Replica(1)
-    replica.restore(msgspec.msgpack.encode([ACTOR, 5, [0] * (SYSTEM_SLOT + 1)]))
-    assert (replica.actor, replica.clocks.columns) == (ACTOR, {})

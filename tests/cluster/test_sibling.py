@@ -18,8 +18,8 @@ from cluster import sibling
 from cluster.clock import Dot, SlotClock
 from cluster.delta import missing
 from cluster.record import DELETION, STRING, Record, decode
-from cluster.replica import Beside, Replica
-from cluster.sibling import Seen, beside, seen_after, seen_with
+from cluster.replica import Replica
+from cluster.sibling import Beside, Seen, beside, seen_after, seen_with
 from cluster.slot import Row, Slot
 from respkv.causal_context import ContextSeal
 from tests.cluster.test_replica_deltas import (

@@ -34,7 +34,8 @@ import time
 from dataclasses import dataclass, field
 
 from cluster.record import CODEC, DELETION, STRING, decode
-from cluster.replica import Effect, Replica, state_of_copy
+from cluster.replica import Effect, Replica
+from cluster.replica_state import state_of_copy
 from cluster.slot import Row, Slot, row_of, slot_of
 from engine import snapshot
 from engine.damage import LostDataError

@@ -6,7 +6,8 @@ from typing import Any
 
 import trio
 
-from cluster.replica import UNCHECKED_ROW, pack_place
+from cluster.delta_wire import pack_place
+from cluster.open_row import UNCHECKED_ROW
 from cluster.slot import SYSTEM_SLOT, row_of, slot_of
 from respkv.command import TABLE
 from respkv.operation import Operation, is_idempotent

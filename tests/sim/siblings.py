@@ -36,8 +36,7 @@ import trio.testing
 from cluster import delta, sibling
 from cluster.clock import SlotClock
 from cluster.record import Record
-from cluster.replica import Beside
-from cluster.sibling import Seen
+from cluster.sibling import Beside, Seen
 from respkv.sections import Siblings
 from tests.sim.client import Client
 from tests.sim.history import History, Operation

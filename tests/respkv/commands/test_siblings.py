@@ -9,7 +9,9 @@ import hiredis
 import msgspec
 import pytest
 
-from cluster.replica import Replica, state_of_copy
+from cluster.recovery import Recovery
+from cluster.replica import Replica
+from cluster.replica_state import state_of_copy
 from cluster.slot import row_of, slot_of
 from respkv.config import Config
 from respkv.config_conflict import conflict_of
@@ -361,14 +363,14 @@ def test_another_data_folder_is_another_cluster(client: Client) -> None:
 
 
 def test_a_copy_of_the_data_knows_its_contexts(alone: Alone) -> None:
-    other = Replica(5)
+    other = Recovery(5)
     other.restore(state_of_copy(alone.node.replica.capture()))
     assert other.origin == alone.node.replica.origin == 1
 
 
 def test_older_data_has_the_actor_that_it_had(alone: Alone) -> None:
     state = msgspec.msgpack.decode(alone.node.replica.capture())
-    other = Replica(5)
+    other = Recovery(5)
     other.restore(msgspec.msgpack.encode(state[:-1]))
     assert other.origin == 1
 

@@ -8,7 +8,8 @@ import random
 import pytest
 
 from cluster.record import STRING
-from cluster.replica import Replica, state_of_copy
+from cluster.replica import Replica
+from cluster.replica_state import state_of_copy
 from cluster.slot import row_of, slot_of
 from engine import manifest, snapshot
 from engine.disk import Disk

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from cluster.record import RAW_ENCODING, STRING, Record, Version, encode, encode_version
-from cluster.replica import Replica, state_of_copy
+from cluster.recovery import Recovery
+from cluster.replica_state import state_of_copy
 from cluster.slot import SYSTEM_SLOT, row_of, slot_of
 from engine.codec import SLOT_MAX
 from engine.drop import Marker
@@ -117,10 +118,10 @@ def test_a_key_is_found_in_every_database_and_no_other_is() -> None:
 
 
 def test_a_manifest_is_told_with_its_owner_s_state() -> None:
-    replica = Replica(0xABC)
-    replica.clocks.own[3] = 9
+    recovery = Recovery(0xABC)
+    recovery.clocks.own[3] = 9
     drops = [Drop(7, ALL_TAGS, 3, 5), Drop(8, 2)]
-    state = state_of_copy(replica.capture())
+    state = state_of_copy(recovery.capture())
     made = Manifest(FORMAT_VERSION, 12, 5, [["a.sst"], ["b.sst"]], drops, state)
     lines = manifest_lines(made, is_json=False)
     assert "log_start 12" in lines

@@ -1,0 +1,62 @@
+"""Which rows are open after a process that did not end well."""
+
+from __future__ import annotations
+
+import random
+
+from cluster.record import STRING
+from cluster.recovery import Recovery
+from cluster.replica import Replica
+from cluster.sibling import Seen, beside
+from tests.cluster.cluster_world import NOW_MS, SETTINGS, place_of
+from tests.sim.disk import SimDisk
+
+
+def opened(disk: SimDisk) -> Replica:
+    return Replica.open(disk, SETTINGS, 7, boot="one", is_durable=True)
+
+
+def write(replica: Replica, key: bytes, now_ms: int, *, is_put: bool = False) -> None:
+    slot, row = place_of(key)
+    besides = {}
+    if is_put:
+        stored = replica.store.get(slot, row) or b""
+        besides[row] = beside(stored, replica.clocks.view(slot), Seen(), now_ms)
+    replica.write({row: (slot, STRING, 0, b"value")}, now_ms, [], besides)
+    replica.store.write()
+
+
+def test_what_was_written_in_the_last_moments_may_be_open() -> None:
+    disk = SimDisk(random.Random(1))
+    replica = opened(disk)
+    write(replica, b"old", NOW_MS)
+    write(replica, b"new", NOW_MS + 5000)
+    write(replica, b"newer", NOW_MS + 6000)
+    again = opened(disk.kill())
+    assert again.open_rows.at_start(2000) == [place_of(b"new"), place_of(b"newer")]
+    assert again.open_rows.at_start(2000) == []  # Once.
+
+
+def test_what_was_written_beside_siblings_is_not() -> None:
+    disk = SimDisk(random.Random(1))
+    replica = opened(disk)
+    write(replica, b"put", NOW_MS, is_put=True)
+    write(replica, b"set", NOW_MS)
+    write(replica, b"both", NOW_MS, is_put=True)
+    write(replica, b"both", NOW_MS + 1)
+    again = opened(disk.kill())
+    assert again.open_rows.at_start(2000) == [place_of(b"set"), place_of(b"both")]
+
+
+def test_what_is_noted_stays_noted_until_it_is_known() -> None:
+    disk = SimDisk(random.Random(1))
+    replica = opened(disk)
+    for key in (b"one", b"two"):
+        replica.note_open(*place_of(key), NOW_MS, is_open=True)
+    replica.note_open(*place_of(b"two"), NOW_MS, is_open=False)
+    replica.store.write()
+    again = opened(disk.kill())
+    assert again.open_rows.at_start(2000) == [place_of(b"one")]
+    kept = Recovery(7)
+    kept.restore(again.capture())  # As after a flush, when the log is gone.
+    assert list(kept.open_rows.rows) == [place_of(b"one")]
