@@ -68,7 +68,7 @@ class Conflicts:
         contested = {(slot, row) for _, _, slot, row, _ in entries}
         coordinator.replica.contested |= contested
         try:
-            coordinator.join(place, states)
+            coordinator.repairs.join(place, states)
             is_undone = (
                 is_clean
                 and not is_blind
@@ -163,7 +163,7 @@ class Conflicts:
                     kind.setdefault((slot, row), set()).update(decode(raw).dots)
                     if not op.is_blind:
                         pasts.setdefault((slot, row), []).append(past_of(round_, entry))
-        held = {each: coordinator.record(each) for each in dots}
+        held = {each: coordinator.repairs.record(each) for each in dots}
         shown: dict[Place, tuple[Version, ...]] = {}
         for each, own in dots.items():
             others = [decode(state) for state in states] if each == place else []

@@ -26,21 +26,23 @@ W is below a majority. KV.PUT and KV.DEL are always sent so: their entry is a re
 stay, and the new one), and its context says what is superseded, so that any replica joins it rightly. They
 wait where a version that they would send may yet be taken back.
 
+Nearly always a round needs no more than this. What becomes of writes that some refuse is in `cluster/unaccepted.py`, of
+reads that somebody answers otherwise or late in `cluster/unconfirmed.py`; `cluster/undecided.py` looks up which rows
+others must not be told of, and `cluster/repair.py` joins and sends whole rows.
+
 Core: time is an argument; what it sends goes through the transport seam. Sources: Dynamo's quorums;
 optimistic concurrency control by validation (Kung and Robinson); Riak's read repair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from cluster.batch import Batch, Quorums, in_turn
 from cluster.claim import Preference
 from cluster.conflict import Conflicts
-from cluster.delta_wire import MalformedDelta, encode_clock, pack_place, record_of
+from cluster.delta_wire import encode_clock
 from cluster.inquest import Inquest
 from cluster.quorum_messages import (
     ACK,
@@ -49,7 +51,6 @@ from cluster.quorum_messages import (
     NOT,
     QUESTION,
     READ,
-    REPAIR,
     SAME,
     STATES,
     UNCHECKED,
@@ -59,18 +60,17 @@ from cluster.quorum_messages import (
     number_of,
     refused_of,
 )
-from cluster.record import MANY, Record, decode
+from cluster.record import MANY, decode
+from cluster.repair import Repairs
 from cluster.replica import Replica
 from cluster.ring import NodeId
 from cluster.round import (
-    ConflictLost,
     Fetch,
     Pending,
     Place,
     QuorumNotMet,
     ReadEntry,
     ReadRound,
-    Verdict,
     WriteEntry,
     WriteRound,
 )
@@ -78,8 +78,10 @@ from cluster.slot import Row, Slot
 from cluster.slot_clocks import NOBODY
 from cluster.topology import Topology
 from cluster.transport import Transport
+from cluster.unaccepted import Unaccepted
+from cluster.unconfirmed import Unconfirmed
+from cluster.undecided import Undecided
 from engine.log_format import COMPLETE, ENVELOPE
-from engine.store import PageFault
 
 ROUND_BYTES_MAX: Final = (
     1 << 20
@@ -118,10 +120,14 @@ class Coordinator:
         self.inquest = Inquest(self)
         self.conflicts = Conflicts(self)
         self.writes: dict[int, WriteRound] = {}  # In order of their deadlines.
+        self.undecided = Undecided(self.writes, self.conflicts, self.inquest, self.seal)
+        self.unaccepted = Unaccepted(self)
+        self.unconfirmed = Unconfirmed(self)
+        self.repairs = Repairs(self)
         self.reads: dict[int, ReadRound] = {}
         self.outbox: list[tuple[NodeId, Sequence[bytes]]] = []
         self.in_flight_bytes = 0
-        self.conflicts_total = self.repairs_total = self.retries_total = 0
+        self.conflicts_total = self.retries_total = 0
         self._interned: dict[tuple[int, int], Quorums] = {(quorums.r, quorums.w): quorums}
         # What commands on the whole keyspace need, so that they miss nothing that any policy promises.
         self.survey_quorums = quorums
@@ -138,9 +144,9 @@ class Coordinator:
         self._all_batches = list(batches.values())
         self._looked = -1
         replica.before_hearing = self.seal
-        replica.rows_under_way = self.rows_under_way
-        replica.is_undecided = lambda slot, row: self._is_undecided((slot, row))
-        replica.has_siblings = lambda slot, row: self._note_contradiction((slot, row))
+        replica.rows_under_way = self.undecided.rows_under_way
+        replica.is_undecided = self.undecided.is_hidden
+        replica.has_siblings = self.unaccepted.note_siblings
         replica.testimony = lambda slot, row: self.inquest.testimony((slot, row))
 
     def look(self) -> None:
@@ -284,7 +290,7 @@ class Coordinator:
             return True
         if raw is None or not raw[0] & MANY or len(decode(raw).versions) < 2:
             return False
-        return self._pending_write(place) is not None
+        return self.undecided.pending_write(place) is not None
 
     def may_be_taken_back(self, place: Place) -> bool:
         """Whether a write of a row may yet lose and be taken back: then nobody else may be sent its version."""
@@ -293,7 +299,7 @@ class Coordinator:
         self.seal()
         return any(
             round_.is_checked and not entry[0].is_blind and (entry[2], entry[3]) == place
-            for round_, entry in self._undecided_writes()
+            for round_, entry in self.undecided.writes()
         )
 
     def open(self, batch: Batch) -> None:
@@ -368,7 +374,7 @@ class Coordinator:
                 used: dict[NodeId, None] = {}
                 r = batch.quorums.r
                 for _ in range(r - 1):
-                    self._ask(batch.peers, used, batch.reads, batch.questions, r)
+                    self.ask(batch.peers, used, batch.reads, batch.questions, r)
                 batch.reads, batch.questions = [], []
 
     def _send_writes(
@@ -387,7 +393,7 @@ class Coordinator:
                 slot.to_bytes(2, "little") + len(clock).to_bytes(2, "little") + clock
                 for slot, clock in batch.contexts.items()
             )
-        number = self._new_id()
+        number = self.new_id()
         round_ = WriteRound(
             number,
             peers,
@@ -404,9 +410,9 @@ class Coordinator:
         message = (WRITE, b"%d" % number, flags, contexts, blob)
         self.outbox += [(peer, message) for peer in peers]
         if len(peers) < needed or not peers:
-            self._judge(round_)
+            self.unaccepted.judge(round_)
 
-    def _ask(
+    def ask(
         self,
         peers: Sequence[NodeId],
         used: dict[NodeId, None],
@@ -419,7 +425,7 @@ class Coordinator:
             if peer in used or not self.can_confirm(peer):
                 continue
             used[peer] = None
-            number = self._new_id()
+            number = self.new_id()
             self.reads[number] = ReadRound(
                 number,
                 peer,
@@ -432,7 +438,7 @@ class Coordinator:
             self.outbox.append((peer, (READ, b"%d" % number, b"".join(questions))))
             return True
         # Nobody is left: the round waits for its deadline, or for a peer that comes back.
-        number = self._new_id()
+        number = self.new_id()
         self.reads[number] = ReadRound(
             number,
             "",
@@ -464,7 +470,7 @@ class Coordinator:
     def ask_state(self, peer: NodeId, place: Place, dots: bytes, *flags: bytes) -> int:
         """Ask a replica for its state of a row, unless that is `dots`; the number of the message."""
         slot, row = place
-        number = self._new_id()
+        number = self.new_id()
         question = b"".join((QUESTION(slot, len(row), len(dots)), row, dots))
         self.outbox.append((peer, (READ, b"%d" % number, question, *flags)))
         return number
@@ -472,7 +478,7 @@ class Coordinator:
     def can_confirm(self, peer: NodeId) -> bool:
         return self.topology.is_reachable(peer) and peer not in self.topology.incomplete
 
-    def _new_id(self) -> int:
+    def new_id(self) -> int:
         self._next_id += 1
         return self._next_id
 
@@ -508,7 +514,7 @@ class Coordinator:
                 for op, attempt, _, _, _ in round_.entries:
                     op.confirm(attempt)
         elif verb == STATES:
-            self._take_states(peer, message)
+            self.unconfirmed.take_states(peer, message)
         elif verb == NOT:
             number = number_of(message)
             if self.inquest.receive(peer, number, None, is_incomplete=INCOMPLETE in message[2:]):
@@ -517,7 +523,7 @@ class Coordinator:
                 self._lose_peer(self.writes[number], peer)
             elif (read := self.reads.get(number)) is not None and read.peer == peer:
                 read.retry_s = self.now_s + self.retry_s
-                self._ask_another(read, is_late=False)
+                self.unconfirmed.ask_another(read, is_late=False)
         else:
             return False
         return True
@@ -531,7 +537,7 @@ class Coordinator:
             return
         if refused or round_.has_refusals:
             self.conflicts_total += len(refused)
-            self._judge(round_)
+            self.unaccepted.judge(round_)
         elif not round_.is_decided and len(round_.answers) >= round_.needed:
             self._accept_all(round_)
         if round_.is_complete:
@@ -547,228 +553,13 @@ class Coordinator:
         for number, entry in enumerate(round_.entries):
             if not decided or number not in decided:
                 if round_.contradicted:
-                    self._confirm(round_, number)
+                    self.unaccepted.confirm(round_, number)
                 else:
                     entry[0].confirm(entry[1])
-
-    def _confirm(self, round_: WriteRound, number: int) -> None:
-        """Enough replicas have taken a row. But what one of them has seen as gone already need not have won."""
-        op, attempt, slot, row, raw = round_.entries[number]
-        if raw and number in round_.contradicted:
-            held = self.replica.store.active[slot].get(row)
-            if held is None or decode(held).dots.isdisjoint(decode(raw).dots):
-                op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
-                return
-        op.confirm(attempt)
-
-    def _note_contradiction(self, place: Place) -> None:
-        """A row in which there is an undecided write of this node has become one of several versions.
-
-        A SET may replace them all now, and then nobody finds a conflict any more.
-        """
-        for round_ in self.writes.values():
-            if round_.needed and not round_.is_decided:
-                for number, (_, _, slot, row, raw) in enumerate(round_.entries):
-                    if raw and (slot, row) == place:
-                        round_.contradicted[number] = None
 
     def _close(self, round_: WriteRound) -> None:
         if self.writes.pop(round_.id, None) is not None:
             self.in_flight_bytes -= round_.weight_bytes
-
-    def _judge(self, round_: WriteRound) -> None:
-        """Decide row by row, where some were refused or some peer is lost."""
-        lost: dict[Place, None] = {}
-        for number, (_, _, slot, row, _) in enumerate(round_.entries):
-            place = (slot, row)
-            verdict = round_.verdict(place)
-            if round_.is_decided or number in round_.decided:
-                if verdict is Verdict.ACCEPTED and round_.refusal_count(place):
-                    self._spread(round_, place)
-                continue
-            if verdict is Verdict.OPEN:
-                continue
-            round_.decided[number] = None
-            if verdict is Verdict.ACCEPTED:
-                if round_.refusal_count(place):
-                    self._spread(round_, place)
-                if round_.needed:
-                    self._confirm(round_, number)
-            elif verdict is Verdict.UNREACHED:
-                self._give_up(round_, round_.entries[number])
-            else:
-                lost[place] = None
-        if len(round_.decided) == len(round_.entries):
-            round_.is_decided = True
-        for place in lost:
-            self.conflicts.lose(round_, place)
-
-    def _give_up(self, round_: WriteRound, entry: WriteEntry) -> None:
-        """Nobody knows whether enough replicas have this row: answer that, and find out."""
-        op, attempt, slot, row, raw = entry
-        if raw and round_.is_checked and not op.is_blind:
-            self.inquest.open(round_, entry)
-        error = QuorumNotMet(round_.needed + 1, len(round_.answers) + 1, True)
-        op.fail(attempt, error, (slot, row))
-
-    def _spread(self, round_: WriteRound, place: Place) -> None:
-        """A write was accepted, and refused by some: they get the joined row, as does this node."""
-        for peer, refused in round_.answers.items():
-            state = refused.pop(place, None)
-            if state is not None:
-                self._merge(
-                    place, [state] if state else [], partial(self._repair_after, peer, place)
-                )
-
-    def _repair_after(self, peer: NodeId, place: Place, _: bytes | None) -> None:
-        self._repair(peer, place)
-
-    def _take_states(self, peer: NodeId, message: list[bytes]) -> None:
-        round_ = self.reads.get(number_of(message))
-        if round_ is None or round_.peer != peer:
-            return
-        states: dict[int, bytes] = {}
-        for at in range(2, len(message) - 1, 2):
-            if not message[at].isdigit():
-                raise MalformedDelta("a state without a number")
-            if message[at + 1]:
-                record_of(message[at + 1])
-            states[int(message[at])] = message[at + 1]
-        del self.reads[round_.id]
-        for number, entry in enumerate(round_.entries):
-            state = states.get(number)
-            if state is None:
-                entry[0].confirm(entry[1])
-            else:
-                self._differ(round_, entry, state)
-
-    def _differ(self, round_: ReadRound, entry: ReadEntry, state: bytes) -> None:
-        """The peer holds another state of a row that was read."""
-        op, attempt, slot, row, dots = entry
-        peer, place = round_.peer, (slot, row)
-
-        def merged(raw: bytes | None) -> None:
-            is_behind = dots_of(raw) != dots_of(state or None)
-            if dots_of(raw) != dots:
-                if is_behind:
-                    self._repair(peer, place)
-                if op.written == attempt and not op.is_blind:
-                    # It wrote beside what it read, and that is not taken back.
-                    op.fail(attempt, ConflictLost(is_partial=True), place)
-                    return
-                self.retries_total += 1
-                op.again(attempt, place)
-            elif not is_behind:
-                op.confirm(attempt)
-            elif not self._attach(op, attempt, place):
-                # And ask again: it may have taken meanwhile what has overtaken this.
-                self._repair(peer, place)
-                number = self.ask_state(peer, place, dots)
-                self.reads[number] = replace(
-                    round_, id=number, entries=[entry], retry_s=self.now_s + self.retry_s
-                )
-
-        self._merge(place, [state] if state else [], merged)
-
-    def _pending_write(self, place: Place) -> WriteRound | None:
-        """The last checked write of a row that is not decided."""
-        for round_ in reversed(self.writes.values()):
-            if not round_.is_decided and not round_.is_unit:
-                for number, entry in enumerate(round_.entries):
-                    if (entry[2], entry[3]) == place and number not in round_.decided:
-                        return round_
-        return None
-
-    def rows_under_way(self) -> list[Place]:
-        """The rows with checked writes of this node that may yet have to be taken back."""
-        self.seal()
-        places = [
-            (entry[2], entry[3]) for round_, entry in self._undecided_writes() if round_.is_checked
-        ]
-        return [*places, *self.conflicts.doomed]
-
-    def _undecided_writes(self) -> Iterator[tuple[WriteRound, WriteEntry]]:
-        """What was written in rounds of which somebody's answer counts, and may yet be refused; the latest first."""
-        for round_ in reversed(self.writes.values()):
-            if round_.needed and not round_.is_decided:
-                for number, entry in enumerate(round_.entries):
-                    if entry[4] and number not in round_.decided:
-                        yield round_, entry
-
-    def has_undecided(self, slot: Slot) -> bool:
-        """Whether `undecided` is true of some row of a slot."""
-        self.seal()
-        if self.conflicts.has_slot(slot) or self.inquest.has_slot(slot):
-            return True
-        return any(entry[2] == slot for _, entry in self._undecided_writes())
-
-    def _is_undecided(self, place: Place) -> bool:
-        """Whether nobody else may be told of a row."""
-        return place in self.inquest.cases or self.undecided(place) is not None
-
-    def undecided(self, place: Place) -> WriteRound | None:
-        """The last write of a row that may have to be taken back. Nobody else may be told of the row till then:
-
-        what was built upon it elsewhere could not be taken back.
-        """
-        self.seal()
-        if place in self.conflicts.doomed:
-            return self.conflicts.doomed[place][-1]
-        for round_, entry in self._undecided_writes():
-            if (entry[2], entry[3]) == place:
-                return round_
-        return None
-
-    def _attach(self, op: Pending, attempt: int, place: Place) -> bool:
-        """Have a command that only read a row wait for the write that it saw; False if that is decided."""
-        if self.inquest.attach((op, attempt, *place, b""), self.now_s + self.timeout_s):
-            return True
-        round_ = self.undecided(place)
-        if round_ is not None:
-            round_.entries.append((op, attempt, *place, b""))
-        return round_ is not None
-
-    def _repair(self, peer: NodeId, place: Place) -> None:
-        """Send a row's whole state to a peer that lacks some of it."""
-        if self._is_undecided(place):
-            return  # Its decision will see to it.
-        try:
-            state = self.replica.state_of(*place)
-        except PageFault as fault:
-            self.fetch(fault, lambda: self._repair(peer, place))
-            return
-        if not state:
-            return  # There is nothing to tell.
-        self.repairs_total += 1
-        number = self._new_id()
-        self.writes[number] = WriteRound(
-            number, (peer,), 1, [], self.now_s + self.timeout_s, False, len(state)
-        )
-        self.in_flight_bytes += len(state)
-        self.outbox.append((peer, (REPAIR, b"%d" % number, pack_place(*place), state)))
-
-    def _merge(
-        self, place: Place, states: list[bytes], then: Callable[[bytes | None], None]
-    ) -> None:
-        """Join what others sent into the row here, fetching it first if need be; then go on with it."""
-        try:
-            raw = self.join(place, states)
-        except PageFault as fault:
-            self.fetch(fault, lambda: self._merge(place, states, then))
-            return
-        then(raw)
-
-    def record(self, place: Place) -> Record:
-        """A row as it is stored here. Raises PageFault."""
-        raw = self.replica.store.get(*place)
-        return Record(()) if raw is None else decode(raw)
-
-    def join(self, place: Place, states: Sequence[bytes]) -> bytes | None:
-        """Join what others sent into the row here, which is given. Raises PageFault."""
-        raw: bytes | None = self.replica.store.get(*place)
-        for state in states:
-            raw = self.replica.merge(*place, decode(state), self.now_ms)
-        return raw
 
     # Time and losses
 
@@ -785,7 +576,7 @@ class Coordinator:
                 round_.is_decided = True
                 for number, entry in enumerate(round_.entries):
                     if number not in round_.decided:
-                        self._give_up(round_, entry)
+                        self.unaccepted.give_up(round_, entry)
             if self.conflicts.doomed:
                 self.conflicts.judge_all()
         self.inquest.tick(now_s)
@@ -795,31 +586,7 @@ class Coordinator:
                 for op, attempt, slot, row, _dots in read.entries:
                     op.fail(attempt, QuorumNotMet(read.needed, 1, False), (slot, row))
             elif read.retry_s <= now_s:
-                self._ask_another(read)
-
-    def _ask_another(self, read: ReadRound, *, is_late: bool = True) -> None:
-        """Its peer is late or cannot answer. Should it answer yet, that is not waited for any more."""
-        peers = self.batches[read.entries[0][2]].peers
-        candidates = [peer for peer in peers if peer not in read.used and self.can_confirm(peer)]
-        late = (*read.late, read.peer) if read.peer else read.late
-        if not candidates:
-            # Nobody else: ask the same again, since questions or answers may be lost. Not those that were
-            # asked by another round of these rows: they would count twice.
-            if not is_late:
-                return  # It has just answered.
-            if not any(map(self.can_confirm, late)):
-                read.retry_s = self.now_s + self.retry_s
-                return
-            for peer in late:
-                read.used.pop(peer, None)  # Rounds of several of its rows may have done so.
-            late = ()
-        self.reads.pop(read.id, None)
-        questions: list[bytes] = []
-        for _, _, slot, row, dots in read.entries:
-            questions += (QUESTION(slot, len(row), len(dots)), row, dots)
-        self._ask(peers, read.used, read.entries, questions, read.needed)
-        asked = next(reversed(self.reads.values()))
-        asked.deadline_s, asked.late = read.deadline_s, late
+                self.unconfirmed.ask_another(read)
 
     def disconnected(self, peer: NodeId) -> None:
         """What was under way to a peer may be lost."""
@@ -827,12 +594,12 @@ class Coordinator:
             self._lose_peer(round_, peer)
         for read in list(self.reads.values()):
             if read.peer == peer and read.id in self.reads:
-                self._ask_another(read)
+                self.unconfirmed.ask_another(read)
 
     def _lose_peer(self, round_: WriteRound, peer: NodeId) -> None:
         if round_.add_loss(peer):
             if not round_.is_decided:
-                self._judge(round_)
+                self.unaccepted.judge(round_)
             if round_.is_complete:
                 self._close(round_)
                 if self.conflicts.doomed:

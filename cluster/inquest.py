@@ -226,7 +226,7 @@ class Inquest:
         coordinator = self._coordinator
         if case.seen is not None and not case.dots and not self._find(case):
             return
-        if coordinator.undecided(case.place) is not None:
+        if coordinator.undecided.round_of(case.place) is not None:
             return  # An earlier write, on which an open one was built, or a later one.
         case.next_s = coordinator.now_s + case.wait_s
         case.wait_s = min(2 * case.wait_s, ASK_MOST_S)
@@ -422,7 +422,7 @@ class Inquest:
         )
 
     def _held(self, case: Case) -> Record:
-        return self._coordinator.record(case.place)
+        return self._coordinator.repairs.record(case.place)
 
     def _chosen(self, case: Case) -> set[Dot]:
         """The open writes that a majority has seen: whatever came after them has seen them, too.

@@ -132,7 +132,7 @@ class WriteRound:
     weight_bytes: int
     # Of slots with several writers, what their entries had seen.
     contexts: Mapping[Slot, bytes] = field(default_factory=dict)
-    # Entries: see `Coordinator._note_contradiction`.
+    # Entries: see `Unaccepted.note_siblings`.
     contradicted: dict[int, None] = field(default_factory=dict)
     answers: dict[NodeId, dict[Place, bytes]] = field(default_factory=dict)  # Rows refused.
     unreachable: dict[NodeId, None] = field(default_factory=dict)

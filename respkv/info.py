@@ -400,7 +400,7 @@ def _rounds(peers: Peers) -> Fields:
         "read_rounds_in_flight": len(coordinator.reads),
         "rounds_bytes_in_flight": coordinator.in_flight_bytes,
         "conflicts": coordinator.conflicts_total,
-        "repairs": coordinator.repairs_total,
+        "repairs": coordinator.repairs.sent_total,
         "retries": coordinator.retries_total,
         "inquests": coordinator.inquest.closed_total + len(coordinator.inquest.cases),
         "inquests_open": len(coordinator.inquest.cases),

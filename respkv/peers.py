@@ -458,7 +458,7 @@ class _Slots:
 
     def has_undecided(self, slot: Slot) -> bool:
         peers = self._node.peers
-        return peers is not None and peers.coordinator.has_undecided(slot)
+        return peers is not None and peers.coordinator.undecided.has_slot(slot)
 
     def change_counts(self) -> Sequence[array[int]]:
         return (self._replica.clocks.own, self._replica.heard)

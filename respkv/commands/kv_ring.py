@@ -88,7 +88,7 @@ def kv_clock(ctx: Context, text: bytes) -> Reply:
         slot,
         ctx.replica.clocks.view(slot),
         names,
-        is_unsettled=peers is not None and peers.coordinator.has_undecided(slot),
+        is_unsettled=peers is not None and peers.coordinator.undecided.has_slot(slot),
     )
 
 

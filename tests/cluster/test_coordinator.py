@@ -15,12 +15,12 @@ import pytest
 from cluster import conflict
 from cluster.batch import Quorums
 from cluster.clock import Dot
-from cluster.coordinator import Coordinator
 from cluster.delta_wire import MalformedDelta
 from cluster.record import Record, Version, decode
 from cluster.replica import Replica
 from cluster.round import ConflictLost, QuorumNotMet, WriteRound
 from cluster.slot import Row, Slot
+from cluster.undecided import Undecided
 from tests.cluster.cluster_world import Op, Weather, World, place_of
 from tests.sim.linearizable import Verdict, check
 
@@ -456,7 +456,7 @@ def never_refusing(self: Replica, *args: object) -> tuple[None, None]:
     return None, None
 
 
-def telling(self: Coordinator, place: tuple[Slot, Row]) -> None:
+def telling(self: Undecided, place: tuple[Slot, Row]) -> None:
     return None
 
 
@@ -487,7 +487,7 @@ def everything_of_two_writers() -> None:
 
 PLANTED = [
     ("no conflict is looked for", Replica, "_check", never_refusing),
-    ("undecided writes are told", Coordinator, "undecided", telling),
+    ("undecided writes are told", Undecided, "round_of", telling),
     ("the loser does not join the winner", conflict, "restored", without_the_winner),
     ("nothing is taken back", Replica, "put_back", lambda self, slot, row, versions: None),
 ]

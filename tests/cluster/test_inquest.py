@@ -11,9 +11,11 @@ from itertools import permutations
 import pytest
 
 from cluster.batch import Quorums
+from cluster.coordinator import Coordinator
 from cluster.inquest import Inquest, restored
 from cluster.record import STRING, Record, Version
 from cluster.recovery import Recovery
+from cluster.undecided import Undecided
 from tests.cluster.cluster_world import Weather, World, place_of
 
 HERE, THERE = 1, 2
@@ -75,6 +77,16 @@ def named(world: World, letters: str) -> list[str]:
     return [replicas["abc".index(letter)] for letter in letters]
 
 
+def forget_cases(coordinator: Coordinator) -> None:
+    """As the next process does."""
+    coordinator.inquest = Inquest(coordinator)
+    coordinator.undecided = Undecided(
+        coordinator.writes, coordinator.conflicts, coordinator.inquest, coordinator.seal
+    )
+    coordinator.replica.is_undecided = coordinator.undecided.is_hidden
+    coordinator.replica.rows_under_way = coordinator.undecided.rows_under_way
+
+
 def parted(open_at: str, acknowledged: str) -> World:
     """`k` is 10 everywhere; then only one pair can meet, and each of some nodes counts once; then all end."""
     world = World(1, 3, Quorums(3, 2, 2), Weather(delay_s=0.001))
@@ -92,7 +104,7 @@ def parted(open_at: str, acknowledged: str) -> World:
     world.cut = {frozenset(named(world, line)) for line in ("ab", "ac", "bc")}
     for name in named(world, open_at):
         node = world.nodes[name]
-        node.coordinator.inquest = Inquest(node.coordinator)
+        forget_cases(node.coordinator)
         node.coordinator.inquest.open_at_start([place_of(b"k")], world.now_s)
     return world
 
