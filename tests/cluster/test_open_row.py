@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from cluster.open_row import RECENT_MAX, OpenRows
 from cluster.record import STRING
 from cluster.recovery import Recovery
 from cluster.replica import Replica
@@ -35,6 +36,16 @@ def test_what_was_written_in_the_last_moments_may_be_open() -> None:
     again = opened(disk.kill())
     assert again.open_rows.at_start(2000) == [place_of(b"new"), place_of(b"newer")]
     assert again.open_rows.at_start(2000) == []  # Once.
+
+
+def test_of_a_long_log_only_the_last_rows_are_remembered() -> None:
+    rows = OpenRows()
+    for number in range(5 * RECENT_MAX):
+        rows.observe_write((number % 7, b"%d" % (number % (3 * RECENT_MAX))), number)
+    found = rows.at_start(1 << 40)
+    assert RECENT_MAX <= len(found) <= 2 * RECENT_MAX
+    last = range(5 * RECENT_MAX - len(found), 5 * RECENT_MAX)
+    assert found == [(number % 7, b"%d" % (number % (3 * RECENT_MAX))) for number in last]
 
 
 def test_what_was_written_beside_siblings_is_not() -> None:
