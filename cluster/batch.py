@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Final
 
 from cluster.ring import NodeId
 from cluster.round import ReadEntry, WriteEntry
 from cluster.slot import Row, Slot
+
+SAFE_REPLICAS_MAX: Final = 3
+"""Of a key. Beyond, a few of them can take a write and not know that it failed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from cluster.batch import SAFE_REPLICAS_MAX
 from cluster.clock import Dot, SlotClock
 from cluster.delta import clock_of, joined
 from cluster.delta_wire import decode_clock, delta_of, record_of
@@ -433,7 +434,9 @@ class Inquest:
         quorums = self._coordinator.quorums
 
         def has_taken(answer: Record, dot: Dot) -> bool:
-            is_beside = quorums.n > 3 and dot in answer.dots and len(answer.versions) > 1
+            is_beside = (
+                quorums.n > SAFE_REPLICAS_MAX and dot in answer.dots and len(answer.versions) > 1
+            )
             return answer.has_seen(dot) and not is_beside
 
         return {

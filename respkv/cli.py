@@ -355,8 +355,8 @@ def _check_config(path: str) -> int:
 
 def _show_nodes(path: str, config: Config) -> None:
     """Print what differs between the nodes of a file, and what an operator should know of it."""
+    from cluster.batch import SAFE_REPLICAS_MAX
     from respkv.config import ConfigError, load_nodes, read_secret
-    from respkv.node_config import SAFE_REPLICAS_MAX
 
     where = f" in each of {config.centre_count} data centres" if config.centre_count > 1 else ""
     print(f"replicas of each key: n = {config.n}{where}, r = {config.r}, w = {config.w}")

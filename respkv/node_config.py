@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 N_DEFAULT = 3
 """Replicas where `cluster.n` leaves it open and there are enough nodes."""
-SAFE_REPLICAS_MAX = 3
-"""Of a key. Beyond, a few of them can take a write and not know that it failed."""
 
 
 @dataclass(slots=True)

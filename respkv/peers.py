@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cluster.arrival import PREFIX as ARRIVAL
 from cluster.arrival import Arrivals
-from cluster.batch import Quorums
+from cluster.batch import SAFE_REPLICAS_MAX, Quorums
 from cluster.clock import SlotClock
 from cluster.coordinator import Coordinator
 from cluster.delta import lacks
@@ -63,7 +63,6 @@ from respkv.forwarding import VERBS
 from respkv.gather import Gather
 from respkv.interest import PREFIX as INTEREST
 from respkv.interest import Interest
-from respkv.node_config import SAFE_REPLICAS_MAX
 from respkv.trace import Tracing
 from respkv.waits import Waits
 

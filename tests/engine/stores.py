@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from engine.codec import RecordCodec
+from engine.disk import Disk
 from engine.job import Job, JobResult, run_job
 from engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
 from engine.store import Store, StoreSettings
@@ -47,7 +48,7 @@ SETTINGS = {
 }
 
 
-def open_store(disk: SimDisk, codec: RecordCodec, settings: StoreSettings) -> Store:
+def open_store(disk: Disk, codec: RecordCodec, settings: StoreSettings) -> Store:
     return Store.open(
         disk,
         codec,

@@ -22,6 +22,7 @@ from engine.job import run_job
 from engine.snapshot import NoSuchSnapshotError, SnapshotExistsError
 from engine.store import Store, StoreSettings
 from engine.verify import verify
+from tests.engine import stores
 from tests.engine.toy import REGISTERS, register
 from tests.sim.disk import PowerCut, SimDisk
 
@@ -30,14 +31,7 @@ Rows = dict[bytes, bytes]
 
 
 def open_store(disk: Disk) -> Store:
-    return Store.open(
-        disk,
-        REGISTERS,
-        SETTINGS,
-        initial_state=b"",
-        observe=lambda slot, row, raw: None,
-        restore=lambda state: None,
-    )
+    return stores.open_store(disk, REGISTERS, SETTINGS)
 
 
 def put(store: Store, time: int, count: int = 20) -> Rows:

@@ -11,6 +11,7 @@ from engine import snapshot
 from engine.errors import EngineError, SyncError
 from engine.job import run_job
 from engine.store import Store
+from tests.engine.stores import open_store
 from tests.model.configuration import CONFIGURATIONS
 from tests.model.record import CODEC, Record
 from tests.sim.disk import SimDisk
@@ -20,14 +21,7 @@ SEEDS = range(20)
 
 
 def opened(disk: SimDisk) -> Store:
-    return Store.open(
-        disk,
-        CODEC,
-        SETTINGS,
-        initial_state=b"",
-        observe=lambda slot, row, raw: None,
-        restore=lambda state: None,
-    )
+    return open_store(disk, CODEC, SETTINGS)
 
 
 def put(store: Store, row: bytes, time: int) -> None:
