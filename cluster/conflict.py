@@ -128,6 +128,8 @@ class Conflicts:
             op.again(attempt, (slot, row))
             return
         if op.is_blind:
+            if raw and coordinator.is_many:
+                coordinator.inquest.open(round_, entry)
             # A replica that is gone may have taken it, and others may have built upon that.
             op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
             return

@@ -39,10 +39,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from cluster.batch import Batch, Quorums, in_turn
+from cluster.batch import SAFE_REPLICAS_MAX, Batch, Quorums, in_turn
 from cluster.claim import Preference
 from cluster.conflict import Conflicts
-from cluster.delta_wire import encode_clock
+from cluster.delta_wire import encode_clock, pack_place
+from cluster.held import Held
 from cluster.inquest import Inquest
 from cluster.quorum_messages import (
     ACK,
@@ -52,6 +53,7 @@ from cluster.quorum_messages import (
     QUESTION,
     READ,
     SAME,
+    SETTLED,
     STATES,
     UNCHECKED,
     UNIT,
@@ -117,10 +119,13 @@ class Coordinator:
         self.now_ms = 0
         self._next_id = first_id
         self.fetch = fetch
+        # A row's few holders need not be a majority, beside its author: see `cluster/held.py`.
+        self.is_many = quorums.n > SAFE_REPLICAS_MAX
+        self.held = Held(self)
         self.inquest = Inquest(self)
         self.conflicts = Conflicts(self)
         self.writes: dict[int, WriteRound] = {}  # In order of their deadlines.
-        self.undecided = Undecided(self.writes, self.conflicts, self.inquest, self.seal)
+        self.undecided = Undecided(self.writes, self.conflicts, self.inquest, self.held, self.seal)
         self.unaccepted = Unaccepted(self)
         self.unconfirmed = Unconfirmed(self)
         self.repairs = Repairs(self)
@@ -143,6 +148,7 @@ class Coordinator:
         self.batches = topology.by_slot(batch_of)
         self._all_batches = list(batches.values())
         self._looked = -1
+        replica.may_be_dropped = self.is_many
         replica.before_hearing = self.seal
         replica.rows_under_way = self.undecided.rows_under_way
         replica.is_undecided = self.undecided.is_hidden
@@ -240,6 +246,8 @@ class Coordinator:
         """
         attempt = op.attempt
         is_usual = quorums is self.quorums
+        if self.is_many and quorums.r < quorums.majority:
+            self._wait_for_held(op, reads)
         if quorums.r > 1:
             for slot, row, raw in reads:
                 batch = self.batches[slot]
@@ -275,6 +283,15 @@ class Coordinator:
             if batch.weight_bytes > ROUND_BYTES_MAX:
                 self.seal()
 
+    def _wait_for_held(self, op: Pending, reads: Iterable[tuple[Slot, Row, bytes | None]]) -> None:
+        """So few confirm a read that what it saw need not be on a majority: wait for what may be taken back."""
+        for slot, row, _ in reads:
+            place = (slot, row)
+            if self.undecided.is_hidden(*place) and self.undecided.attach(
+                op, op.attempt, place, self.now_s + self.timeout_s
+            ):
+                op.waits += 1
+
     @staticmethod
     def needed(quorums: Quorums, *, is_checked: bool) -> int:
         """How many other replicas have to take a write. What depends on the old value needs a majority."""
@@ -286,7 +303,7 @@ class Coordinator:
         As long as nobody has contradicted, commands build upon writes that are under way.
         """
         place = (slot, row)
-        if place in self.conflicts.doomed or place in self.inquest.cases:
+        if self._is_open(place):
             return True
         if raw is None or not raw[0] & MANY or len(decode(raw).versions) < 2:
             return False
@@ -294,13 +311,16 @@ class Coordinator:
 
     def may_be_taken_back(self, place: Place) -> bool:
         """Whether a write of a row may yet lose and be taken back: then nobody else may be sent its version."""
-        if place in self.conflicts.doomed or place in self.inquest.cases:
+        if self._is_open(place):
             return True
         self.seal()
         return any(
             round_.is_checked and not entry[0].is_blind and (entry[2], entry[3]) == place
             for round_, entry in self.undecided.writes()
         )
+
+    def _is_open(self, place: Place) -> bool:
+        return place in self.conflicts.doomed or place in self.inquest.cases or self.held.has(place)
 
     def open(self, batch: Batch) -> None:
         batch.is_open = True
@@ -550,12 +570,27 @@ class Coordinator:
         if not round_.needed:
             return
         decided = round_.decided
+        if self.is_many:
+            if not decided:
+                self.tell_settled(round_)
+            elif rest := [
+                (slot, row)
+                for number, (_, _, slot, row, _) in enumerate(round_.entries)
+                if number not in decided
+            ]:
+                self.tell_settled(round_, rest)
         for number, entry in enumerate(round_.entries):
             if not decided or number not in decided:
                 if round_.contradicted:
                     self.unaccepted.confirm(round_, number)
                 else:
                     entry[0].confirm(entry[1])
+
+    def tell_settled(self, round_: WriteRound, places: Sequence[Place] = ()) -> None:
+        """What a round wrote, or only some of its rows, counts: those who hold it may show it now."""
+        if self.is_many and round_.is_checked and round_.entries:
+            message = (SETTLED, b"%d" % round_.id, *(pack_place(*place) for place in places))
+            self.outbox += [(peer, message) for peer in round_.peers]
 
     def _close(self, round_: WriteRound) -> None:
         if self.writes.pop(round_.id, None) is not None:
@@ -579,6 +614,8 @@ class Coordinator:
                         self.unaccepted.give_up(round_, entry)
             if self.conflicts.doomed:
                 self.conflicts.judge_all()
+        if self.is_many:
+            self.held.tick(now_s)
         self.inquest.tick(now_s)
         for read in list(self.reads.values()):
             if read.deadline_s <= now_s:

@@ -45,11 +45,10 @@ Core: time is an argument; messages go out with the coordinator's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from cluster.batch import SAFE_REPLICAS_MAX
 from cluster.clock import Dot, SlotClock
 from cluster.delta import clock_of, joined
 from cluster.delta_wire import decode_clock, delta_of, record_of
@@ -102,7 +101,9 @@ class Case:
     is_undone: bool = False  # The row was written again without the open writes.
     is_beside: bool = False  # It stays with them, beside what others have: nobody can tell.
     chosen: set[Dot] = field(default_factory=set)  # Writes that a majority has seen.
-    seen: SlotClock | None = None  # Of one from before the start: what the node had seen then.
+    # What was seen before, where the row as it was is not known. From before the start: what the node had seen then.
+    seen: SlotClock | None = None
+    rounds: list[WriteRound] = field(default_factory=list)  # Of this node, that wrote the row.
     group: list[Case] = field(
         default_factory=list
     )  # Those to be judged together, this one among them.
@@ -155,20 +156,41 @@ class Inquest:
     def open(self, round_: WriteRound, entry: WriteEntry) -> None:
         """Find out about a row that this entry of a round wrote: nobody knows how that ended."""
         op, _, slot, row, raw = entry
+        if isinstance(op, Closing):
+            return  # The inquest whose end it was begins again.
         place = (slot, row)
         case = self.cases.get(place)
         if case is None:
             case = self._begin(place)
+            if op.is_blind:
+                case.seen = seen_by(round_, entry)
             coordinator = self._coordinator
             coordinator.replica.note_open(slot, row, coordinator.now_ms, is_open=True)
         case.dots |= decode(raw).dots
         case.pasts.append(past_of(round_, entry))
+        case.rounds.append(round_)
         self._forget_answers(case)
-        other = self._by_command.setdefault(op, case)
-        if other.group is not case.group:
-            other.group += case.group
-            for each in case.group:
-                each.group = other.group
+        _unite(self._by_command.setdefault(op, case), case)
+
+    def open_held(self, writes: Mapping[Place, tuple[frozenset[Dot], SlotClock]]) -> None:
+        """Find out about rows that another node wrote together, which does not say how that ended.
+
+        By row the dots that it wrote, and what it had seen.
+        """
+        coordinator = self._coordinator
+        first: Case | None = None
+        for place, (dots, seen) in writes.items():
+            case = self.cases.get(place)
+            if case is None:
+                case = self._begin(place)
+                case.seen = seen
+                coordinator.replica.note_open(*place, coordinator.now_ms, is_open=True)
+            elif case.seen is not None:
+                case.seen = joined(case.seen, seen)
+            case.dots |= dots
+            self._forget_answers(case)
+            first = first or case
+            _unite(first, case)
 
     def open_at_start(self, places: Sequence[Place], now_s: float) -> None:
         """Find out about rows that the process before may have left open."""
@@ -198,10 +220,13 @@ class Inquest:
 
         None: nothing yet. Raises PageFault.
         """
+        coordinator = self._coordinator
         case = self.cases.get(place)
         if case is None or (case.seen is not None and not case.dots):
+            if case is None and coordinator.held.has(place):
+                return coordinator.replica.state_of(*place), pack_dots(coordinator.held.dots(place))
             return None
-        if case.seen is None:
+        if case.seen is None and not coordinator.is_many:
             return encode(case.past), b""
         return self._coordinator.replica.state_of(*place), pack_dots(case.dots)
 
@@ -276,7 +301,10 @@ class Inquest:
             return False
         assert case.seen is not None
         mine = self._coordinator.replica.actors
-        case.dots = {dot for dot in held.dots if dot[0] in mine and case.seen.covers(dot)}
+        is_any = self._coordinator.is_many  # What others wrote may be open as well.
+        case.dots = {
+            dot for dot in held.dots if (is_any or dot[0] in mine) and case.seen.covers(dot)
+        }
         if len(case.dots) > 1:
             case.dots.clear()  # Siblings: they were written beside each other, and stay.
         if not case.dots:
@@ -290,6 +318,8 @@ class Inquest:
             return
         try:
             for case in list(group):
+                if coordinator.is_many:
+                    self._note_gone(case)
                 self._note_chosen(case)
             rows = self._resolved(group) if group else []
         except PageFault as fault:
@@ -306,13 +336,8 @@ class Inquest:
     def _hear(self, case: Case) -> bool:
         """Put what counts of the answers into `heard`; False if that is not enough."""
         needed = self._coordinator.quorums.majority - 1
-        unseen = self._unseen(case)
         case.is_short = False
-        clear = [
-            state
-            for peer, state in case.answers.items()
-            if unseen.isdisjoint(case.doubts.get(peer, ()))
-        ]
+        unseen, clear = self._clear(case)
         if len(clear) >= needed:
             case.heard = clear
         elif self._have_all_answered(case):
@@ -323,6 +348,15 @@ class Inquest:
             return False
         return True
 
+    def _clear(self, case: Case) -> tuple[set[Dot], list[Record]]:
+        """The writes in doubt that no majority has seen, and the answers without any of them."""
+        unseen = self._unseen(case)
+        return unseen, [
+            state
+            for peer, state in case.answers.items()
+            if unseen.isdisjoint(case.doubts.get(peer, ()))
+        ]
+
     def _unseen(self, case: Case) -> set[Dot]:
         """The writes in doubt that no majority has seen, as far as is known."""
         replica, majority = self._coordinator.replica, self._coordinator.quorums.majority
@@ -331,13 +365,25 @@ class Inquest:
             dot
             for dots in case.doubts.values()
             for dot in dots
-            if sum(state.has_seen(dot) for state in case.answers.values()) + mine.covers(dot)
+            if dot not in case.dots
+            and sum(state.has_seen(dot) for state in case.answers.values()) + mine.covers(dot)
             < majority
         }
 
     def _have_all_answered(self, case: Case) -> bool:
         peers = self._coordinator.batches[case.place[0]].peers
         return all(peer in case.answers for peer in peers)
+
+    def _note_gone(self, case: Case) -> None:
+        """Take over what others have instead of an open write: they know what became of it. Raises PageFault.
+
+        It is built upon, or dropped by an inquest of another node. Which of the two they cannot say.
+        """
+        coordinator = self._coordinator
+        for state in self._clear(case)[1]:
+            if any(state.has_seen(dot) and dot not in state.dots for dot in case.dots):
+                coordinator.replica.merge(*case.place, state, coordinator.now_ms)
+                case.is_undone = False
 
     def _note_chosen(self, case: Case) -> None:
         """A case is over where the row shows no open write any more, or where a majority has them. Raises PageFault."""
@@ -357,6 +403,13 @@ class Inquest:
         is_undone = any(self._is_overtaken(case) for case in group)
         is_refused = any(case.is_refused for case in group)
         is_dropped = False
+        if is_refused and (keeper := self._keeper(group)) is not None:
+            self._keep(group, keeper)
+            return [(*case.place, replica.state_of(*case.place)) for case in group]
+        if coordinator.is_many and is_undone and not all(map(self._is_refused_by_enough, group)):
+            if any(map(self._is_waited_for, group)):
+                return []
+            return [(*case.place, self._as_written(case)) for case in group]
         if any(case.is_short for case in group) and (is_undone or is_refused):
             if not all(map(self._can_nobody_tell, group)):
                 return []
@@ -380,12 +433,63 @@ class Inquest:
             ]
             for case, versions in zip(list(group), shown, strict=True):
                 case.is_undone = True
-                if is_dropped:
+                if is_dropped and not coordinator.is_many:
                     replica.put_back(*case.place, versions)
                     self.close(case, is_known=True)
                 else:
                     case.dots |= replica.rewrite(*case.place, versions, now_ms)
         return [(*case.place, replica.state_of(*case.place)) for case in group]
+
+    def _keeper(self, group: list[Case]) -> NodeId | None:
+        """Whose open writes are to stay, where all replicas have answered and no majority can take any more.
+
+        Only the first replica decides that. Who has not seen what a majority may have taken is out of the question.
+        """
+        coordinator = self._coordinator
+        first = group[0]
+        slot = first.place[0]
+        if not (coordinator.is_many and coordinator.is_first(slot)):
+            return None
+        if not all(map(self._have_all_answered, group)):
+            return None
+        states = {coordinator.topology.me: self._held(first), **first.answers}
+        holders = {coordinator.topology.me: first.dots, **first.doubts}
+        free = len(states) - len(holders)
+        votes = {
+            dot: sum(state.has_seen(dot) for state in states.values())
+            for dots in holders.values()
+            for dot in dots
+        }
+        majority = coordinator.quorums.majority
+        taken = [dot for dot, count in votes.items() if count + free >= majority]
+        able = [
+            name
+            for name in coordinator.topology.preferences[slot]
+            if name in holders
+            and len(states[name].versions) == 1
+            and all(map(states[name].has_seen, taken))
+        ]
+        return max(
+            able, key=lambda name: max(votes.get(d, 0) for d in states[name].dots), default=None
+        )
+
+    def _keep(self, group: list[Case], keeper: NodeId) -> None:
+        """Write rows again as one replica has them. They have seen all other open writes, so that these go.
+
+        What was before all of them, nobody need have. Raises PageFault.
+        """
+        coordinator = self._coordinator
+        replica, now_ms = coordinator.replica, coordinator.now_ms
+        held = [self._held(case) for case in group]
+        for case, mine in zip(group, held, strict=True):
+            state = case.answers.get(keeper, mine)
+            for each in case.answers.values():
+                replica.merge(*case.place, each, now_ms)
+            case.chosen |= {dot for dot in case.dots if state.has_seen(dot)}
+            case.is_undone = True
+            for dots in case.doubts.values():
+                case.dots |= dots
+            case.dots |= replica.rewrite(*case.place, state.versions, now_ms)
 
     def _instead(self, case: Case) -> list[Record]:
         """What others have, for a row whose open writes are dropped.
@@ -407,20 +511,40 @@ class Inquest:
 
     def _is_overtaken(self, case: Case) -> bool:
         """Whether anybody has anything that an open write had not seen. Raises PageFault."""
-        held = self._held(case)
-        if case.seen is None:
-            seen = clock_of(case.past)
-        elif held.dots <= case.dots:
-            seen = joined(case.seen, SlotClock())
-        else:
+        held, seen = self._held(case), self._seen(case)
+        if case.seen is not None and not held.dots <= case.dots:
             return True  # What stands beside it has come since, or had not been seen.
-        for dot in case.dots:
-            seen.add(dot)
         return any(
             version.dot not in case.dots and not seen.covers(version.dot)
             for state in (*case.heard, held)
             for version in state.versions
         )
+
+    def _seen(self, case: Case) -> SlotClock:
+        """What the open writes had seen, with themselves."""
+        seen = clock_of(case.past) if case.seen is None else joined(case.seen, SlotClock())
+        for dot in case.dots:
+            seen.add(dot)
+        return seen
+
+    def _is_refused_by_enough(self, case: Case) -> bool:
+        """Whether so many replicas hold what an open write had not seen that no majority can ever have taken it.
+
+        What one of them shows does not tell: with many replicas a write that refuses nobody may be on a few.
+        """
+        quorums, seen = self._coordinator.quorums, self._seen(case)
+        shown = case.dots & self._held(case).dots
+        refusals = sum(
+            not any(answer.has_seen(dot) for dot in shown)
+            and any(not seen.covers(dot) for dot in answer.dots)
+            for answer in case.answers.values()
+        )
+        return not self._is_overtaken(case) or refusals > quorums.n - quorums.majority
+
+    def _as_written(self, case: Case) -> bytes:
+        """The open writes, for others to take or to refuse. Raises PageFault."""
+        versions = tuple(each for each in self._held(case).versions if each.dot in case.dots)
+        return encode(Record(versions, *self._seen(case).freeze()))
 
     def _held(self, case: Case) -> Record:
         return self._coordinator.repairs.record(case.place)
@@ -428,16 +552,12 @@ class Inquest:
     def _chosen(self, case: Case) -> set[Dot]:
         """The open writes that a majority has seen: whatever came after them has seen them, too.
 
-        With more than three replicas one that had refused a write may hear of it from one that had taken it, and
-        has it beside what it refused it for: that does not count.
+        But where others hold what this node has written, they may have dropped it as well (`_note_gone`).
         """
-        quorums = self._coordinator.quorums
+        quorums, is_many = self._coordinator.quorums, self._coordinator.is_many
 
         def has_taken(answer: Record, dot: Dot) -> bool:
-            is_beside = (
-                quorums.n > SAFE_REPLICAS_MAX and dot in answer.dots and len(answer.versions) > 1
-            )
-            return answer.has_seen(dot) and not is_beside
+            return dot in answer.dots if is_many else answer.has_seen(dot)
 
         return {
             dot
@@ -496,6 +616,9 @@ class Inquest:
             del self._slots[slot]
         coordinator = self._coordinator
         coordinator.replica.note_open(slot, row, coordinator.now_ms, is_open=False)
+        for round_ in case.rounds:
+            coordinator.tell_settled(round_, [case.place])
+        coordinator.held.release(case.place)
         case.group.remove(case)
         for op in [op for op, each in self._by_command.items() if each is case]:
             del self._by_command[op]
@@ -511,12 +634,28 @@ class Inquest:
                 op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
 
 
+def _unite(one: Case, other: Case) -> None:
+    """From now on these are judged together."""
+    if one.group is not other.group:
+        one.group += other.group
+        for each in other.group:
+            each.group = one.group
+
+
 def past_of(round_: WriteRound, entry: WriteEntry) -> Record:
     """A row as it was before a write, with all that the write had seen; nothing if that was not kept."""
-    op, _, slot, row, raw = entry
+    op, _, slot, row, _ = entry
     if (slot, row) not in op.before:
         return Record(())
     before = op.before[slot, row]
+    return Record(
+        () if before is None else decode(before).versions, *seen_by(round_, entry).freeze()
+    )
+
+
+def seen_by(round_: WriteRound, entry: WriteEntry) -> SlotClock:
+    """What a write had seen of its slot."""
+    _, _, slot, _, raw = entry
     context = round_.contexts.get(slot)
     delta = delta_of(raw, None if context is None else decode_clock(context))
     seen = SlotClock()
@@ -525,7 +664,7 @@ def past_of(round_: WriteRound, entry: WriteEntry) -> Record:
         if upto:
             seen.join(SlotClock({actor: upto}))
     seen.join(SlotClock({}, set(delta.beyond) - delta.dots))
-    return Record(() if before is None else decode(before).versions, *seen.freeze())
+    return seen
 
 
 def without(state: Record, dots: set[Dot]) -> Record:

@@ -22,6 +22,7 @@ from typing import Final
 
 from cluster.clock import SlotClock
 from cluster.delta_wire import MalformedDelta, decode_clock, pack_place, record_of, unpack_place
+from cluster.held import Held
 from cluster.inquest import INQUEST
 from cluster.quorum_messages import (
     ACK,
@@ -32,6 +33,7 @@ from cluster.quorum_messages import (
     READ,
     REPAIR,
     SAME,
+    SETTLED,
     STATES,
     UNCHECKED,
     UNDECIDED,
@@ -62,12 +64,17 @@ class Participant:
         *,
         promise: Callable[[NodeId, Answer], None],
         fetch: Fetch,
+        held: Held | None = None,
     ) -> None:
-        """`promise` sends an answer once all that was applied by now is as safe as it has to be."""
+        """`promise` sends an answer once all that was applied by now is as safe as it has to be.
+
+        `held`: where rows have so many replicas that what others write has to be held.
+        """
         self.replica = replica
         self.now_ms = 0
         self._promise = promise
         self._fetch = fetch
+        self._held = held
         # By peer, the answer to each message by its number; None while it is being worked on.
         self._answers: dict[NodeId, dict[bytes, Answer | None]] = {}
 
@@ -84,6 +91,9 @@ class Participant:
         elif verb == REPAIR:
             if self._is_first(peer, message, 4):
                 self._repair(peer, message)
+        elif verb == SETTLED:
+            if self._held is not None:
+                self._held.settle(peer, message)
         else:
             return False
         return True
@@ -122,6 +132,7 @@ class Participant:
             self._answer(peer, message, (NOT, number, OVERFULL))
             return
         contexts = decode_contexts(packed)
+        held = self._held if is_checked else None
         try:
             if flags == UNIT:
                 for conflict in replica.refusals(blob, contexts):
@@ -133,11 +144,15 @@ class Participant:
                 for conflict in taken:
                     refused[pack_place(conflict.slot, conflict.row)] = conflict.state
         except PageFault as fault:
+            if held is not None:
+                held.note(peer, int(number), flags, blob, contexts)
             self._fetch(fault, lambda: self._write(peer, message, refused))
             return
         except EngineError:
             self._answer(peer, message, (NOT, number, UNREADABLE))
             return
+        if held is not None:
+            held.note(peer, int(number), flags, blob, contexts)
         parts = [part for item in refused.items() for part in item]
         self._answer(peer, message, (ACK, number, *parts))
 

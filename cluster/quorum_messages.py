@@ -9,6 +9,7 @@
     SAME id                            all as the asker has it
     STATES id (number state)*          but for these, counted from 0
     NOT id reason                      cannot be answered here: incomplete, or the data is damaged
+    SETTLED id place*                  of the WRITE of that number all rows count, or these (`cluster/held.py`)
 
 Not what they do with it: `cluster/coordinator.py`, `cluster/participant.py`. The questions of an inquest
 (`cluster/inquest.py`) and their answers have one argument more.
@@ -32,6 +33,7 @@ READ: Final = b"READ"
 SAME: Final = b"SAME"
 STATES: Final = b"STATES"
 NOT: Final = b"NOT"
+SETTLED: Final = b"SETTLED"
 QUESTION_HEAD: Final = Struct("<HIH")
 QUESTION: Final = QUESTION_HEAD.pack
 CHECKED: Final = b"c"

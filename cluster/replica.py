@@ -110,6 +110,8 @@ class Replica:
         self.expiry_came: Callable[[Slot, Row], None] | None = None
         # Whether a row holds a write of this node that may be taken back: then nobody is told of it.
         self.is_undecided: Callable[[Slot, Row], bool] = lambda slot, row: False
+        # Whether what others wrote may have been dropped by a node that had taken it (`cluster/held.py`).
+        self.may_be_dropped = False
         # Called with each row that may have got several versions by a join.
         self.has_siblings: Callable[[Slot, Row], None] = lambda slot, row: None
         # What others are told in their inquests of a row that is undecided; None: that it is. Raises PageFault.
@@ -352,9 +354,10 @@ class Replica:
                 raw = blob[raw_at:end]
                 kind, actor, counter, hlc = unpack_header(raw)
                 if actor != column_of and not kind & MANY:
-                    if actor in (NOBODY, clocks.actor):
+                    if actor == NOBODY or (actor == clocks.actor and counter > own[slot]):
                         raise MalformedDelta("a dot of this node's own actor")
-                    column, column_of = clocks.column(actor), actor
+                    if actor != clocks.actor:  # Else another ends what this node has begun.
+                        column, column_of = clocks.column(actor), actor
                 if (
                     kind & MANY
                     or column[slot] != counter - 1
@@ -426,6 +429,10 @@ class Replica:
         is_gone = mine.isdisjoint(at_hand.dots) and all(
             clock.covers(dot) or at_hand.has_seen(dot) for dot in mine
         )
+        if is_gone and self.may_be_dropped:
+            # Only what its own author wrote later tells that it was built upon.
+            actors = {version.dot[0] for version in at_hand.versions}
+            is_gone = all(dot[0] in actors for dot in mine)
         unseen = [v for v in at_hand.versions if not context.covers(v.dot)]
         if not is_gone and any(v.dot not in mine for v in unseen):
             state = b"" if self.is_undecided(slot, row) else encode(whole(at_hand, clock))

@@ -44,6 +44,7 @@ class Unaccepted:
                 continue
             round_.decided[number] = None
             if verdict is Verdict.ACCEPTED:
+                self._coordinator.tell_settled(round_, [place])
                 if round_.refusal_count(place):
                     self._spread(round_, place)
                 if round_.needed:
@@ -60,8 +61,10 @@ class Unaccepted:
     def give_up(self, round_: WriteRound, entry: WriteEntry) -> None:
         """Nobody knows whether enough replicas have this row: answer that, and find out."""
         op, attempt, slot, row, raw = entry
-        if raw and round_.is_checked and not op.is_blind:
-            self._coordinator.inquest.open(round_, entry)
+        coordinator = self._coordinator
+        # A blind one just writes again; where a few may hold it, they have to be told.
+        if raw and round_.is_checked and (coordinator.is_many or not op.is_blind):
+            coordinator.inquest.open(round_, entry)
         error = QuorumNotMet(round_.needed + 1, len(round_.answers) + 1, True)
         op.fail(attempt, error, (slot, row))
 

@@ -1,10 +1,11 @@
-"""Which rows hold writes of this node that may have to be taken back.
+"""Which rows hold writes that may have to be taken back.
 
 Nobody else may be told of such a row: what was built upon it elsewhere could not be taken back. It is one with
 
     a write in a round      of which too few answers have come, and some of them count
     a write that lost       and is *doomed* (`cluster/conflict.py`)
     an open inquest         (`cluster/inquest.py`)
+    a held write            of another node, that may have to be taken back (`cluster/held.py`)
 
 It only looks; others decide. What was gathered is sealed before: it is then in a round.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from cluster.conflict import Conflicts
+from cluster.held import Held
 from cluster.inquest import Inquest
 from cluster.round import Pending, Place, WriteEntry, WriteRound
 from cluster.slot import Row, Slot
@@ -29,6 +31,7 @@ class Undecided:
         rounds: dict[int, WriteRound],
         conflicts: Conflicts,
         inquest: Inquest,
+        held: Held,
         seal: Callable[[], None],
     ) -> None:
         self._rounds = rounds
@@ -36,12 +39,13 @@ class Undecided:
         self._doomed = conflicts.doomed
         self._inquest = inquest
         self._cases = inquest.cases
+        self._held = held
         self._seal = seal
 
     def is_hidden(self, slot: Slot, row: Row) -> bool:
         """Whether nobody else may be told of a row. Asked of every row that another node confirms a read of."""
         place = (slot, row)
-        return place in self._cases or self.round_of(place) is not None
+        return place in self._cases or self._held.has(place) or self.round_of(place) is not None
 
     def round_of(self, place: Place) -> WriteRound | None:
         """The last write of a row that may have to be taken back, but for those of inquests."""
@@ -74,18 +78,19 @@ class Undecided:
         """The rows with checked writes of this node that may yet have to be taken back."""
         self._seal()
         places = [(entry[2], entry[3]) for round_, entry in self.writes() if round_.is_checked]
-        return [*places, *self._doomed]
+        return [*places, *self._doomed, *self._held.places]
 
     def has_slot(self, slot: Slot) -> bool:
         """Whether `is_hidden` is true of some row of a slot."""
         self._seal()
-        if self._conflicts.has_slot(slot) or self._inquest.has_slot(slot):
+        if any(each.has_slot(slot) for each in (self._conflicts, self._inquest, self._held)):
             return True
         return any(entry[2] == slot for _, entry in self.writes())
 
     def attach(self, op: Pending, attempt: int, place: Place, deadline_s: float) -> bool:
         """Have a command that only read a row wait for the write that it saw; False if that is decided."""
-        if self._inquest.attach((op, attempt, *place, b""), deadline_s):
+        entry = (op, attempt, *place, b"")
+        if self._inquest.attach(entry, deadline_s) or self._held.attach(entry):
             return True
         round_ = self.round_of(place)
         if round_ is not None:

@@ -49,7 +49,7 @@ from cluster.member_event import (
 )
 from cluster.membership import Membership, MembershipSettings, introduce
 from cluster.participant import Participant
-from cluster.quorum_messages import ACK, NOT, READ, REPAIR, SAME, STATES, WRITE
+from cluster.quorum_messages import ACK, NOT, READ, REPAIR, SAME, SETTLED, STATES, WRITE
 from cluster.record import Record
 from cluster.ring import NodeId
 from cluster.slot import Row, Slot
@@ -133,7 +133,12 @@ class Peers:
         if self.quorums.checks_all:
             rows = self.replica.open_rows.at_start(settings.timeout_ms + 1000)
             self.coordinator.inquest.open_at_start(rows, now_s)
-        self.participant = Participant(self.replica, promise=self.promise, fetch=self._fetch)
+        self.participant = Participant(
+            self.replica,
+            promise=self.promise,
+            fetch=self._fetch,
+            held=self.coordinator.held if self.coordinator.is_many else None,
+        )
         self.exchange = Exchange(
             self.topology,
             _Slots(node, self.replica),
@@ -179,7 +184,7 @@ class Peers:
         # Who takes a message, by its verb: the frequent ones cost one look-up.
         self._parts: dict[bytes, Callable[[NodeId, Message], bool]] = {
             **dict.fromkeys((ACK, SAME, STATES, NOT), self.coordinator.receive),
-            **dict.fromkeys((WRITE, READ, REPAIR), self.participant.receive),
+            **dict.fromkeys((WRITE, READ, REPAIR, SETTLED), self.participant.receive),
             **dict.fromkeys(VERBS, self.dispatch.forwarding.receive),
         }
         self._leads: dict[NodeId, float] = {}

@@ -132,7 +132,12 @@ class Node:
             first_id=1000 * number,
             fetch=self.fetch,
         )
-        self.participant = Participant(self.replica, promise=self.promise, fetch=self.fetch)
+        self.participant = Participant(
+            self.replica,
+            promise=self.promise,
+            fetch=self.fetch,
+            held=self.coordinator.held if self.coordinator.is_many else None,
+        )
         self.parked: list[Op] = []
         self.promises: list[tuple[NodeId, Sequence[bytes]]] = []
 

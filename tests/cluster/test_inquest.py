@@ -81,7 +81,11 @@ def forget_cases(coordinator: Coordinator) -> None:
     """As the next process does."""
     coordinator.inquest = Inquest(coordinator)
     coordinator.undecided = Undecided(
-        coordinator.writes, coordinator.conflicts, coordinator.inquest, coordinator.seal
+        coordinator.writes,
+        coordinator.conflicts,
+        coordinator.inquest,
+        coordinator.held,
+        coordinator.seal,
     )
     coordinator.replica.is_undecided = coordinator.undecided.is_hidden
     coordinator.replica.rows_under_way = coordinator.undecided.rows_under_way
