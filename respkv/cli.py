@@ -74,7 +74,9 @@ data:
 
 output:
   Logs go to standard error, and a line "ready HOST:PORT" once clients are
-  served.
+  served. A node of a cluster says "joined HOST:PORT" when it reaches all other
+  nodes and they all have compared their data: before that, commands may answer
+  NOREPLICAS. It says so again after it had lost one.
 
 stop:
   Ctrl-C, SIGTERM, or SHUTDOWN from a client. What is under way is finished
@@ -102,8 +104,10 @@ _CLUSTER_MORE = """\
 
 output:
   On standard error: lines of a node begin with its name, "node a: pid 1234"
-  tells its process, "ready HOST:PORT" that it serves clients, and a line
-  "cluster ready: ..." that all of them do.
+  tells its process, "ready HOST:PORT" that it takes connections, "joined
+  HOST:PORT" that it and all others work together. "cluster ready: ..." comes
+  when all have joined: from then on each node serves every command. If that
+  takes more than ten seconds a line says so.
 
 secret:
   Nodes know each other by the secret in cluster.secret_file. If the setting is

@@ -25,6 +25,7 @@ cannot be trusted.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
 import sys
@@ -449,12 +450,19 @@ class Node:
         self.ready_port = port
 
     def _say_ready(self) -> None:
+        self._say("ready")
+        if self.peers is not None:
+            self.peers.tell_when_joined(lambda: self._say("joined"))
+
+    def _say(self, what: str) -> None:
+        """A line for who has started this process, with the address where it serves clients."""
         client = self.config.client
+        address = f"unix:{client.unix_socket}"
         if self.ready_port:
             host = f"[{client.hosts[0]}]" if ":" in client.hosts[0] else client.hosts[0]
-            print(f"ready {host}:{self.ready_port}", file=sys.stderr, flush=True)
-        else:
-            print(f"ready unix:{client.unix_socket}", file=sys.stderr, flush=True)
+            address = f"{host}:{self.ready_port}"
+        with contextlib.suppress(OSError, ValueError):  # As for the log: it may be closed.
+            print(f"{what} {address}", file=sys.stderr, flush=True)
 
     async def _signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -15,6 +15,7 @@ the log is as durable as the configuration asks for.
     interest       CLIENT TRACKING at other nodes                respkv/interest.py
     arrivals       WAIT: who has what was written                cluster/arrival.py
     audiences      messages that clients publish                 respkv/audience.py
+    roll_call      whether all nodes are here                    cluster/roll_call.py
 
     STATE is_complete           to each peer, when it is connected, when it changes, and with each gossip
 
@@ -52,6 +53,7 @@ from cluster.participant import Participant
 from cluster.quorum_messages import ACK, NOT, READ, REPAIR, SAME, SETTLED, STATES, WRITE
 from cluster.record import Record
 from cluster.ring import NodeId
+from cluster.roll_call import RollCall
 from cluster.slot import Row, Slot
 from cluster.topology import Topology
 from cluster.transport import Message, Transport
@@ -93,6 +95,8 @@ class Peers:
         self.replica = node.replica
         self.topology = Topology(config.me.name, config.nodes, config.n)
         self.topology.mark_complete(self.topology.me, is_complete=self.replica.is_complete)
+        self.roll_call = RollCall(self.topology)
+        self._say_joined: Callable[[], None] | None = None
         settings = config.cluster
         self.terms = Terms(settings.name, VERSIONS)
         self.transport = make_transport(self)
@@ -231,8 +235,10 @@ class Peers:
                 self.audiences.receive(peer, message)
             elif verb == STATE:
                 is_complete = message[1] == b"1"
+                self.roll_call.told(peer)
                 if self.topology.mark_complete(peer, is_complete=is_complete):
                     node.log.info("a peer's state", peer=peer, is_complete=is_complete)
+                self._call_roll()
             else:
                 node.log.warning("unknown message", peer=peer, verb=verb[:40].decode("latin-1"))
                 return
@@ -249,6 +255,7 @@ class Peers:
 
     def connected(self, peer: NodeId) -> None:
         """See `cluster.transport.Receiver`."""
+        self.roll_call.connected(peer)
         self._act(self.membership.connected(peer, self.node.monotonic_s()))
         self._tell_state(peer)
         self.exchange.connected(peer)
@@ -259,6 +266,7 @@ class Peers:
     def disconnected(self, peer: NodeId, *, is_refused: bool) -> None:
         """See `cluster.transport.Receiver`."""
         now_s = self.node.monotonic_s()
+        self.roll_call.disconnected(peer)
         self._act(self.membership.disconnected(peer, now_s, is_refused=is_refused))
         self.exchange.disconnected(peer)
         self.audiences.disconnected(peer)
@@ -293,6 +301,8 @@ class Peers:
                     self.node.stop()
                 case _:
                     self.node.log.info("membership", what=str(event))
+        if events:
+            self._call_roll()
 
     def _lose(self, peer: NodeId) -> None:
         self.coordinator.now_s = self.node.now_s
@@ -310,6 +320,16 @@ class Peers:
         if self.topology.mark_complete(self.topology.me, is_complete=self.is_fit):
             for peer in self.topology.peers:
                 self._tell_state(peer)
+            self._call_roll()
+
+    def tell_when_joined(self, say: Callable[[], None]) -> None:
+        """Call `say` whenever this node has joined all others, also if it has by now."""
+        self._say_joined = say
+        self._call_roll()
+
+    def _call_roll(self) -> None:
+        if self._say_joined is not None and self.roll_call.is_news():
+            self._say_joined()
 
     def _tell_state(self, peer: NodeId) -> None:
         self.transport.send(peer, (STATE, b"1" if self.is_fit else b"0"))

@@ -8,6 +8,7 @@ again those that died, and stops all of them.
       _signals       SIGTERM, SIGINT: the first stops all, the second kills them
       _keep          for each node: start it, wait for its end, decide, wait, start it again
         _relay       its standard error, line by line
+      _announce      says when the cluster is ready, or that this takes long
       _end           once stopping: SIGTERM to all, and SIGKILL to those left after the grace period
 
 What an end means (`_keep`):
@@ -16,6 +17,15 @@ What an end means (`_keep`):
     exit status 0           somebody stopped it (SIGTERM, SHUTDOWN): it stays down
     exit status 2           wrong configuration, which a restart does not repair: failed for good
     any other, or a signal  it died: started again after a pause, which doubles each time
+
+**When the cluster is ready.** Each node says two things on its standard error, and the supervisor takes its word:
+
+    ready HOST:PORT     it takes connections; commands may still be answered with NOREPLICAS
+    joined HOST:PORT    it reaches all other nodes, and it and they are complete (`cluster/roll_call.py`)
+
+`cluster ready` comes when all have said both. Who loses a peer will say `joined` again when that is back, so
+with each process that ends the word of all others is void, and the next `cluster ready` waits for new ones.
+Nothing else waits for it: nodes serve what they can meanwhile. If it takes long, one line says so.
 
 **If the supervisor is killed**, children must not go on without anybody knowing. Each child's standard
 input is a pipe that the supervisor never writes to. Its other end closes with the supervisor,
@@ -57,6 +67,8 @@ TAIL_S = 1.0
 GRACE_MARGIN_S = 5.0
 """What a node needs beyond its own grace period, to sync its log and end."""
 SECRET_BYTES = 32
+JOIN_S = 10.0
+"""After so long it is said that nodes have not joined each other. They usually need some tenths of a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +92,8 @@ class _Child:
     process: trio.Process | None = None
     address: str = ""
     """Where it serves clients; empty while it does not."""
+    has_joined: bool = False
+    """It has said so since the last end of any node's process."""
     is_failed: bool = False
     """It ended badly and is not started again."""
 
@@ -98,9 +112,11 @@ class Supervisor:
     grace_s: float
     pace: Pace = field(default_factory=Pace)
     is_restarting: bool = True
+    join_s: float = JOIN_S
     _children: list[_Child] = field(init=False)
     _stopping: trio.Event = field(init=False, default_factory=trio.Event)
     _hurried: trio.Event = field(init=False, default_factory=trio.Event)
+    _news: trio.Event = field(init=False, default_factory=trio.Event)
 
     def __post_init__(self) -> None:
         self._children = [_Child(name) for name in self.names]
@@ -117,6 +133,7 @@ class Supervisor:
         """As `run`, without signals: until `stop`."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end)
+            nursery.start_soon(self._announce)
             async with trio.open_nursery() as nodes:
                 for child in self._children:
                     nodes.start_soon(self._keep, child)
@@ -165,7 +182,7 @@ class Supervisor:
         while not self._stopping.is_set():
             began = trio.current_time()
             status = await self._live_once(child)
-            child.address = ""
+            self._void_words(child)
             ended = f"node {child.name}: {_ended(status)}"
             if self._stopping.is_set():
                 child.is_failed = status not in (0, -signal.SIGTERM)
@@ -229,14 +246,54 @@ class Supervisor:
             self._pass_on(child, rest)
 
     def _pass_on(self, child: _Child, line: bytes) -> None:
-        if not line.startswith(b"ready "):
+        word, _, address = line.partition(b" ")
+        if word == b"ready":
+            child.address = address.decode(errors="backslashreplace")
+        elif word == b"joined":
+            child.has_joined = True
+        else:
             self.write(child.name.encode() + b" | " + line + b"\n")
             return
         self.write(line + b"\n")
-        child.address = line.removeprefix(b"ready ").decode(errors="backslashreplace")
-        if all(each.address for each in self._children):
-            addresses = ", ".join(f"{each.name} {each.address}" for each in self._children)
-            self._say(f"cluster ready: {addresses}")
+        self._tell_news()
+
+    def _void_words(self, ended: _Child) -> None:
+        """A node's process has ended: the others lose it, and will say when they have joined it again."""
+        ended.address = ""
+        for child in self._children:
+            child.has_joined = False
+        self._tell_news()
+
+    def _tell_news(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        while not is_so():
+            await self._news.wait()
+
+    def _are_serving(self) -> bool:
+        return all(child.address for child in self._children)
+
+    def _are_ready(self) -> bool:
+        return self._are_serving() and all(child.has_joined for child in self._children)
+
+    async def _announce(self) -> None:
+        """Say each time that the cluster is ready, and once all nodes serve, that this takes long."""
+        while True:
+            await self._until(self._are_serving)
+            with trio.move_on_after(self.join_s) as patience:
+                await self._until(lambda: self._are_ready() or not self._are_serving())
+            if patience.cancelled_caught:
+                self._say(
+                    f"cluster not ready after {self.join_s:g} s: some nodes do not reach each other, or still "
+                    "compare their data; until they do, commands may answer NOREPLICAS (see respkv status)"
+                )
+                await self._until(lambda: self._are_ready() or not self._are_serving())
+            if self._are_ready():
+                addresses = ", ".join(f"{each.name} {each.address}" for each in self._children)
+                self._say(f"cluster ready: {addresses}")
+                await self._until(lambda: not self._are_ready())
 
     def _say(self, line: str) -> None:
         self.write(line.encode(errors="backslashreplace") + b"\n")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from respkv import supervisor as module
 from respkv.setting import ConfigError
@@ -26,11 +27,12 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_S = 30.0
 QUICK = Pace(first_s=0.01, max_s=0.02, settled_s=60)
 
-# Says that it is ready, and ends with status 0 at SIGTERM or when its standard input ends.
+# Says that it is ready and has joined the others, and ends with status 0 at SIGTERM or when its standard input ends.
 SERVE = """
 import os, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-print("ready 127.0.0.1:" + sys.argv[1], file=sys.stderr, flush=True)
+for word in ("ready", "joined"):
+    print(word, "127.0.0.1:" + sys.argv[1], file=sys.stderr, flush=True)
 while os.read(0, 100): pass
 os._exit(0)
 """
@@ -38,8 +40,19 @@ os._exit(0)
 STUBBORN = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("ready", sys.argv[1], file=sys.stderr, flush=True)
+for word in ("ready", "joined"):
+    print(word, sys.argv[1], file=sys.stderr, flush=True)
 while True: time.sleep(100)
+"""
+# Says that it is ready, and at each SIGUSR1 that it has joined the others.
+LATE = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+say = lambda word: os.write(2, f"{word} 127.0.0.1:{sys.argv[1]}\\n".encode())
+signal.signal(signal.SIGUSR1, lambda *_: say("joined"))
+say("ready")
+while os.read(0, 100): pass
+os._exit(0)
 """
 
 
@@ -130,10 +143,46 @@ async def test_nodes_start_say_that_they_are_ready_and_stop() -> None:
     for name, pid in zip("ab", pids, strict=True):
         assert output.lines.count(f"node {name}: pid {pid}") == 1
         assert output.lines.count(f"ready 127.0.0.1:{name}") == 1
+        assert output.lines.count(f"joined 127.0.0.1:{name}") == 1
         assert output.lines.count(f"node {name}: ended") == 1
     ready = [line for line in output.lines if "ready" in line]
     assert ready[-1].startswith("cluster ready: ")
     assert len(ready) == 3
+
+
+async def test_the_cluster_is_ready_when_all_nodes_have_joined_and_not_before() -> None:
+    nodes = Nodes({"a": SERVE, "b": LATE})
+    async with running(nodes) as output:
+        await output.until("joined 127.0.0.1:a")
+        await output.until("ready 127.0.0.1:b")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not output.matches("cluster .*")
+        os.kill(nodes.pid_of("b"), signal.SIGUSR1)
+        await output.until("cluster ready: a 127.0.0.1:a, b 127.0.0.1:b")
+        os.kill(nodes.pid_of("b"), signal.SIGUSR1)  # It had lost somebody for a moment: no news.
+        await output.until("joined 127.0.0.1:b", count=2)
+    assert len(output.matches("cluster .*")) == 1
+
+
+async def test_nodes_that_do_not_join_are_told_of_once_and_waited_for() -> None:
+    nodes = Nodes({"a": SERVE, "b": LATE}, join_s=0.05)
+    async with running(nodes) as output:
+        await output.until("cluster not ready after 0.05 s: .* NOREPLICAS .*")
+        assert output.matches("ready 127.0.0.1:b")
+        await trio.sleep(0.2)
+        os.kill(nodes.pid_of("b"), signal.SIGUSR1)
+        await output.until("cluster ready: .*")
+    assert len(output.matches("cluster .*")) == 2
+
+
+async def test_a_node_that_dies_while_it_is_waited_for_begins_the_wait_anew() -> None:
+    nodes = Nodes({"a": SERVE, "b": LATE}, join_s=0.05)
+    async with running(nodes) as output:
+        await output.until("cluster not ready .*")
+        os.kill(nodes.pid_of("b"), signal.SIGKILL)
+        await output.until("cluster not ready .*", count=2)
+        assert len(output.matches("ready 127.0.0.1:b")) == 2
+    assert not output.matches("cluster ready: .*")
 
 
 async def test_lines_of_a_node_begin_with_its_name() -> None:
@@ -220,11 +269,17 @@ async def test_signals_are_passed_on() -> None:
 
 
 async def test_a_node_that_was_killed_is_started_again() -> None:
-    nodes = Nodes({"a": SERVE, "b": SERVE})
+    nodes = Nodes({"a": SERVE, "b": LATE})
     async with running(nodes) as output:
-        await output.until("cluster ready: .*")
+        await output.until("ready 127.0.0.1:b")
         first, other = nodes.pid_of("a"), nodes.pid_of("b")
+        os.kill(other, signal.SIGUSR1)
+        await output.until("cluster ready: .*")
         os.kill(first, signal.SIGKILL)
+        await output.until("joined 127.0.0.1:a", count=2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(output.matches("cluster ready: .*")) == 1  # `b` has not said that it is back.
+        os.kill(other, signal.SIGUSR1)
         await output.until("cluster ready: .*", count=2)
         assert nodes.pid_of("a") != first
         assert nodes.pid_of("b") == other
