@@ -18,6 +18,7 @@ Core: time is an argument.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -82,7 +83,8 @@ class Held:
 
     def dots(self, place: Place) -> set[Dot]:
         """What is held of a row."""
-        return {dot for write in self._holds[place].writes.values() for dot in write.dots}
+        hold = self._holds.get(place)
+        return {dot for write in hold.writes.values() for dot in write.dots} if hold else set()
 
     # What comes in
 
@@ -157,6 +159,19 @@ class Held:
         if not places:
             del self._places[message]
             self._units.pop(message, None)
+
+    def purge(self, place: Place, known: Set[Dot]) -> None:
+        """An inquest knows what became of these writes: what it said is forgotten, and what the row shows no more."""
+        hold = self._holds.get(place)
+        if hold is None:
+            return
+        stored = self._coordinator.replica.store.active[place[0]].get(place[1])
+        for message, write in list(hold.writes.items()):
+            is_shown = stored is None or not write.dots.isdisjoint(unpack_dots(dots_of(stored)))
+            if write.dots <= known or not is_shown:
+                self._drop(place, hold, message)
+        if not hold.writes:
+            self.release(place)
 
     def release(self, place: Place, *, is_known: bool = True) -> None:
         """What is held of a row, if anything, is known now, or (not `is_known`) an inquest holds it."""

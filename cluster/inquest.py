@@ -222,13 +222,16 @@ class Inquest:
         """
         coordinator = self._coordinator
         case = self.cases.get(place)
-        if case is None or (case.seen is not None and not case.dots):
-            if case is None and coordinator.held.has(place):
-                return coordinator.replica.state_of(*place), pack_dots(coordinator.held.dots(place))
+        doubts = coordinator.held.dots(place)
+        if case is not None:
+            if case.seen is None and not coordinator.is_many:
+                return encode(case.past), b""
+            if not case.dots:
+                return None
+            doubts |= case.dots
+        if not doubts or (coordinator.is_many and coordinator.undecided.round_of(place)):
             return None
-        if case.seen is None and not coordinator.is_many:
-            return encode(case.past), b""
-        return self._coordinator.replica.state_of(*place), pack_dots(case.dots)
+        return coordinator.replica.state_of(*place), pack_dots(doubts)
 
     def has_slot(self, slot: Slot) -> bool:
         return slot in self._slots
@@ -358,16 +361,22 @@ class Inquest:
         ]
 
     def _unseen(self, case: Case) -> set[Dot]:
-        """The writes in doubt that no majority has seen, as far as is known."""
-        replica, majority = self._coordinator.replica, self._coordinator.quorums.majority
-        mine = replica.clocks.view(case.place[0])
+        """The writes in doubt that no majority has seen, as far as is known.
+
+        With many replicas who has seen one may have dropped it: there it is told by who shows one without a doubt.
+        """
+        coordinator = self._coordinator
+        doubted = {dot for dots in case.doubts.values() for dot in dots}
+        if coordinator.is_many:
+            for peer, state in case.answers.items():
+                doubted -= state.dots.difference(case.doubts.get(peer, ()))
+            return doubted - case.dots
+        mine = coordinator.replica.clocks.view(case.place[0])
         return {
             dot
-            for dots in case.doubts.values()
-            for dot in dots
-            if dot not in case.dots
-            and sum(state.has_seen(dot) for state in case.answers.values()) + mine.covers(dot)
-            < majority
+            for dot in doubted
+            if sum(state.has_seen(dot) for state in case.answers.values()) + mine.covers(dot)
+            < coordinator.quorums.majority
         }
 
     def _have_all_answered(self, case: Case) -> bool:
@@ -462,6 +471,8 @@ class Inquest:
         }
         majority = coordinator.quorums.majority
         taken = [dot for dot, count in votes.items() if count + free >= majority]
+        for name, state in states.items():
+            taken += state.dots.difference(holders.get(name, ()))
         able = [
             name
             for name in coordinator.topology.preferences[slot]
@@ -618,7 +629,7 @@ class Inquest:
         coordinator.replica.note_open(slot, row, coordinator.now_ms, is_open=False)
         for round_ in case.rounds:
             coordinator.tell_settled(round_, [case.place])
-        coordinator.held.release(case.place)
+        coordinator.held.purge(case.place, case.dots | case.chosen)
         case.group.remove(case)
         for op in [op for op, each in self._by_command.items() if each is case]:
             del self._by_command[op]
