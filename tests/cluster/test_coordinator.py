@@ -107,6 +107,10 @@ STORIES = [
     ("locks", N3, 3, LOSING),
     ("all", N3, 3, LOSING),
     ("all", N5, 1, LOSING),
+    ("all", N5, 3, LOSING),
+    ("increments", N5, 3, LOSING),
+    ("increments", Quorums(6, 4, 4), 3, LOSING),
+    ("locks", N5, 5, LOSING),
     ("all", Quorums(3, 3, 2), 2, REORDERING),
     ("increments", Quorums(3, 2, 1), 2, REORDERING),
 ]
