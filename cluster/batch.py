@@ -14,8 +14,8 @@ from cluster.ring import NodeId
 from cluster.round import ReadEntry, WriteEntry
 from cluster.slot import Row, Slot
 
-SAFE_REPLICAS_MAX: Final = 3
-"""Of a key. Beyond, a few of them can take a write and not know that it failed."""
+PAIR_IS_MAJORITY_MAX: Final = 3
+"""Up to so many replicas of a key, its coordinator and one other are a majority."""
 
 
 @dataclass(frozen=True, slots=True)

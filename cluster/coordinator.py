@@ -39,7 +39,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from cluster.batch import SAFE_REPLICAS_MAX, Batch, Quorums, in_turn
+from cluster.batch import PAIR_IS_MAJORITY_MAX, Batch, Quorums, in_turn
 from cluster.claim import Preference
 from cluster.conflict import Conflicts
 from cluster.delta_wire import encode_clock, pack_place
@@ -120,7 +120,7 @@ class Coordinator:
         self._next_id = first_id
         self.fetch = fetch
         # A row's few holders need not be a majority, beside its author: see `cluster/held.py`.
-        self.is_many = quorums.n > SAFE_REPLICAS_MAX
+        self.is_many = quorums.n > PAIR_IS_MAJORITY_MAX
         self.held = Held(self)
         self.inquest = Inquest(self)
         self.conflicts = Conflicts(self)
@@ -475,8 +475,9 @@ class Coordinator:
         return self.first(slot) == self.topology.me
 
     def first(self, slot: Slot) -> NodeId:
-        """The first node of a slot's preference list."""
-        return self.topology.preferences[slot][0]
+        """The first node of a slot's preference list, the same for all nodes, wherever they are."""
+        nodes, replicas = self.topology.nodes, self.topology.preferences[slot]
+        return min(replicas, key=lambda name: nodes[name].data_centre)
 
     def send_rows(self, op: Pending, rows: Sequence[tuple[Slot, Row, bytes]]) -> None:
         """Have a majority take rows as they are here, whole: a checked write of `op`, all or nothing."""

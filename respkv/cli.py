@@ -359,7 +359,6 @@ def _check_config(path: str) -> int:
 
 def _show_nodes(path: str, config: Config) -> None:
     """Print what differs between the nodes of a file, and what an operator should know of it."""
-    from cluster.batch import SAFE_REPLICAS_MAX
     from respkv.config import ConfigError, load_nodes, read_secret
 
     where = f" in each of {config.centre_count} data centres" if config.centre_count > 1 else ""
@@ -372,10 +371,6 @@ def _show_nodes(path: str, config: Config) -> None:
                 print("    " + setting.shown(setting.kind.literal(own.get(setting.name))))
     if config.r + config.w <= config.replica_count:
         print("note: r + w is not more than all replicas, so a read may miss the latest write")
-    if config.replica_count > SAFE_REPLICAS_MAX:
-        print(
-            "note: more than three replicas of a key weaken what is promised: see docs/CONSISTENCY.md"
-        )
     try:
         read_secret(config)
     except ConfigError as error:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cluster.arrival import PREFIX as ARRIVAL
 from cluster.arrival import Arrivals
-from cluster.batch import SAFE_REPLICAS_MAX, Quorums
+from cluster.batch import Quorums
 from cluster.clock import SlotClock
 from cluster.coordinator import Coordinator
 from cluster.delta import lacks
@@ -196,12 +196,6 @@ class Peers:
         self._heard_s: dict[NodeId, float] = {}
         self._new_promises: list[tuple[NodeId, Sequence[bytes]]] = []
         self._has_exchange_work = True
-        if config.replica_count > SAFE_REPLICAS_MAX:
-            node.log.warning(
-                "more than three replicas: what was acknowledged can be hidden when two nodes coordinate a key; "
-                "see docs/CONSISTENCY.md",
-                replicas=config.replica_count,
-            )
         if not self.replica.is_complete:
             node.log.info("incomplete: it serves when it has compared its data with other nodes")
 

@@ -181,7 +181,7 @@ CANARIES = {
         },
     ),
     # Two of five nodes are cut off, and do not know it yet: one writes, and the other says so twice. The three
-    # others count on without that. Such plans also meet what ARCHITECTURE.md calls open with more than three replicas.
+    # others count on without that.
     "counted twice": Canary(
         "an acknowledgement that comes twice counts as two",
         WriteRound,
