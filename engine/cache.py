@@ -125,13 +125,20 @@ class RowCache:
     def put(self, key: Key, raw: bytes) -> None:
         """Keep the record as the youngest, in place of an earlier one of the key."""
         self.invalidate(key)
+        self.add(key, raw)
+
+    def add(self, key: Key, raw: bytes) -> None:
+        """As `put`, of a key that `get` has just not found. Hot: each look-up in tables ends here."""
         weight = len(key) + len(raw) + _ROW_OVERHEAD_BYTES
         if weight * _SHARE_MAX > self.bytes_max:
             return
-        self._rows[key] = raw
-        self.bytes_used += weight
-        while self.bytes_used > self.bytes_max:
-            self._forget(*self._rows.popitem(last=False))
+        rows = self._rows
+        rows[key] = raw
+        used = self.bytes_used + weight
+        while used > self.bytes_max:
+            key, raw = rows.popitem(last=False)
+            used -= len(key) + len(raw) + _ROW_OVERHEAD_BYTES
+        self.bytes_used = used
 
     def resize(self, bytes_max: int) -> None:
         """Take another limit; the oldest make room if it is lower."""

@@ -21,11 +21,11 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from itertools import chain, pairwise, takewhile
 from operator import attrgetter
 from typing import Final
 
-from engine.bloom import hash_of
+from engine.bloom import candidates
 from engine.cache import BlockCache, BlockId
 from engine.codec import COMPLETE, Key, RecordCodec, Row
 from engine.damage import Damage, lost
@@ -264,7 +264,6 @@ class Levels:
         `damage` of the key, only entries that are certainly younger count: raises LostDataError if
         they are not enough.
         """
-        hashed = hash_of(key)
         state: bytes | None = None
         tables = self._newest
         if self._runs:
@@ -273,11 +272,10 @@ class Levels:
                 place = bisect_left(key_maxes, key)
                 if place < len(run):
                     tables.append(run[place])
-        for table in tables:
-            if damage is not None and table.meta.position_min < damage.position:
-                raise lost(damage)
-            if not table.may_contain_hash(hashed):
-                continue
+        if damage is not None:  # What is older than an older table is not asked either.
+            since = damage.position
+            tables = list(takewhile(lambda table: table.meta.position_min >= since, tables))
+        for table in candidates(tables, key):
             if drops is not None and drops.hides(
                 int.from_bytes(key[:2], "big"), tag, table.meta.position_max
             ):

@@ -48,7 +48,7 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from engine.block import Block, encode_block
-from engine.bloom import WORD_BYTES, BloomBuilder, BloomFilter, KeyHash, hash_of
+from engine.bloom import WORD_BYTES, BloomBuilder, BloomFilter, Words
 from engine.codec import COMPLETE, SLOT_BYTES, SLOT_MAX, Entry, Fate, Key, RecordCodec, Row
 from engine.compression import SAMPLES_BYTES, Compression, Packer, Unpacker, train
 from engine.disk import Disk, File
@@ -72,7 +72,6 @@ __all__ = [
     "TableMeta",
     "TableWriter",
     "TagCount",
-    "hash_of",
 ]
 
 TEMPORARY_SUFFIX: Final = ".tmp"
@@ -303,8 +302,7 @@ class Table:
     """A finished table, open for reading.
 
     `id` is what caches know it by: no other opened table of the process ever has the same.
-    `may_contain_hash` is `may_contain` for `hash_of(key)`, which several tables can share. It is
-    the filter's own method, because every read calls it for every table.
+    `words` are those of its filter, for `engine.bloom.candidates`: every read asks every table.
     """
 
     __slots__ = (
@@ -321,10 +319,10 @@ class Table:
         "compression",
         "dictionary_bytes",
         "id",
-        "may_contain_hash",
         "memory_bytes",
         "meta",
         "name",
+        "words",
     )
 
     def __init__(self, name: str, file: File, parts: _Parts) -> None:
@@ -336,7 +334,7 @@ class Table:
         self.dictionary_bytes = parts.unpacker.dictionary_bytes
         self._file = file
         self._bloom = parts.bloom
-        self.may_contain_hash: Callable[[KeyHash], bool] = parts.bloom.may_contain
+        self.words: Words = parts.bloom.words
         self._index = parts.index
         self._unpack = parts.unpacker.unpack
         self._key_max = parts.meta.key_max  # These are for `block_of` and `load`: a look-up less.
@@ -381,7 +379,7 @@ class Table:
 
     def may_contain(self, key: Key) -> bool:
         """Return False when the key is certainly not in the table."""
-        return self._bloom.may_contain(hash_of(key))
+        return self._bloom.may_contain(key)
 
     def block_of(self, key: Key) -> int | None:
         """Return the number of the only block that can hold the key; it has at least its slot.

@@ -379,15 +379,19 @@ class Store:
         """As `get`, for a row that has no complete entry in the active memtable."""
         if not (self.tables or self.frozen or self.memtable.deltas or self.manifest.damages):
             return None  # As `has_more`: every miss comes by here.
-        above = self.memtable.deltas.get((slot, row))
+        deltas = self.memtable.deltas  # Mostly empty, which is cheaper to see than to look into it.
+        above = deltas.get((slot, row)) if deltas else None
         for frozen in self.frozen:
             raw = frozen.memtable.slots[slot].get(row)
             if raw is not None:
                 return raw if above is None else self.codec.join(above, raw)
-            raw = frozen.memtable.deltas.get((slot, row))
+            deltas = frozen.memtable.deltas
+            raw = deltas.get((slot, row)) if deltas else None
             if raw is not None:
                 above = raw if above is None else self.codec.join(above, raw)
-        below = self._lookup_tables(slot, row) if self.tables or self.manifest.damages else None
+        if not (self.tables or self.manifest.damages):
+            return above
+        below = self._lookup_tables(slot, row)
         if above is None or below is None:
             return above if below is None else below
         return self.codec.join(above, below)

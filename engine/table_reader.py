@@ -126,8 +126,7 @@ class TableReader:
         except PageFault as fault:
             pages.note_missing(row, fault)
             raise
-        if len(row) + len(raw or ABSENT) < self.rows.bytes_max >> 4:
-            self.rows.put(row, raw or ABSENT)
+        self.rows.add(row, raw or ABSENT)
         return raw
 
     def _lookup_beside_damage(self, slot: Slot, key: bytes) -> bytes | None:
