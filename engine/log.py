@@ -135,7 +135,11 @@ class CommitLog:
         synced = self.synced
         seed = xxh3_64_intdigest(pack_covered(length, synced), position)
         head = pack_frame_head(FRAME_MAGIC, length, synced, xxh3_64_intdigest(payload, seed))
-        self._append((head + payload,))
+        try:
+            self._file.append(head + payload)
+        except DiskError as error:
+            self._undo_append(error)
+            raise
         self.position = position = position + FRAME_BYTES + length
         return position
 
@@ -151,17 +155,14 @@ class CommitLog:
         for piece in pieces:
             checksum.update(piece)
         head = pack_frame_head(FRAME_MAGIC, length, synced, checksum.intdigest())
-        self._append((head + envelope + row, raw))
-        self.position += FRAME_BYTES + length
-        return self.position
-
-    def _append(self, parts: tuple[bytes, ...]) -> None:
         try:
-            for part in parts:
-                self._file.append(part)
+            self._file.append(head + envelope + row)
+            self._file.append(raw)
         except DiskError as error:
             self._undo_append(error)
             raise
+        self.position += FRAME_BYTES + length
+        return self.position
 
     def _undo_append(self, cause: DiskError) -> None:
         """Cut off what a failed append left, or give up: frames must follow each other."""

@@ -140,6 +140,7 @@ class Store:
         self.freeze_failure: DiskError | None = None  # Why a full memtable is not frozen.
         # Rows that nobody looks at: freed little by little.
         self._dead: list[dict[Row, bytes]] = []
+        self._set_delay()
 
     # Life
 
@@ -201,6 +202,7 @@ class Store:
         """Take other settings. The limits hold from now on; blocks and compression for tables made from now on."""
         self.settings = settings
         self._reader.resize(settings)
+        self._set_delay()
 
     def close(self) -> None:
         """Sync the log and close all files. Raises EngineError, with all closed, if what is left cannot be written."""
@@ -284,7 +286,7 @@ class Store:
             or position - memtable.base_position > self.settings.log_bytes_max
         ) and self.freeze_failure is None:
             self._freeze_if_possible()
-        if self.frozen or self.write_delay_s or self._level_0_pressure() > 0.0:
+        if self.frozen or self.write_delay_s:  # Level 0 only grows with `install`, which sets it.
             self._set_delay()
             self.stats.delays += self.write_delay_s > 0.0
         return position
