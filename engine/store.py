@@ -280,13 +280,22 @@ class Store:
         position = self.log.write()
         if self._dead:
             del self._dead[-FREED_PER_WRITE:]
-        memtable = self.memtable
+        memtable, settings = self.memtable, self.settings
+        weight_bytes = memtable.weight_bytes
+        logged_bytes = position - memtable.base_position
         if (
-            memtable.weight_bytes > self.settings.memtable_bytes
-            or position - memtable.base_position > self.settings.log_bytes_max
+            weight_bytes > settings.memtable_bytes or logged_bytes > settings.log_bytes_max
         ) and self.freeze_failure is None:
             self._freeze_if_possible()
-        if self.frozen or self.write_delay_s:  # Level 0 only grows with `install`, which sets it.
+        # Level 0 only grows with `install`, which sets the delay, and of a memtable the first half
+        # is free (`StoreSettings.memtable_pressure`): most writes find that out here.
+        if self.write_delay_s or (
+            self.frozen
+            and (
+                2 * weight_bytes > settings.memtable_bytes
+                or 2 * logged_bytes > settings.log_bytes_max
+            )
+        ):
             self._set_delay()
             self.stats.delays += self.write_delay_s > 0.0
         return position

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -298,6 +299,14 @@ def test_writes_slow_down_and_stop_where_level_0_gets_long() -> None:
         delays.append(store.write_delay_s / settings.write_delay_max_s)
         assert store.is_stalled == (number == 7)
     assert delays == pytest.approx([0, 0, 0, 0, 0.25, 0.5, 0.75, 1.0])
+    # It is so after a restart, and after a change of the limits, before anything is written.
+    store.close()
+    store = open_store(disk_of(store).kill(), SETS, settings)
+    assert store.write_delay_s == settings.write_delay_max_s
+    store.resize(replace(settings, l0_slow_count=100, l0_stop_count=200))
+    assert store.write_delay_s == 0.0
+    store.resize(settings)
+    assert store.write_delay_s == settings.write_delay_max_s
     # Nobody waits for a compaction that does not come.
     assert store.next_job(0, room_bytes=0) is None
     assert not store.is_stalled
