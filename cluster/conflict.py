@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cluster.clock import Dot
-from cluster.inquest import past_of, restored
+from cluster.inquest import Closing, past_of, restored
 from cluster.record import Record, Version, decode
 from cluster.round import ConflictLost, Place, WriteEntry, WriteRound
 from cluster.slot import Slot
@@ -86,6 +86,8 @@ class Conflicts:
         deadline_s = rounds[0].deadline_s
         for entry in entries:
             round_ = next(each for each in rounds if entry in each.entries)
+            if isinstance(entry[0], Closing):
+                entry[0].note_refusals(entry[2:4], round_)
             self._end(round_, entry, is_undone=is_undone, deadline_s=deadline_s)
 
     def _lost_with(

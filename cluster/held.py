@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 from cluster.clock import Dot, SlotClock
 from cluster.delta import clock_of
 from cluster.delta_wire import delta_of, entries_of, unpack_place
+from cluster.open_row import OpenWrites
 from cluster.quorum_messages import UNIT, dots_of, number_of
 from cluster.record import unpack_dots
 from cluster.ring import NodeId
@@ -58,6 +59,14 @@ class Hold:
     writes: dict[Message, Write] = field(default_factory=dict)
     waiting: list[WriteEntry] = field(default_factory=list)
 
+    @property
+    def open_writes(self) -> OpenWrites:
+        seen = SlotClock()
+        for write in self.writes.values():
+            seen.join(write.seen)
+        dots = frozenset(dot for write in self.writes.values() for dot in write.dots)
+        return OpenWrites(dots, seen)
+
 
 class Held:
     """One per coordinator."""
@@ -76,10 +85,6 @@ class Held:
 
     def has_slot(self, slot: Slot) -> bool:
         return slot in self._slots
-
-    @property
-    def places(self) -> tuple[Place, ...]:
-        return tuple(self._holds)
 
     def dots(self, place: Place) -> set[Dot]:
         """What is held of a row."""
@@ -118,10 +123,10 @@ class Held:
             if hold is None:
                 hold = self._holds[place] = Hold()
                 self._slots[slot] = self._slots.get(slot, 0) + 1
-                # The next process has to know it, too.
-                replica.note_open(slot, row, coordinator.now_ms, is_open=True)
             if message not in hold.writes:
                 hold.writes[message] = Write(delta.dots, clock_of(delta), now_s)
+                # The next process has to know it, too.
+                replica.note_open(slot, row, coordinator.now_ms, hold.open_writes)
                 self._places.setdefault(message, []).append(place)
                 if flags == UNIT:
                     self._units[message] = None
@@ -186,7 +191,7 @@ class Held:
             del self._slots[slot]
         if is_known:
             coordinator = self._coordinator
-            coordinator.replica.note_open(*place, coordinator.now_ms, is_open=False)
+            coordinator.replica.note_known(*place, coordinator.now_ms)
         for op, attempt, *_ in hold.waiting:
             op.again(attempt, place)
 
@@ -229,13 +234,9 @@ class Held:
         coordinator = self._coordinator
         deadline_s = coordinator.now_s + coordinator.timeout_s
         for group in groups:
-            writes = {}
-            for place in group:
-                seen = SlotClock()
-                for write in self._holds[place].writes.values():
-                    seen.join(write.seen)
-                writes[place] = frozenset(self.dots(place)), seen
-            coordinator.inquest.open_held(writes)
+            coordinator.inquest.open_held(
+                {place: self._holds[place].open_writes for place in group}
+            )
             for place in group:
                 hold = self._holds[place]
                 waiting, hold.waiting = hold.waiting, []

@@ -53,6 +53,7 @@ from cluster.clock import Dot, SlotClock
 from cluster.delta import clock_of, joined
 from cluster.delta_wire import decode_clock, delta_of, record_of
 from cluster.errors import ClusterError
+from cluster.open_row import OpenWrites
 from cluster.record import (
     Record,
     Version,
@@ -93,6 +94,9 @@ class Case:
         default_factory=dict
     )  # In answers, if there are any.
     incomplete: set[NodeId] = field(default_factory=set)  # They were asked, and cannot tell.
+    refusing: set[NodeId] = field(
+        default_factory=set
+    )  # They have refused the open writes themselves.
     heard: list[Record] = field(default_factory=list)  # What counts of the answers.
     asked: dict[int, NodeId] = field(default_factory=dict)  # Messages under way.
     closing: Closing | None = None
@@ -103,6 +107,7 @@ class Case:
     chosen: set[Dot] = field(default_factory=set)  # Writes that a majority has seen.
     # What was seen before, where the row as it was is not known. From before the start: what the node had seen then.
     seen: SlotClock | None = None
+    noted: OpenWrites | None = None  # What the process before has noted, until it is looked up.
     rounds: list[WriteRound] = field(default_factory=list)  # Of this node, that wrote the row.
     group: list[Case] = field(
         default_factory=list
@@ -130,6 +135,12 @@ class Closing(Pending):
         self.inquest = inquest
         self.cases = cases
         self.is_blind = True  # Refused, it is not taken back: the inquest begins again.
+
+    def note_refusals(self, place: Place, round_: WriteRound) -> None:
+        """Of a write that was sent as it had been: who has refused it will not take it later."""
+        for case in self.cases:
+            if case.place == place and not case.is_undone:
+                case.refusing |= {peer for peer, refused in round_.answers.items() if refused}
 
     def settled(self) -> None:
         for case in self.cases:
@@ -164,44 +175,50 @@ class Inquest:
             case = self._begin(place)
             if op.is_blind:
                 case.seen = seen_by(round_, entry)
-            coordinator = self._coordinator
-            coordinator.replica.note_open(slot, row, coordinator.now_ms, is_open=True)
         case.dots |= decode(raw).dots
         case.pasts.append(past_of(round_, entry))
         case.rounds.append(round_)
+        self._note(case)
         self._forget_answers(case)
         _unite(self._by_command.setdefault(op, case), case)
 
-    def open_held(self, writes: Mapping[Place, tuple[frozenset[Dot], SlotClock]]) -> None:
-        """Find out about rows that another node wrote together, which does not say how that ended.
-
-        By row the dots that it wrote, and what it had seen.
-        """
-        coordinator = self._coordinator
+    def open_held(self, writes: Mapping[Place, OpenWrites]) -> None:
+        """Find out about rows that another node wrote together, which does not say how that ended."""
         first: Case | None = None
-        for place, (dots, seen) in writes.items():
+        for place, each in writes.items():
             case = self.cases.get(place)
             if case is None:
                 case = self._begin(place)
-                case.seen = seen
-                coordinator.replica.note_open(*place, coordinator.now_ms, is_open=True)
+                case.seen = each.seen
             elif case.seen is not None:
-                case.seen = joined(case.seen, seen)
-            case.dots |= dots
+                case.seen = joined(case.seen, each.seen)
+            case.dots |= each.dots
+            self._note(case)
             self._forget_answers(case)
             first = first or case
             _unite(first, case)
 
-    def open_at_start(self, places: Sequence[Place], now_s: float) -> None:
-        """Find out about rows that the process before may have left open."""
+    def _note(self, case: Case) -> None:
+        """Have it in the log, for the next process. With many replicas, with what it needs to know."""
         coordinator = self._coordinator
-        for place in places:
+        writes = None
+        if coordinator.is_many:
+            seen = clock_of(case.past) if case.seen is None else case.seen
+            writes = OpenWrites(frozenset(case.dots), seen)
+        coordinator.replica.note_open(*case.place, coordinator.now_ms, writes)
+
+    def open_at_start(self, places: Mapping[Place, bytes], now_s: float) -> None:
+        """Find out about rows that the process before may have left open. With each what it has noted, if anything."""
+        coordinator = self._coordinator
+        for place, packed in places.items():
             if place not in self.cases and len(coordinator.batches[place[0]].peers) > 0:
                 case = self._begin(place)
                 case.next_s = now_s
                 case.seen = coordinator.replica.clocks.clock(place[0])
-                # The next process might not find it among the last writes of the process before.
-                coordinator.replica.note_open(*place, coordinator.now_ms, is_open=True)
+                case.noted = OpenWrites.unpack(packed) if packed else None
+                if not packed:
+                    # The next process might not find it among the last writes of the process before.
+                    coordinator.replica.note_open(*place, coordinator.now_ms)
 
     def _begin(self, place: Place) -> Case:
         case = self.cases[place] = Case(place, set(), [], [], self._coordinator.now_s)
@@ -304,11 +321,12 @@ class Inquest:
             return False
         assert case.seen is not None
         mine = self._coordinator.replica.actors
-        is_any = self._coordinator.is_many  # What others wrote may be open as well.
-        case.dots = {
-            dot for dot in held.dots if (is_any or dot[0] in mine) and case.seen.covers(dot)
-        }
-        if len(case.dots) > 1:
+        case.dots = {dot for dot in held.dots if dot[0] in mine and case.seen.covers(dot)}
+        if case.noted is not None:
+            # Beside these, it may have written the row again.
+            case.dots |= held.dots & case.noted.dots
+            case.seen, case.noted = case.noted.seen, None
+        elif len(case.dots) > 1:
             case.dots.clear()  # Siblings: they were written beside each other, and stay.
         if not case.dots:
             self.close(case, is_known=False)
@@ -545,12 +563,16 @@ class Inquest:
         """
         quorums, seen = self._coordinator.quorums, self._seen(case)
         shown = case.dots & self._held(case).dots
-        refusals = sum(
-            not any(answer.has_seen(dot) for dot in shown)
+        refusing = {
+            peer
+            for peer, answer in case.answers.items()
+            if not any(answer.has_seen(dot) for dot in shown)
             and any(not seen.covers(dot) for dot in answer.dots)
-            for answer in case.answers.values()
-        )
-        return not self._is_overtaken(case) or refusals > quorums.n - quorums.majority
+        }
+        # Who is incomplete may have taken it, and forgotten that. If nobody else can tell, that has to do.
+        is_last = self._can_nobody_tell(case)
+        refusing |= {peer for peer in case.refusing if is_last or peer not in case.incomplete}
+        return not self._is_overtaken(case) or len(refusing) > quorums.n - quorums.majority
 
     def _as_written(self, case: Case) -> bytes:
         """The open writes, for others to take or to refuse. Raises PageFault."""
@@ -626,7 +648,7 @@ class Inquest:
         if not self._slots[slot]:
             del self._slots[slot]
         coordinator = self._coordinator
-        coordinator.replica.note_open(slot, row, coordinator.now_ms, is_open=False)
+        coordinator.replica.note_known(slot, row, coordinator.now_ms)
         for round_ in case.rounds:
             coordinator.tell_settled(round_, [case.place])
         coordinator.held.purge(case.place, case.dots | case.chosen)

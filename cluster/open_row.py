@@ -3,7 +3,8 @@
 Not how it is found out (`cluster/inquest.py`). Such a row is *open*. That it is, and that it is no longer, stands in
 the log as a row of the system's slot; what is open when the log is cut is in the state that the manifest keeps.
 
-    open + slot and row    a value: the row is open; a deletion: it is known now
+    open + slot and row    a value: the row is open; a deletion: it is known now. The value may say which writes in
+                           the row are open, and what those had seen (`OpenWrites`)
     unchecked              the place of the row that was written so last
 
 A process that did not end well may have had writes under way that it could not note. So the rows that it wrote in
@@ -15,13 +16,14 @@ Core: it writes nothing itself, `Replica.note_open` does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from cluster.clock import Hlc
-from cluster.delta_wire import pack_place, unpack_place
-from cluster.record import DELETION, HEADER_BYTES
+from cluster.clock import Dot, Hlc, SlotClock
+from cluster.delta_wire import decode_clock, encode_clock, pack_place, unpack_place
+from cluster.record import DELETION, HEADER_BYTES, pack_dots, unpack_dots
 from cluster.slot import Row, Slot
 
 UNCHECKED_ROW: Final = b"unchecked"
@@ -31,21 +33,38 @@ RECENT_MAX: Final = (
 )
 
 
-class OpenRows:
-    """One per replica."""
+@dataclass(frozen=True, slots=True)
+class OpenWrites:
+    """Which writes of a row are open, and what they had seen: their node's own, or those that it holds of others."""
 
-    def __init__(self, rows: Iterable[tuple[Slot, Row]] = ()) -> None:
-        self.rows: dict[tuple[Slot, Row], None] = dict.fromkeys(rows)
+    dots: frozenset[Dot]
+    seen: SlotClock
+
+    def packed(self) -> bytes:
+        dots = pack_dots(self.dots)
+        return len(dots).to_bytes(2, "little") + dots + encode_clock(self.seen)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> OpenWrites:
+        end = 2 + int.from_bytes(packed[:2], "little")
+        return cls(unpack_dots(packed[2:end]), decode_clock(packed[end:]))
+
+
+class OpenRows:
+    """One per replica. By row the packed `OpenWrites`, or nothing where they are to be found."""
+
+    def __init__(self, rows: Mapping[tuple[Slot, Row], bytes] | None = None) -> None:
+        self.rows: dict[tuple[Slot, Row], bytes] = dict(rows or {})
         self._recent: dict[tuple[Slot, Row], Hlc] = {}  # Found at recovery: when they were written.
 
-    def change(self, place: tuple[Slot, Row], *, is_open: bool) -> bool:
-        """Whether that is new, and has to be logged."""
-        if is_open == (place in self.rows):
+    def change(self, place: tuple[Slot, Row], packed: bytes | None) -> bool:
+        """A row is open, or (None) known. Whether that is new, and has to be logged."""
+        if self.rows.get(place) == packed:
             return False
-        if is_open:
-            self.rows[place] = None
-        else:
+        if packed is None:
             del self.rows[place]
+        else:
+            self.rows[place] = packed
         return True
 
     def observe_mark(self, row: Row, raw: bytes) -> None:
@@ -53,7 +72,8 @@ class OpenRows:
         if row == UNCHECKED_ROW:
             self._recent.pop(unpack_place(raw[HEADER_BYTES:]), None)
         if row.startswith(OPEN_ROW):
-            self.change(unpack_place(row[len(OPEN_ROW) :]), is_open=raw[0] != DELETION)
+            packed = None if raw[0] == DELETION else raw[HEADER_BYTES:]
+            self.change(unpack_place(row[len(OPEN_ROW) :]), packed)
 
     def observe_write(self, place: tuple[Slot, Row], hlc: Hlc) -> None:
         """A write of the process before was found at recovery."""
@@ -64,12 +84,12 @@ class OpenRows:
             # Many at once: what is deleted at the front of a dict is passed by each later look at its first one.
             self._recent = dict(islice(recent.items(), RECENT_MAX, None))
 
-    def at_start(self, within_ms: int) -> list[tuple[Slot, Row]]:
+    def at_start(self, within_ms: int) -> dict[tuple[Slot, Row], bytes]:
         """The rows that the process before may have left open: noted, or written in its last moments. Once."""
         recent, self._recent = self._recent, {}
         last = max(recent.values(), default=0)
         found = [place for place, hlc in recent.items() if hlc >= last - (within_ms << 16)]
-        return list(dict.fromkeys((*self.rows, *found)))
+        return {**dict.fromkeys(found, b""), **self.rows}
 
 
 def open_row(place: tuple[Slot, Row]) -> Row:

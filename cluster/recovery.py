@@ -42,7 +42,7 @@ class Recovery:
 
     def capture(self) -> bytes:
         """The state to keep of a new folder."""
-        rows = self.open_rows.rows
+        rows = self.open_rows.rows.items()
         return encode_state(self.clocks, self.clock.last, self.unsettled, self.origin, rows)
 
     def begin(self, state: bytes, before: Life | None, boot: str) -> None:
@@ -67,7 +67,8 @@ class Recovery:
             slot: SlotClock(dict(base), set(beyond))
             for slot, (base, beyond) in kept.unsettled.items()
         }
-        self.open_rows = OpenRows(kept.open_rows)
+        packed = kept.open_writes or [b""] * len(kept.open_rows)  # Not kept before.
+        self.open_rows = OpenRows(dict(zip(kept.open_rows, packed, strict=True)))
 
     def observe(self, slot: Slot, row: Row, raw: bytes) -> None:
         """Learn from an entry of the log: its dot is used, its timestamp is past, it may expire."""

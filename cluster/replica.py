@@ -44,7 +44,7 @@ from cluster.delta_wire import (
     record_of,
 )
 from cluster.life import Life
-from cluster.open_row import UNCHECKED_ROW, open_row
+from cluster.open_row import UNCHECKED_ROW, OpenWrites, open_row
 from cluster.record import (
     CODEC,
     DELETION,
@@ -206,10 +206,10 @@ class Replica:
             self.clocks, self.clock.last, self.unsettled, self.origin, self._rows_open()
         )
 
-    def _rows_open(self) -> Iterator[tuple[Slot, Row]]:
+    def _rows_open(self) -> Iterator[tuple[tuple[Slot, Row], bytes]]:
         """What is open, and what may come to be. Asking for it seals what was gathered: all else is captured before."""
-        yield from self.open_rows.rows
-        yield from self.rows_under_way()
+        yield from self.open_rows.rows.items()
+        yield from ((place, b"") for place in self.rows_under_way())
 
     def changes(self) -> array[int]:
         """A count for each slot that grows with every change: to see which changed."""
@@ -429,10 +429,12 @@ class Replica:
         is_gone = mine.isdisjoint(at_hand.dots) and all(
             clock.covers(dot) or at_hand.has_seen(dot) for dot in mine
         )
-        if is_gone and self.may_be_dropped:
+        if self.may_be_dropped:
+            if mine <= at_hand.dots:
+                return None, at_hand  # It was taken before: whatever came beside it since.
             # Only what its own author wrote later tells that it was built upon.
             actors = {version.dot[0] for version in at_hand.versions}
-            is_gone = all(dot[0] in actors for dot in mine)
+            is_gone = is_gone and all(dot[0] in actors for dot in mine)
         unseen = [v for v in at_hand.versions if not context.covers(v.dot)]
         if not is_gone and any(v.dot not in mine for v in unseen):
             state = b"" if self.is_undecided(slot, row) else encode(whole(at_hand, clock))
@@ -566,11 +568,20 @@ class Replica:
         if at_ms := CODEC.expires_at_ms(raw):
             self.expiry.add(slot, row, at_ms)
 
-    def note_open(self, slot: Slot, row: Row, now_ms: int, *, is_open: bool) -> None:
-        """Have it in the log that nobody knows what came of a write of a row, or that it is known now."""
-        if self.open_rows.change((slot, row), is_open=is_open):
-            kind = STRING if is_open else DELETION
-            self.write({open_row((slot, row)): (SYSTEM_SLOT, kind, 0, b"")}, now_ms)
+    def note_open(
+        self, slot: Slot, row: Row, now_ms: int, writes: OpenWrites | None = None
+    ) -> None:
+        """Have it in the log that nobody knows what came of writes of a row."""
+        self._change_open((slot, row), now_ms, b"" if writes is None else writes.packed())
+
+    def note_known(self, slot: Slot, row: Row, now_ms: int) -> None:
+        """What was noted is over."""
+        self._change_open((slot, row), now_ms, None)
+
+    def _change_open(self, place: tuple[Slot, Row], now_ms: int, packed: bytes | None) -> None:
+        if self.open_rows.change(place, packed):
+            kind = DELETION if packed is None else STRING
+            self.write({open_row(place): (SYSTEM_SLOT, kind, 0, packed or b"")}, now_ms)
 
     def join_clock(self, slot: Slot, clock: SlotClock, now_ms: int) -> None:
         """All that a clock covers is here now. Logged as a row of the system's slot."""

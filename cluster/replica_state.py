@@ -31,6 +31,7 @@ class ReplicaState(msgspec.Struct, array_like=True):
     unsettled: dict[Slot, tuple[list[Dot], list[Dot]]] = {}
     origin: Actor = 0  # The first actor of this data, of which copies are made too.
     open_rows: list[tuple[Slot, Row]] = []  # See `cluster/open_row.py`.
+    open_writes: list[bytes] = []  # Of each of them, packed.
 
 
 def state_of_copy(state: bytes) -> bytes:
@@ -47,14 +48,17 @@ def encode_state(
     last_hlc: Hlc,
     unsettled: Mapping[Slot, SlotClock],
     origin: Actor,
-    open_rows: Iterable[tuple[Slot, Row]],
+    open_rows: Iterable[tuple[tuple[Slot, Row], bytes]],
 ) -> bytes:
     """The state to keep, as `Recovery.restore` takes it. `open_rows` is read last."""
     counters = clocks.capture()
     expected = {}
+    rows: dict[tuple[Slot, Row], bytes] = {}
     for slot, clock in sorted(unsettled.items()):
         base, beyond = clock.freeze()
         expected[slot] = (list(base), list(beyond))
+    for place, packed in open_rows:
+        rows.setdefault(place, packed)
     return msgspec.msgpack.encode(
         ReplicaState(
             counters.actor,
@@ -65,7 +69,8 @@ def encode_state(
             counters.beyond,
             expected,
             origin,
-            list(dict.fromkeys(open_rows)),
+            list(rows),
+            list(rows.values()),
         )
     )
 

@@ -78,7 +78,7 @@ class Undecided:
         """The rows with checked writes of this node that may yet have to be taken back."""
         self._seal()
         places = [(entry[2], entry[3]) for round_, entry in self.writes() if round_.is_checked]
-        return [*places, *self._doomed, *self._held.places]
+        return [*places, *self._doomed]
 
     def has_slot(self, slot: Slot) -> bool:
         """Whether `is_hidden` is true of some row of a slot."""
