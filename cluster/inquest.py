@@ -482,13 +482,12 @@ class Inquest:
         states = {coordinator.topology.me: self._held(first), **first.answers}
         holders = {coordinator.topology.me: first.dots, **first.doubts}
         free = len(states) - len(holders)
-        votes = {
-            dot: sum(state.has_seen(dot) for state in states.values())
-            for dots in holders.values()
-            for dot in dots
+        seen = {
+            dot: sum(each.has_seen(dot) for each in states.values())
+            for state in states.values()
+            for dot in (*state.context, *state.beyond, *state.dots)
         }
-        majority = coordinator.quorums.majority
-        taken = [dot for dot, count in votes.items() if count + free >= majority]
+        taken = [dot for dot, count in seen.items() if count + free >= coordinator.quorums.majority]
         for name, state in states.items():
             taken += state.dots.difference(holders.get(name, ()))
         able = [
@@ -498,9 +497,7 @@ class Inquest:
             and len(states[name].versions) == 1
             and all(map(states[name].has_seen, taken))
         ]
-        return max(
-            able, key=lambda name: max(votes.get(d, 0) for d in states[name].dots), default=None
-        )
+        return max(able, key=lambda name: max(seen[dot] for dot in states[name].dots), default=None)
 
     def _keep(self, group: list[Case], keeper: NodeId) -> None:
         """Write rows again as one replica has them. They have seen all other open writes, so that these go.
