@@ -108,6 +108,7 @@ class Case:
     # What was seen before, where the row as it was is not known. From before the start: what the node had seen then.
     seen: SlotClock | None = None
     noted: OpenWrites | None = None  # What the process before has noted, until it is looked up.
+    is_guess: bool = False  # It has noted nothing: `seen` may be more than the writes had seen.
     rounds: list[WriteRound] = field(default_factory=list)  # Of this node, that wrote the row.
     group: list[Case] = field(
         default_factory=list
@@ -216,7 +217,8 @@ class Inquest:
                 case.next_s = now_s
                 case.seen = coordinator.replica.clocks.clock(place[0])
                 case.noted = OpenWrites.unpack(packed) if packed else None
-                if not packed:
+                case.is_guess = not packed
+                if case.is_guess:
                     # The next process might not find it among the last writes of the process before.
                     coordinator.replica.note_open(*place, coordinator.now_ms)
 
@@ -564,7 +566,7 @@ class Inquest:
             peer
             for peer, answer in case.answers.items()
             if not any(answer.has_seen(dot) for dot in shown)
-            and any(not seen.covers(dot) for dot in answer.dots)
+            and any(case.is_guess or not seen.covers(dot) for dot in answer.dots)
         }
         # Who is incomplete may have taken it, and forgotten that. If nobody else can tell, that has to do.
         is_last = self._can_nobody_tell(case)
@@ -572,7 +574,12 @@ class Inquest:
         return not self._is_overtaken(case) or len(refusing) > quorums.n - quorums.majority
 
     def _as_written(self, case: Case) -> bytes:
-        """The open writes, for others to take or to refuse. Raises PageFault."""
+        """The open writes, for others to take or to refuse. Raises PageFault.
+
+        Where it is not known what they had seen, nobody could refuse them: then all stays that stands beside them.
+        """
+        if case.is_guess:
+            return self._coordinator.replica.state_of(*case.place)
         versions = tuple(each for each in self._held(case).versions if each.dot in case.dots)
         return encode(Record(versions, *self._seen(case).freeze()))
 
