@@ -56,6 +56,24 @@ def test_what_was_found_is_not_found_again(seed: int) -> None:
     assert result.findings == []
 
 
+# Five replicas of a few keys, and a fault every second.
+FOUND_MANY = {
+    25: "an APPEND in doubt came back as a sibling after a restart, and won over what was acknowledged",
+    29: "a write was held by two, refused by two, and the fifth was incomplete as long as it was",
+    90: "a write of which nothing was noted was sent again, and what stood beside it was lost",
+    99: "as 25, with a SETNX",
+}
+
+
+@pytest.mark.parametrize("seed", FOUND_MANY)
+def test_what_was_found_with_five_replicas_is_not_found_again(seed: int) -> None:
+    plan = Plan.draw(seed, nodes=5, seconds=20, rate=60)
+    result = run(
+        replace(plan, n=5, r=3, w=3, keys=2, clients=12, fault_interval_s=1.0, disk_fault="")
+    )
+    assert result.findings == []
+
+
 # The same with many crashes and few keys, on three nodes.
 FOUND_HARD = {
     7013: "an INCR that had failed won by its timestamp, after its node had been killed",
