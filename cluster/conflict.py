@@ -19,8 +19,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cluster.case import past_of, restored
 from cluster.clock import Dot
-from cluster.inquest import Closing, past_of, restored
+from cluster.inquest import Closing
 from cluster.record import Record, Version, decode
 from cluster.round import ConflictLost, Place, WriteEntry, WriteRound
 from cluster.slot import Slot

@@ -37,6 +37,9 @@ again as it is, if nobody contradicts: they take writes like any other replica. 
 otherwise: a slot with a case cannot be compared. If somebody contradicts, and all others have said that they are
 incomplete, nobody will ever know: then both stay as siblings.
 
+With more than three replicas a node also opens cases of what it holds of others (`cluster/held.py`), all tell each
+other rows as they are, and what becomes of a write is a matter of votes (`cluster/vote.py`).
+
 Core: time is an argument; messages go out with the coordinator's.
 
     READ id question i       as `cluster/quorum_messages.py`; `i`: for an inquest. Always answered by the state:
@@ -46,26 +49,25 @@ Core: time is an argument; messages go out with the coordinator's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from cluster.clock import Dot, SlotClock
+from cluster.case import Case, past_of, restored, seen_by, unite, without
+from cluster.clock import Dot
 from cluster.delta import clock_of, joined
-from cluster.delta_wire import decode_clock, delta_of, record_of
+from cluster.delta_wire import record_of
 from cluster.errors import ClusterError
 from cluster.open_row import OpenWrites
 from cluster.record import (
     Record,
-    Version,
     decode,
     encode,
-    join_records,
     pack_dots,
     unpack_dots,
 )
 from cluster.ring import NodeId
 from cluster.round import ConflictLost, Pending, Place, QuorumNotMet, WriteEntry, WriteRound
 from cluster.slot import Row, Slot
+from cluster.vote import Votes
 from engine.errors import EngineError
 from engine.store import PageFault
 
@@ -73,57 +75,9 @@ if TYPE_CHECKING:
     from cluster.coordinator import Coordinator
 
 INQUEST: Final = b"i"
-ASK_S: Final = 0.1  # Then the replicas are asked again; twice as long after each time, up to:
 ASK_MOST_S: Final = 2.0
 ASKED_MAX: Final = 128  # Cases in one tick.
 UNLIKE: Final = b"?"  # No row has these dots, so that a replica answers its state.
-
-
-@dataclass(slots=True, eq=False)
-class Case:
-    """The open writes of one row. `pasts`: the row before each of them, with what that write had seen."""
-
-    place: Place
-    dots: set[Dot]
-    pasts: list[Record]
-    waiting: list[tuple[float, WriteEntry]]  # Commands that wait for the end, and until when.
-    next_s: float
-    wait_s: float = ASK_S
-    answers: dict[NodeId, Record] = field(default_factory=dict)
-    doubts: dict[NodeId, frozenset[Dot]] = field(
-        default_factory=dict
-    )  # In answers, if there are any.
-    incomplete: set[NodeId] = field(default_factory=set)  # They were asked, and cannot tell.
-    refusing: set[NodeId] = field(
-        default_factory=set
-    )  # They have refused the open writes themselves.
-    heard: list[Record] = field(default_factory=list)  # What counts of the answers.
-    asked: dict[int, NodeId] = field(default_factory=dict)  # Messages under way.
-    closing: Closing | None = None
-    is_short: bool = False  # Only if those are counted that are incomplete.
-    is_refused: bool = False  # By others that have open writes of their own.
-    is_undone: bool = False  # The row was written again without the open writes.
-    is_beside: bool = False  # It stays with them, beside what others have: nobody can tell.
-    chosen: set[Dot] = field(default_factory=set)  # Writes that a majority has seen.
-    # What was seen before, where the row as it was is not known. From before the start: what the node had seen then.
-    seen: SlotClock | None = None
-    noted: OpenWrites | None = None  # What the process before has noted, until it is looked up.
-    is_guess: bool = False  # It has noted nothing: `seen` may be more than the writes had seen.
-    rounds: list[WriteRound] = field(default_factory=list)  # Of this node, that wrote the row.
-    group: list[Case] = field(
-        default_factory=list
-    )  # Those to be judged together, this one among them.
-
-    def __post_init__(self) -> None:
-        self.group.append(self)
-
-    @property
-    def past(self) -> Record:
-        """The row before the first open write, as far as that is known."""
-        for past in self.pasts:
-            if past.dots.isdisjoint(self.dots):
-                return past
-        return Record(())
 
 
 class Closing(Pending):
@@ -159,6 +113,7 @@ class Inquest:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
+        self._votes = Votes(coordinator)
         self.cases: dict[Place, Case] = {}
         self._asked: dict[int, Case] = {}
         self._slots: dict[Slot, int] = {}  # Cases, by slot.
@@ -181,7 +136,7 @@ class Inquest:
         case.rounds.append(round_)
         self._note(case)
         self._forget_answers(case)
-        _unite(self._by_command.setdefault(op, case), case)
+        unite(self._by_command.setdefault(op, case), case)
 
     def open_held(self, writes: Mapping[Place, OpenWrites]) -> None:
         """Find out about rows that another node wrote together, which does not say how that ended."""
@@ -197,7 +152,7 @@ class Inquest:
             self._note(case)
             self._forget_answers(case)
             first = first or case
-            _unite(first, case)
+            unite(first, case)
 
     def _note(self, case: Case) -> None:
         """Have it in the log, for the next process. With many replicas, with what it needs to know."""
@@ -342,7 +297,7 @@ class Inquest:
         try:
             for case in list(group):
                 if coordinator.is_many:
-                    self._note_gone(case)
+                    self._votes.note_gone(case, self._clear(case)[1])
                 self._note_chosen(case)
             rows = self._resolved(group) if group else []
         except PageFault as fault:
@@ -363,7 +318,7 @@ class Inquest:
         unseen, clear = self._clear(case)
         if len(clear) >= needed:
             case.heard = clear
-        elif self._have_all_answered(case):
+        elif self._votes.have_all_answered(case):
             case.heard = [without(state, unseen) for state in case.answers.values()]
         elif len(clear) + len(case.incomplete) >= needed:
             case.heard, case.is_short = clear, True
@@ -399,21 +354,6 @@ class Inquest:
             < coordinator.quorums.majority
         }
 
-    def _have_all_answered(self, case: Case) -> bool:
-        peers = self._coordinator.batches[case.place[0]].peers
-        return all(peer in case.answers for peer in peers)
-
-    def _note_gone(self, case: Case) -> None:
-        """Take over what others have instead of an open write: they know what became of it. Raises PageFault.
-
-        It is built upon, or dropped by an inquest of another node. Which of the two they cannot say.
-        """
-        coordinator = self._coordinator
-        for state in self._clear(case)[1]:
-            if any(state.has_seen(dot) and dot not in state.dots for dot in case.dots):
-                coordinator.replica.merge(*case.place, state, coordinator.now_ms)
-                case.is_undone = False
-
     def _note_chosen(self, case: Case) -> None:
         """A case is over where the row shows no open write any more, or where a majority has them. Raises PageFault."""
         held = self._held(case)
@@ -432,15 +372,21 @@ class Inquest:
         is_undone = any(self._is_overtaken(case) for case in group)
         is_refused = any(case.is_refused for case in group)
         is_dropped = False
-        if is_refused and (keeper := self._keeper(group)) is not None:
-            self._keep(group, keeper)
+        if is_refused and (keeper := self._votes.keeper(group)) is not None:
+            self._votes.keep(group, keeper)
             return [(*case.place, replica.state_of(*case.place)) for case in group]
-        if coordinator.is_many and is_undone and not all(map(self._is_refused_by_enough, group)):
+        if (
+            coordinator.is_many
+            and is_undone
+            and any(
+                self._is_overtaken(case) and not self._votes.are_against(case) for case in group
+            )
+        ):
             if any(map(self._is_waited_for, group)):
                 return []
-            return [(*case.place, self._as_written(case)) for case in group]
+            return [(*case.place, self._votes.as_written(case)) for case in group]
         if any(case.is_short for case in group) and (is_undone or is_refused):
-            if not all(map(self._can_nobody_tell, group)):
+            if not all(map(self._votes.can_nobody_tell, group)):
                 return []
             for case in group:
                 case.is_beside = True
@@ -469,56 +415,6 @@ class Inquest:
                     case.dots |= replica.rewrite(*case.place, versions, now_ms)
         return [(*case.place, replica.state_of(*case.place)) for case in group]
 
-    def _keeper(self, group: list[Case]) -> NodeId | None:
-        """Whose open writes are to stay, where all replicas have answered and no majority can take any more.
-
-        Only the first replica decides that. Who has not seen what a majority may have taken is out of the question.
-        """
-        coordinator = self._coordinator
-        first = group[0]
-        slot = first.place[0]
-        if not (coordinator.is_many and coordinator.is_first(slot)):
-            return None
-        if not all(map(self._have_all_answered, group)):
-            return None
-        states = {coordinator.topology.me: self._held(first), **first.answers}
-        holders = {coordinator.topology.me: first.dots, **first.doubts}
-        free = len(states) - len(holders)
-        seen = {
-            dot: sum(each.has_seen(dot) for each in states.values())
-            for state in states.values()
-            for dot in (*state.context, *state.beyond, *state.dots)
-        }
-        taken = [dot for dot, count in seen.items() if count + free >= coordinator.quorums.majority]
-        for name, state in states.items():
-            taken += state.dots.difference(holders.get(name, ()))
-        able = [
-            name
-            for name in coordinator.topology.preferences[slot]
-            if name in holders
-            and len(states[name].versions) == 1
-            and all(map(states[name].has_seen, taken))
-        ]
-        return max(able, key=lambda name: max(seen[dot] for dot in states[name].dots), default=None)
-
-    def _keep(self, group: list[Case], keeper: NodeId) -> None:
-        """Write rows again as one replica has them. They have seen all other open writes, so that these go.
-
-        What was before all of them, nobody need have. Raises PageFault.
-        """
-        coordinator = self._coordinator
-        replica, now_ms = coordinator.replica, coordinator.now_ms
-        held = [self._held(case) for case in group]
-        for case, mine in zip(group, held, strict=True):
-            state = case.answers.get(keeper, mine)
-            for each in case.answers.values():
-                replica.merge(*case.place, each, now_ms)
-            case.chosen |= {dot for dot in case.dots if state.has_seen(dot)}
-            case.is_undone = True
-            for dots in case.doubts.values():
-                case.dots |= dots
-            case.dots |= replica.rewrite(*case.place, state.versions, now_ms)
-
     def _instead(self, case: Case) -> list[Record]:
         """What others have, for a row whose open writes are dropped.
 
@@ -528,7 +424,7 @@ class Inquest:
         first = case.answers.get(self._coordinator.first(case.place[0]))
         if (
             first is not None
-            and self._have_all_answered(case)
+            and self._votes.have_all_answered(case)
             and all(not unseen.isdisjoint(case.doubts.get(peer, ())) for peer in case.answers)
             and all(
                 first.has_seen(version.dot) for state in case.heard for version in state.versions
@@ -539,7 +435,7 @@ class Inquest:
 
     def _is_overtaken(self, case: Case) -> bool:
         """Whether anybody has anything that an open write had not seen. Raises PageFault."""
-        held, seen = self._held(case), self._seen(case)
+        held, seen = self._held(case), case.all_seen
         if case.seen is not None and not held.dots <= case.dots:
             return True  # What stands beside it has come since, or had not been seen.
         return any(
@@ -548,48 +444,13 @@ class Inquest:
             for version in state.versions
         )
 
-    def _seen(self, case: Case) -> SlotClock:
-        """What the open writes had seen, with themselves."""
-        seen = clock_of(case.past) if case.seen is None else joined(case.seen, SlotClock())
-        for dot in case.dots:
-            seen.add(dot)
-        return seen
-
-    def _is_refused_by_enough(self, case: Case) -> bool:
-        """Whether so many replicas hold what an open write had not seen that no majority can ever have taken it.
-
-        What one of them shows does not tell: with many replicas a write that refuses nobody may be on a few.
-        """
-        quorums, seen = self._coordinator.quorums, self._seen(case)
-        shown = case.dots & self._held(case).dots
-        refusing = {
-            peer
-            for peer, answer in case.answers.items()
-            if not any(answer.has_seen(dot) for dot in shown)
-            and any(case.is_guess or not seen.covers(dot) for dot in answer.dots)
-        }
-        # Who is incomplete may have taken it, and forgotten that. If nobody else can tell, that has to do.
-        is_last = self._can_nobody_tell(case)
-        refusing |= {peer for peer in case.refusing if is_last or peer not in case.incomplete}
-        return not self._is_overtaken(case) or len(refusing) > quorums.n - quorums.majority
-
-    def _as_written(self, case: Case) -> bytes:
-        """The open writes, for others to take or to refuse. Raises PageFault.
-
-        Where it is not known what they had seen, nobody could refuse them: then all stays that stands beside them.
-        """
-        if case.is_guess:
-            return self._coordinator.replica.state_of(*case.place)
-        versions = tuple(each for each in self._held(case).versions if each.dot in case.dots)
-        return encode(Record(versions, *self._seen(case).freeze()))
-
     def _held(self, case: Case) -> Record:
         return self._coordinator.repairs.record(case.place)
 
     def _chosen(self, case: Case) -> set[Dot]:
         """The open writes that a majority has seen: whatever came after them has seen them, too.
 
-        But where others hold what this node has written, they may have dropped it as well (`_note_gone`).
+        But where others hold what this node has written, they may have dropped it as well (`Votes.note_gone`).
         """
         quorums, is_many = self._coordinator.quorums, self._coordinator.is_many
 
@@ -611,14 +472,9 @@ class Inquest:
             for peer in coordinator.batches[case.place[0]].peers
         )
 
-    def _can_nobody_tell(self, case: Case) -> bool:
-        """Whether each other replica has answered, or said that it is incomplete."""
-        peers = self._coordinator.batches[case.place[0]].peers
-        return all(peer in case.answers or peer in case.incomplete for peer in peers)
-
     def _is_nowhere(self, case: Case) -> bool:
         """Whether all other replicas have said that they have seen none of the open writes."""
-        return self._have_all_answered(case) and not any(
+        return self._votes.have_all_answered(case) and not any(
             answer.has_seen(dot) for answer in case.answers.values() for dot in case.dots
         )
 
@@ -669,53 +525,3 @@ class Inquest:
                 op.confirm(attempt)
             else:
                 op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
-
-
-def _unite(one: Case, other: Case) -> None:
-    """From now on these are judged together."""
-    if one.group is not other.group:
-        one.group += other.group
-        for each in other.group:
-            each.group = one.group
-
-
-def past_of(round_: WriteRound, entry: WriteEntry) -> Record:
-    """A row as it was before a write, with all that the write had seen; nothing if that was not kept."""
-    op, _, slot, row, _ = entry
-    if (slot, row) not in op.before:
-        return Record(())
-    before = op.before[slot, row]
-    return Record(
-        () if before is None else decode(before).versions, *seen_by(round_, entry).freeze()
-    )
-
-
-def seen_by(round_: WriteRound, entry: WriteEntry) -> SlotClock:
-    """What a write had seen of its slot."""
-    _, _, slot, _, raw = entry
-    context = round_.contexts.get(slot)
-    delta = delta_of(raw, None if context is None else decode_clock(context))
-    seen = SlotClock()
-    for actor, counter in delta.context:
-        upto = counter - ((actor, counter) in delta.dots)
-        if upto:
-            seen.join(SlotClock({actor: upto}))
-    seen.join(SlotClock({}, set(delta.beyond) - delta.dots))
-    return seen
-
-
-def without(state: Record, dots: set[Dot]) -> Record:
-    """A row without some writes. Who has taken one of them has dropped what it replaced, and that tells nothing."""
-    if dots.isdisjoint(state.dots):
-        return state
-    return Record(tuple(version for version in state.versions if version.dot not in dots))
-
-
-def restored(
-    past: Record, dots: set[Dot], states: Sequence[Record], held: Record
-) -> tuple[Version, ...]:
-    """The versions of a row without some writes: what was before them, and what others have."""
-    result = past
-    for state in (*states, held):
-        result = join_records(result, without(state, dots))
-    return tuple(version for version in result.versions if version.dot not in dots)

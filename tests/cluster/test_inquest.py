@@ -11,8 +11,9 @@ from itertools import permutations
 import pytest
 
 from cluster.batch import Quorums
+from cluster.case import restored
 from cluster.coordinator import Coordinator
-from cluster.inquest import Inquest, restored
+from cluster.inquest import Inquest
 from cluster.record import STRING, Record, Version
 from cluster.recovery import Recovery
 from cluster.undecided import Undecided
