@@ -75,7 +75,7 @@ class Held:
         self._coordinator = coordinator
         self._holds: dict[Place, Hold] = {}
         self._slots: dict[Slot, int] = {}  # Rows, by slot.
-        self._places: dict[Message, list[Place]] = {}  # In the order in which they came.
+        self._places: dict[Message, dict[Place, None]] = {}  # In the order in which they came.
         self._units: dict[Message, None] = {}  # Those that are all or nothing.
         # Settled, and not here yet: which rows, or all if none are named.
         self._early: dict[Message, frozenset[Place]] = {}
@@ -127,7 +127,7 @@ class Held:
                 hold.writes[message] = Write(delta.dots, clock_of(delta), now_s)
                 # The next process has to know it, too.
                 replica.note_open(slot, row, coordinator.now_ms, hold.open_writes)
-                self._places.setdefault(message, []).append(place)
+                self._places.setdefault(message, {})[place] = None
                 if flags == UNIT:
                     self._units[message] = None
 
@@ -137,17 +137,18 @@ class Held:
         places = list(map(unpack_place, arguments[2:]))
         held = self._places.get(message)
         if held is None:
-            if len(self._early) >= EARLY_MAX:
-                del self._early[next(iter(self._early))]
-            if places or message not in self._early:
-                self._early[message] = self._early.get(message, frozenset()) | set(places)
-            else:
-                self._early[message] = frozenset()
+            self._note_early(message, frozenset(places))
             return
         for place in places or list(held):
             hold = self._holds.get(place)
             if hold is not None and message in hold.writes:
                 self._settle_up_to(place, hold, message)
+
+    def _note_early(self, message: Message, places: frozenset[Place]) -> None:
+        if len(self._early) >= EARLY_MAX:
+            del self._early[next(iter(self._early))]
+        before = self._early.get(message, places)
+        self._early[message] = before | places if before and places else frozenset()
 
     def _settle_up_to(self, place: Place, hold: Hold, message: Message) -> None:
         for each in list(hold.writes):
@@ -160,7 +161,7 @@ class Held:
     def _drop(self, place: Place, hold: Hold, message: Message) -> None:
         del hold.writes[message]
         places = self._places[message]
-        places.remove(place)
+        del places[place]
         if not places:
             del self._places[message]
             self._units.pop(message, None)
@@ -214,11 +215,12 @@ class Held:
                 break
             if message not in self._places:
                 continue
-            since_s = self._holds[places[0]].writes[message].since_s
+            first = next(iter(places))
+            since_s = self._holds[first].writes[message].since_s
             if now_s - since_s < TURN_S:
                 break  # They are in order.
             is_gone = not coordinator.topology.is_reachable(message[0])
-            turn_s = TURN_S * (1 + self._turn(places[0][0], message[0]))
+            turn_s = TURN_S * (1 + self._turn(first[0], message[0]))
             if now_s - since_s >= (turn_s if is_gone else silence_s):
                 opened += len(places)
                 self._open(message, list(places))
