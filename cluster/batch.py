@@ -8,14 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final
 
 from cluster.ring import NodeId
 from cluster.round import ReadEntry, WriteEntry
 from cluster.slot import Row, Slot
-
-PAIR_IS_MAJORITY_MAX: Final = 3
-"""Up to so many replicas of a key, its coordinator and one other are a majority."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from cluster.batch import PAIR_IS_MAJORITY_MAX, Batch, Quorums, in_turn
+from cluster.batch import Batch, Quorums, in_turn
 from cluster.claim import Preference
 from cluster.conflict import Conflicts
 from cluster.delta_wire import encode_clock, pack_place
@@ -119,8 +119,8 @@ class Coordinator:
         self.now_ms = 0
         self._next_id = first_id
         self.fetch = fetch
-        # A row's few holders need not be a majority, beside its author: see `cluster/held.py`.
-        self.is_many = quorums.n > PAIR_IS_MAJORITY_MAX
+        # An author and one other are no majority, so those who have taken a write hold it: see `cluster/held.py`.
+        self.is_many = quorums.majority > 2
         self.held = Held(self)
         self.inquest = Inquest(self)
         self.conflicts = Conflicts(self)

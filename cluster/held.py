@@ -60,12 +60,15 @@ class Hold:
     waiting: list[WriteEntry] = field(default_factory=list)
 
     @property
+    def dots(self) -> set[Dot]:
+        return {dot for write in self.writes.values() for dot in write.dots}
+
+    @property
     def open_writes(self) -> OpenWrites:
         seen = SlotClock()
         for write in self.writes.values():
             seen.join(write.seen)
-        dots = frozenset(dot for write in self.writes.values() for dot in write.dots)
-        return OpenWrites(dots, seen)
+        return OpenWrites(frozenset(self.dots), seen)
 
 
 class Held:
@@ -89,7 +92,7 @@ class Held:
     def dots(self, place: Place) -> set[Dot]:
         """What is held of a row."""
         hold = self._holds.get(place)
-        return {dot for write in hold.writes.values() for dot in write.dots} if hold else set()
+        return hold.dots if hold else set()
 
     # What comes in
 

@@ -369,19 +369,14 @@ class Inquest:
         """The rows as they are to be, for a majority to take; none if that has to wait. Raises PageFault."""
         coordinator = self._coordinator
         replica, now_ms = coordinator.replica, coordinator.now_ms
-        is_undone = any(self._is_overtaken(case) for case in group)
+        overtaken = [case for case in group if self._is_overtaken(case)]
+        is_undone = bool(overtaken)
         is_refused = any(case.is_refused for case in group)
         is_dropped = False
         if is_refused and (keeper := self._votes.keeper(group)) is not None:
             self._votes.keep(group, keeper)
             return [(*case.place, replica.state_of(*case.place)) for case in group]
-        if (
-            coordinator.is_many
-            and is_undone
-            and any(
-                self._is_overtaken(case) and not self._votes.are_against(case) for case in group
-            )
-        ):
+        if coordinator.is_many and not all(map(self._votes.are_against, overtaken)):
             if any(map(self._is_waited_for, group)):
                 return []
             return [(*case.place, self._votes.as_written(case)) for case in group]
