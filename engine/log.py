@@ -37,7 +37,7 @@ from engine.log_format import (
 )
 from engine.log_recovery import Recovery
 
-# A piece this long is written by itself: copying it into the frame would cost more than the call.
+# What is this long is written by itself: copying it into the frame would cost more than the call.
 _LONG_PIECE_BYTES = 1 << 18
 
 
@@ -136,7 +136,11 @@ class CommitLog:
         seed = xxh3_64_intdigest(pack_covered(length, synced), position)
         head = pack_frame_head(FRAME_MAGIC, length, synced, xxh3_64_intdigest(payload, seed))
         try:
-            self._file.append(head + payload)
+            if length < _LONG_PIECE_BYTES:
+                self._file.append(head + payload)
+            else:
+                self._file.append(head)
+                self._file.append(payload)
         except DiskError as error:
             self._undo_append(error)
             raise

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.disk import Disk, RealDisk
+from engine.disk import WRITE_BYTES_MAX, Disk, RealDisk
 from engine.errors import (
     DiskError,
     DiskFullError,
@@ -75,11 +75,15 @@ def test_read_is_short_only_at_the_end(disk: Disk) -> None:
         assert file.read(1000, 1) == b""
 
 
-def test_large_append_is_written_whole(disk: Disk) -> None:
-    data = random.Random(1).randbytes(3_000_001)
-    write_file(disk, "a", data)
-    with closing(disk.open("a")) as file:
-        assert file.read(0, len(data)) == data
+@pytest.mark.parametrize("beyond", [-1, 0, 1, WRITE_BYTES_MAX, WRITE_BYTES_MAX + 1, 2_500_001])
+def test_large_append_is_written_whole(disk: Disk, beyond: int) -> None:
+    data = random.Random(1).randbytes(WRITE_BYTES_MAX + beyond)
+    with closing(disk.create("a")) as file:
+        file.append(b"before")
+        file.append(data)
+        file.append(b"after")
+        assert file.size == 6 + len(data) + 5
+        assert file.read(0, file.size) == b"before" + data + b"after"
 
 
 @pytest.mark.parametrize(
@@ -354,6 +358,45 @@ def test_short_write_is_continued_until_the_limit(folder: Path) -> None:
         file.truncate(0)
         file.append(b"whole")
         assert file.read(0, 10) == b"whole"
+
+
+@pytest.mark.parametrize("room", [0, 1, WRITE_BYTES_MAX, 2 * WRITE_BYTES_MAX + 5])
+def test_a_piece_of_a_long_append_that_is_refused_leaves_the_true_size(
+    folder: Path, room: int
+) -> None:
+    disk = RealDisk(str(folder))
+    data = random.Random(3).randbytes(3 * WRITE_BYTES_MAX)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with closing(disk.create("a")) as file:
+        file.append(b"kept")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4 + room, hard))
+        try:
+            with pytest.raises(DiskFullError) as caught:
+                file.append(data)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert caught.value.needed == len(data) - room
+        assert file.size == 4 + room
+        assert file.read(0, 2 * len(data)) == b"kept" + data[:room]
+        file.truncate(4)
+        file.append(data)
+        assert file.read(0, 2 * len(data)) == b"kept" + data
+
+
+def test_no_call_writes_much_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = []
+    real_write = os.write
+
+    def write(descriptor: int, data: bytes) -> int:
+        lengths.append(len(data))
+        return real_write(descriptor, data)
+
+    disk = RealDisk(str(folder))
+    with closing(disk.create("a")) as file:
+        monkeypatch.setattr(os, "write", write)
+        file.append(bytes(WRITE_BYTES_MAX))
+        file.append(bytes(2 * WRITE_BYTES_MAX + 1))
+    assert lengths == [WRITE_BYTES_MAX, WRITE_BYTES_MAX, WRITE_BYTES_MAX, 1]
 
 
 def test_read_cached_takes_from_the_page_cache(folder: Path) -> None:

@@ -85,7 +85,10 @@ def test_a_long_entry_is_written_as_any_other(length: int) -> None:
     assert contents[0] == contents[1]
 
 
-def test_a_long_entry_that_could_not_be_written_leaves_nothing(disk: SimDisk) -> None:
+@pytest.mark.parametrize("others", [[], [ENTRY]])
+def test_a_long_frame_that_could_not_be_written_leaves_nothing(
+    disk: SimDisk, others: list[Entry]
+) -> None:
     log = open_log(disk)
     write(log, ENTRY)
     before = disk.size(segment_name(0))
@@ -93,10 +96,10 @@ def test_a_long_entry_that_could_not_be_written_leaves_nothing(disk: SimDisk) ->
     for fault in (1, 2):  # Its head, then the entry itself.
         disk.faults.write_error_in = fault
         with pytest.raises(DiskError):
-            write(log, *([long] if fault == 1 else []))
+            write(log, *([long, *others] if fault == 1 else []))
         assert disk.size(segment_name(0)) == before
     log.write()
-    assert replay(disk.kill()).entries == [ENTRY, long]
+    assert replay(disk.kill()).entries == [ENTRY, long, *others]
 
 
 def test_position_goes_on_after_a_restart(disk: SimDisk) -> None:
