@@ -28,7 +28,7 @@ from cluster.quorum_messages import QUESTION
 from cluster.record import HEADER, HEADER_BYTES, STRING
 from cluster.ring import NodeId
 from cluster.round import Pending, Place
-from cluster.slot import MIDDLES, Slot, slot_of
+from cluster.slot import MIDDLES, Key, Slot, slot_of
 from cluster.slot_clocks import NOBODY
 from engine.errors import EngineError
 from engine.log_format import COMPLETE, ENVELOPE
@@ -48,9 +48,13 @@ _NULLS: Final = (b"$-1\r\n", b"_\r\n")
 
 
 class Run(Operation):
-    """Consecutive plain commands of one name in a session's pipeline: one operation, with as many replies."""
+    """Consecutive plain commands of one name in a session's pipeline: one operation, with as many replies.
 
-    __slots__ = ("left", "replies")
+    Of those on one key only the last is a member of a group, if `share` is called: it answers for the others. All of
+    them happen at once then, and nobody sees what an earlier SET wrote.
+    """
+
+    __slots__ = ("_earlier", "left", "replies")
 
     def __init__(
         self,
@@ -64,10 +68,27 @@ class Run(Operation):
         super().__init__(dispatch, session, command, [], now_ms, deadline_s)
         self.replies: list[bytes] = [b""] * count
         self.left = count
+        self._earlier: dict[int, list[int]] = {}  # Of a member: whom else it answers for.
+
+    def share(self, keys: list[Key]) -> list[int]:
+        """Choose the members, one for each of the keys of all commands; returns their numbers."""
+        last = {key: index for index, key in enumerate(keys)}
+        for index, key in enumerate(keys):
+            member = last[key]
+            if member != index:
+                self._earlier.setdefault(member, []).append(index)
+        return sorted(last.values())
 
     def take(self, index: int, data: bytes) -> None:
         self.replies[index] = data
         self.left -= 1
+        earlier = self._earlier.get(index)
+        if earlier is not None:
+            for other in earlier:
+                self.replies[other] = data
+            self.left -= len(earlier)
+            self.command.count(len(earlier), 0)
+            self.dispatch.node.runner.served_total += len(earlier)
         if not self.left:
             self.data = b"".join(self.replies)
             self.is_over = True

@@ -15,7 +15,7 @@ from cluster.ring import NodeId
 from cluster.slot import SLOT_COUNT, slot_of
 from respkv.command import TABLE, Command
 from respkv.group import Answers, Group, GroupLane, Member, Run, plain_slots
-from respkv.lane import OK_BYTES
+from respkv.lane import OK_BYTES, VALUE_BYTES_MAX
 from respkv.operation import Operation, Pipeline
 from respkv.refusal import text_of
 from respkv.runner import LANES_FROM_SLOW_NS
@@ -115,13 +115,15 @@ class Grouping:
         if self._policies is not None:
             del commands[self._policies.plain_count(commands) :]
         keys = [args[1] for args in commands]
-        is_local = self._owns_all
-        count = (
-            pipeline.count_reads(keys, is_local=is_local) if is_get else pipeline.count_writes(keys)
-        )
+        count = pipeline.count_plain(keys)
         if count < RUN_MIN:
             return 0
-        slots = plain_slots(commands[:count])
+        del keys[count:], commands[count:]
+        # Reads that are executed here are confirmed by the same message anyway.
+        is_shared = len(set(keys)) < count and not (is_get and self._owns_all)
+        if is_shared and not is_get and max(len(args[2]) for args in commands) > VALUE_BYTES_MAX:
+            return 0  # It might be refused for its length, and must not answer for the others.
+        slots = plain_slots(commands)
         me, coordinators = self.topology.me, self.topology.coordinators
         is_mine = all(slot >= 0 and coordinators[slot] == me for slot in slots)
         if session.is_cluster and not is_mine:
@@ -129,15 +131,14 @@ class Grouping:
         command = self._get if is_get else self._set
         session.last_command = command
         run = Run(self._dispatch, session, command, now_ms, self.node.now_s + self.timeout_s, count)
-        run.keys = tuple(keys[:count])
+        run.keys = tuple(keys)
         run.is_plain = True
         pipeline.add(run)
         self._dispatch.in_flight += 1
         for _ in range(count - 1):
             queue.popleft()
-        members: list[Member] = [
-            (session, run, index, args) for index, args in enumerate(commands[:count])
-        ]
+        chosen = run.share(keys) if is_shared else range(count)
+        members: list[Member] = [(session, run, index, commands[index]) for index in chosen]
         db = self.node.databases[session.db]
         if is_get:
             self._group(members, [], db, session.db, now_ms)

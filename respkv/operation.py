@@ -204,33 +204,18 @@ class Pipeline:
     def is_full(self) -> bool:
         return len(self.operations) >= OPERATIONS_MAX
 
-    def count_reads(self, keys: list[Key], *, is_local: bool) -> int:
-        """How many plain reads of these keys may start now, together.
+    def count_plain(self, keys: list[Key]) -> int:
+        """How many plain commands of one name, the first on these keys in this order, may start now, together.
 
-        Here, one key may be read several times: all its reads are confirmed by the same message.
+        Among themselves they may be on one key: who begins them together answers for that (`Run`).
         """
         if self._other_count:
             return 0
-        if not is_local:
-            return self.count_writes(keys)  # Two reads of a key may be answered by different nodes.
         taken = self._keys
-        for count, key in enumerate(keys):
-            if key in taken:
-                return count
-        return len(keys)
-
-    def count_writes(self, keys: list[Key]) -> int:
-        """The same of plain writes: each of another key."""
-        if self._other_count:
-            return 0
-        taken = self._keys
-        if not taken and len(set(keys)) == len(keys):
-            return len(keys)
-        own: set[Key] = set()
-        for count, key in enumerate(keys):
-            if key in taken or key in own:
-                return count
-            own.add(key)
+        if taken:
+            for count, key in enumerate(keys):
+                if key in taken:
+                    return count
         return len(keys)
 
     def add(self, operation: Operation) -> None:

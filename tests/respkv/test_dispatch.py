@@ -10,6 +10,8 @@ import trio
 
 from cluster.record import decode
 from cluster.slot import row_of, slot_of
+from respkv.command import TABLE
+from respkv.lane import VALUE_BYTES_MAX
 from tests.respkv.gather_harness import Cluster, clustered
 
 HANG_S = 1.2
@@ -155,6 +157,42 @@ def test_a_replica_that_cannot_keep_up_gets_the_rest_later(monkeypatch: pytest.M
             assert await cluster.ask("c", "GET", key) == b"v"
         now_held = {row for rows in slow.active for row in rows}
         assert len(now_held) - len(held) > 20
+
+
+@pytest.mark.parametrize("node", ["a", "b", "c", "d", "e"])
+def test_what_one_pipeline_writes_to_one_key_takes_one_round(node: str) -> None:
+    """The last one stays, all are answered and counted, and a value too long for a group answers for itself."""
+
+    @clustered(nodes=5)
+    async def _(cluster: Cluster) -> None:
+        session = cluster.session(node)
+        [one] = keys_of(cluster, "b", 1)
+        [other] = keys_of(cluster, "c", 1)
+        set_command, get_command = TABLE.commands["SET"], TABLE.commands["GET"]
+        calls = set_command.calls, get_command.calls
+        peers = cluster.node(node).peers
+        assert peers is not None
+        forwarding = peers.dispatch.forwarding
+        forwarded = forwarding.forwarded_total
+        for number in range(100):
+            session.send("SET", one, b"%d" % number)
+            session.send("SET", other, b"%d" % -number)
+        assert [await session.reply() for _ in range(200)] == [b"OK"] * 200
+        assert forwarding.forwarded_total - forwarded <= 8  # The first of a pipeline goes on alone.
+        for name in "abcde":
+            assert await cluster.ask(name, "GET", one) == b"99"
+            assert await cluster.ask(name, "GET", other) == b"-99"
+        for _ in range(50):
+            session.send("GET", one)
+            session.send("GET", other)
+        assert [await session.reply() for _ in range(100)] == [b"99", b"-99"] * 50
+        long = b"x" * (VALUE_BYTES_MAX + 1)
+        for value in (b"short", long, b"last"):
+            session.send("SET", one, value)
+        assert [await session.reply() for _ in range(3)] == [b"OK"] * 3
+        assert await cluster.ask("a", "GET", one) == b"last"
+        assert set_command.calls - calls[0] == 203
+        assert get_command.calls - calls[1] == 100 + 11
 
 
 @pytest.mark.parametrize("count", [1, 40])  # Forwarded alone, and in a group.

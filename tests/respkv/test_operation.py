@@ -99,7 +99,7 @@ def test_a_pipeline_is_bounded() -> None:
 
 
 def test_counting_is_asking_one_after_the_other() -> None:
-    """`count_reads` and `count_writes` against `may_start`, with random operations before."""
+    """`count_plain` against `may_start`, with random operations before."""
     rng = random.Random(1)
     for _ in range(2000):
         before = [
@@ -107,20 +107,10 @@ def test_counting_is_asking_one_after_the_other() -> None:
             for _ in range(rng.randrange(4))
         ]
         slots = [rng.randrange(8) for _ in range(rng.randrange(1, 5))]
-        for is_together in (True, False):  # Reads that one message confirms may be of one key.
-            pipeline = pipeline_of(*before)
-            expected = 0
-            for slot in slots:
-                if not pipeline.may_start(keys(slot), is_plain=True):
-                    break
-                if not is_together:
-                    pipeline.add(operation(slot))
-                expected += 1
-            asked = [*keys(*slots)]
-            pipeline = pipeline_of(*before)
-            assert pipeline.count_reads(asked, is_local=is_together) == expected
-            if not is_together:
-                assert pipeline.count_writes(asked) == expected
+        pipeline = pipeline_of(*before)
+        may_start = [pipeline.may_start(keys(slot), is_plain=True) for slot in slots]
+        expected = [*may_start, False].index(False)
+        assert pipeline.count_plain([*keys(*slots)]) == expected
 
 
 def test_nothing_is_left_when_all_were_answered() -> None:
@@ -140,5 +130,5 @@ def test_nothing_is_left_when_all_were_answered() -> None:
     assert not pipeline.operations
     assert pipeline.begun_count == pipeline.answered_count > 500
     pipeline.add(operation(99))
-    assert pipeline.count_reads([*keys(0, 1, 2, 3, 4)], is_local=False) == 5
+    assert pipeline.count_plain([*keys(0, 1, 2, 3, 4)]) == 5
     assert pipeline.may_start(keys(0), is_plain=True)
