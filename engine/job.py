@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, cast
 
 import msgspec
@@ -83,8 +83,12 @@ def load_codec(path: str) -> RecordCodec:
     return cast(RecordCodec, getattr(importlib.import_module(module), attribute))
 
 
-def run_job(disk: Disk, job: Job, codec: RecordCodec) -> JobResult:
+def run_job(
+    disk: Disk, job: Job, codec: RecordCodec, pause: Callable[[], None] | None = None
+) -> JobResult:
     """Do a job. Raises EngineError; then nothing is left behind, as far as the disk lets it be removed.
+
+    A compaction calls `pause` after each group of entries that it has read: what is more urgent can be done there.
 
     The tables' bytes are durable when it returns, their names are not: that is for
     `Store.write_manifest`.
@@ -101,7 +105,10 @@ def run_job(disk: Disk, job: Job, codec: RecordCodec) -> JobResult:
         metas = [table.meta for table in tables]
         position_max = max(meta.position_max for meta in metas)
         groups = merge_groups(
-            [table.groups(on_damage=_noting(table, damages)) for table in tables],
+            [
+                _with_pauses(table.groups(on_damage=_noting(table, damages)), pause)
+                for table in tables
+            ],
             codec,
             now_ms=job.now_ms,
             is_bottom=job.is_bottom,
@@ -118,6 +125,15 @@ def run_job(disk: Disk, job: Job, codec: RecordCodec) -> JobResult:
     finally:
         for table in tables:
             table.close()
+
+
+def _with_pauses(
+    groups: Iterator[list[Entry]], pause: Callable[[], None] | None
+) -> Iterator[list[Entry]]:
+    for group in groups:
+        if pause is not None:
+            pause()
+        yield group
 
 
 def _noting(table: Table, damages: list[Damage]) -> OnDamage:

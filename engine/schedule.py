@@ -1,4 +1,8 @@
-"""Which background job is next, one at a time: its inputs, its terms, and a name for its output.
+"""Which background job is next: its inputs, its terms, and a name for its output.
+
+A flush and a compaction may be under way together, one of each: a flush that waited for a compaction would let the
+memtables fill, and hold up writes. Neither changes what the other reads: a flush takes segments of the log, a
+compaction tables, and what the flush adds is newer than all of these.
 
 Not what makes it necessary: the store brings what is to be flushed, and `engine/compaction.py` chooses
 what is merged, moved or removed. Not how a job is done (`engine/job.py`), and not how its result becomes
@@ -37,27 +41,36 @@ class Terms:
 
 
 class Schedule:
-    """Gives out jobs, and knows the one that is under way."""
+    """Gives out jobs, and knows those that are under way."""
 
-    __slots__ = ("job", "lacks_room", "next_table")
+    __slots__ = ("compaction", "flush", "lacks_room", "next_table")
 
     def __init__(self, next_table: int) -> None:
-        self.job: Job | None = None  # That is under way.
+        self.flush: Job | None = None  # Those that are under way.
+        self.compaction: Job | None = None
         self.lacks_room = False  # There is no room for the compaction that is wanted.
         self.next_table = next_table  # The number of the next output.
+
+    @property
+    def is_busy(self) -> bool:
+        return self.flush is not None or self.compaction is not None
 
     def take_numbers(self) -> None:
         """Begin a range of numbers that no earlier start used."""
         self.next_table += TABLE_NUMBERS_PER_START - self.next_table % TABLE_NUMBERS_PER_START
 
-    def flush(self, segments: list[str], start: int, end: int, levels: Levels, terms: Terms) -> Job:
+    def give_flush(
+        self, segments: list[str], start: int, end: int, levels: Levels, terms: Terms
+    ) -> Job:
         """Give out the flush of these segments of the log, which hold the positions from `start` to `end`."""
-        job = self._give("flush", segments, start, end, terms)
+        assert self.flush is None
+        job = self.flush = self._give("flush", segments, start, end, terms)
         job.is_bottom = not levels.tables
         return job
 
-    def compact(self, levels: Levels, room_bytes: int, terms: Terms) -> Job | None:
+    def give_compaction(self, levels: Levels, room_bytes: int, terms: Terms) -> Job | None:
         """Give out what compaction chooses, if anything. Not what may need more than `room_bytes` of disk."""
+        assert self.compaction is None
         choice = compaction.choose(
             [[table.meta for table in level] for level in levels.levels],
             terms.settings.shape,
@@ -73,7 +86,7 @@ class Schedule:
         )
         if choice is None or self.lacks_room:
             return None
-        job = self._give(choice.kind, [table.name for table in tables], 0, 0, terms)
+        job = self.compaction = self._give(choice.kind, [table.name for table in tables], 0, 0, terms)
         job.is_bottom = choice.is_bottom
         job.level = choice.level
         # A table of level 0 stays one: each costs every read a look.
@@ -83,7 +96,7 @@ class Schedule:
     def _give(self, kind: str, inputs: list[str], start: int, end: int, terms: Terms) -> Job:
         name = f"{self.next_table:016d}{SUFFIX}"
         self.next_table += 1
-        self.job = Job(
+        return Job(
             kind=kind,
             inputs=inputs,
             output=name,
@@ -96,9 +109,11 @@ class Schedule:
             now_ms=terms.now_ms,
             horizon_position=terms.horizon_position,
         )
-        return self.job
 
     def end(self, job: Job) -> None:
         """A job was installed, or given up."""
-        assert job is self.job
-        self.job = None
+        if job is self.flush:
+            self.flush = None
+        else:
+            assert job is self.compaction
+            self.compaction = None

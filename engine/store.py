@@ -137,6 +137,7 @@ class Store:
         self._replacements = Replacements()
         self.capture: Callable[[], bytes] = bytes  # The owner's state, asked for at each freeze.
         self._schedule = Schedule(current.next_table)
+        self._prepared: Job | None = None  # Whose manifest is on its way.
         self.freeze_failure: DiskError | None = None  # Why a full memtable is not frozen.
         # Rows that nobody looks at: freed little by little.
         self._dead: list[dict[Row, bytes]] = []
@@ -472,24 +473,34 @@ class Store:
     # Background work
 
     def next_job(self, now_ms: int, room_bytes: int = 1 << 62) -> Job | None:
-        """What should be done now, one at a time: the oldest flush first, then a compaction. None if nothing, or busy.
+        """What should be done now: a flush, or else a compaction, neither beside another one of its kind."""
+        return self.next_flush(now_ms) or self.next_compaction(now_ms, room_bytes)
 
-        A compaction that may need more than `room_bytes` of disk is not begun. A flush is: it is
-        what gives room.
-        """
-        schedule = self._schedule
-        if schedule.job is not None:
+    def next_flush(self, now_ms: int) -> Job | None:
+        """The flush of the oldest frozen memtable. None if there is none, or one is under way."""
+        if self._schedule.flush is not None:
             return None
         if self.freeze_failure is not None:
             self.freeze_failure = None
             self._freeze_if_possible()
-        terms = Terms(self.settings, self._durable_drops(), self.horizon_position, now_ms)
         if not self.frozen:
-            return schedule.compact(self.levels, room_bytes, terms)
+            return None
         oldest = self.frozen[-1]
         start, end = oldest.memtable.base_position, oldest.end_position
         inputs = [segment.name for segment in self.log.sealed if start <= segment.base < end]
-        return schedule.flush(inputs, start, end, self.levels, terms)
+        return self._schedule.give_flush(inputs, start, end, self.levels, self._terms(now_ms))
+
+    def next_compaction(self, now_ms: int, room_bytes: int = 1 << 62) -> Job | None:
+        """The compaction that is most needed. None if none is, or one is under way.
+
+        One that may need more than `room_bytes` of disk is not begun. (A flush is: it is what gives room.)
+        """
+        if self._schedule.compaction is not None:
+            return None
+        return self._schedule.give_compaction(self.levels, room_bytes, self._terms(now_ms))
+
+    def _terms(self, now_ms: int) -> Terms:
+        return Terms(self.settings, self._durable_drops(), self.horizon_position, now_ms)
 
     def _durable_drops(self) -> list[Drop]:
         """The drops that compaction may carry out: a crash cannot take their markers back."""
@@ -498,11 +509,21 @@ class Store:
 
     def abandon(self, job: Job) -> None:
         """The job failed, or was lost with its worker, who is gone: it will be given again."""
-        self._schedule.end(job)
+        self._end(job)
         self.leavings.add_output(job)
 
+    def _end(self, job: Job) -> None:
+        self._schedule.end(job)
+        if self._prepared is job:
+            self._prepared = None
+
     def prepare(self, job: Job, result: JobResult) -> Prepared:
-        """The manifest that makes a finished job's output live: for `write_manifest`, then `install`."""
+        """The manifest that makes a finished job's output live: for `write_manifest`, then `install`.
+
+        From here to `install`, or to `abandon`, no other job is prepared: it would undo this one.
+        """
+        assert self._prepared is None, "a manifest is on its way"
+        self._prepared = job
         log_start, state = self.manifest.log_start, self.manifest.state
         if job.kind == "flush":
             log_start, state = self.frozen[-1].end_position, self.frozen[-1].state
@@ -536,7 +557,8 @@ class Store:
 
     def install(self, job: Job, result: JobResult, prepared: Prepared) -> None:
         """Serve from the job's output, and remove what it replaced."""
-        self._schedule.end(job)
+        assert self._prepared is job, "another job was prepared meanwhile"
+        self._end(job)
         written = prepared.manifest
         before = self.tables
         known = {table.name: table for table in [*before, *prepared.tables]}
@@ -599,7 +621,7 @@ class Store:
     @property
     def is_busy(self) -> bool:
         """Whether a job is under way."""
-        return self._schedule.job is not None
+        return self._schedule.is_busy
 
     @property
     def memtable_bytes(self) -> int:

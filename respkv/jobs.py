@@ -1,18 +1,19 @@
-"""The store's jobs beside the loop: flushes and compactions, one at a time, in the worker process.
+"""The store's jobs beside the loop: flushes and compactions, one of each at a time, in the worker process.
 
-Which job is next is the store's decision (`Store.next_job`), what it does that of `engine/job.py`, and a save only asks
-for a flush (`respkv/saves.py`). For each job:
+Which job is next is the store's decision (`Store.next_flush`, `Store.next_compaction`), what it does that of
+`engine/job.py`, and a save only asks for a flush (`respkv/saves.py`). For each job:
 
-    freeze, if a save wants it -> next_job -> the worker runs it -> prepare -> the manifest, in a thread -> install
+    freeze, if a save wants it -> next_flush -> the worker runs it -> prepare -> the manifest, in a thread -> install
 
-Only `install` runs in the loop. A job that fails is abandoned and chosen again a second later; what failed is in the
-node's log, and admission is told.
+Only `install` runs in the loop, and one manifest at a time is on its way to the disk. A job that fails is abandoned and
+chosen again a second later; what failed is in the node's log, and admission is told.
 
-Shell: it owns the task, and stops the worker at its end.
+Shell: it owns the tasks, and stops the worker at their end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -32,7 +33,7 @@ FAILURES_PER_LINE: Final = 30
 
 
 class JobRunner(Protocol):
-    """Does flushes and compactions beside the loop: `engine.worker.Worker`."""
+    """Does flushes and compactions beside the loop, several at a time: `engine.worker.Worker`."""
 
     restarts: int
 
@@ -44,8 +45,18 @@ class JobRunner(Protocol):
     async def stop(self) -> None: ...
 
 
+class Lane:
+    """The flushes, or the compactions: one after the other."""
+
+    def __init__(self, next_job: Callable[[], Job | None]) -> None:
+        self.next_job = next_job
+        self.wanted = trio.Event()  # Another one after each time that it was waited for.
+        self.kind = ""  # Of the job that is under way.
+        self.failures = 0  # In a row.
+
+
 class Jobs:
-    """One per node. Who sets `wanted` has the store asked for a job at once, and not only every few seconds."""
+    """One per node. Every few seconds the store is asked for jobs; `want_flush` has it asked at once."""
 
     def __init__(
         self, node: Node, admission: Admission, worker: JobRunner, offload: Offload
@@ -56,14 +67,24 @@ class Jobs:
         self._saves = node.saves
         self._offload = offload
         self.worker = worker
-        self.wanted = trio.Event()  # Another one after each time that it was waited for.
-        self.kind = "none"  # What the worker does.
-        self._failures = 0  # In a row.
+        self._flushes, self._compactions = Lane(self._next_flush), Lane(self._next_compaction)
+        self._lanes = (self._flushes, self._compactions)
+        self._manifest = trio.Lock()
+        self._clearing = trio.Lock()
+
+    @property
+    def kind(self) -> str:
+        """What the worker does: "none", or the kinds of its jobs."""
+        return "+".join(lane.kind for lane in self._lanes if lane.kind) or "none"
+
+    def want_flush(self) -> None:
+        """A memtable is frozen, or is to be. Hot: each write says so for as long as one is."""
+        self._flushes.wanted.set()
 
     def ask_save(self, kind: Kind) -> None:
         """BGSAVE, BGREWRITEAOF: have the memtable flushed."""
         self._saves.ask(kind, self._node.wall_ns() // 1_000_000_000)
-        self.wanted.set()
+        self.want_flush()
 
     def report(self, damage: Damage) -> None:
         """Tell the node's log what was lost."""
@@ -77,51 +98,85 @@ class Jobs:
 
     async def run(self) -> None:
         """Have jobs done until cancelled."""
-        node, store, admission = self._node, self._store, self._admission
         try:
-            while True:
-                self._freeze_for_save()
-                if store.leavings.has_files:
-                    await self._offload(store.leavings.clear_away)
-                job = store.next_job(node.now_ms(), admission.room_bytes())
-                if job is None:
-                    self.kind = "none"
-                    with trio.move_on_after(5):
-                        await self.wanted.wait()
-                    self.wanted = trio.Event()
-                    continue
-                self.kind = job.kind
-                if job.kind == "flush":
-                    self._saves.flush_begins(node.changes)
-                try:
-                    result = await self.worker.run(job)
-                    prepared = store.prepare(job, result)
-                    await self._offload(partial(store.write_manifest, prepared))
-                    started_ns = node.clock_ns()
-                    store.install(job, result, prepared)
-                    node.note_pause(started_ns)
-                    for damage in result.damages:
-                        self.report(damage)
-                except EngineError as error:
-                    if self._failures % FAILURES_PER_LINE == 0:
-                        node.log.error("a job will be repeated", kind=job.kind, reason=str(error))
-                    self._failures += 1
-                    admission.are_jobs_failing = True
-                    store.abandon(job)
-                    self._saves.failed()
-                    admission.check_disk()
-                    await trio.sleep(1)
-                else:
-                    self._failures = 0
-                    admission.are_jobs_failing = False
-                    if job.kind == "flush":
-                        self._note_flushed()
-                    admission.check_stall()
-                    admission.check_disk()
-                    node.front.tick([])
+            async with trio.open_nursery() as nursery:
+                for lane in self._lanes:
+                    nursery.start_soon(self._run, lane)
         finally:
             with trio.CancelScope(shield=True):
                 await self.worker.stop()
+
+    async def _run(self, lane: Lane) -> None:
+        store = self._store
+        while True:
+            if store.leavings.has_files:
+                async with self._clearing:
+                    await self._offload(store.leavings.clear_away)
+            job = lane.next_job()
+            if job is None:
+                with trio.move_on_after(5):
+                    await lane.wanted.wait()
+                lane.wanted = trio.Event()
+                continue
+            lane.kind = job.kind
+            try:
+                await self._do(job)
+            except EngineError as error:
+                self._note_failure(lane, error)
+                await trio.sleep(1)
+            else:
+                lane.failures = 0
+                self._note_done(job)
+            finally:
+                lane.kind = ""
+
+    def _next_flush(self) -> Job | None:
+        self._freeze_for_save()
+        job = self._store.next_flush(self._node.now_ms())
+        if job is not None:
+            self._saves.flush_begins(self._node.changes)
+        return job
+
+    def _next_compaction(self) -> Job | None:
+        return self._store.next_compaction(self._node.now_ms(), self._admission.room_bytes())
+
+    async def _do(self, job: Job) -> None:
+        """Have a job done and make it live. On EngineError it is abandoned."""
+        node, store = self._node, self._store
+        try:
+            result = await self.worker.run(job)
+        except EngineError:
+            store.abandon(job)
+            raise
+        async with self._manifest:
+            prepared = store.prepare(job, result)
+            try:
+                await self._offload(partial(store.write_manifest, prepared))
+            except EngineError:
+                store.abandon(job)
+                raise
+            started_ns = node.clock_ns()
+            store.install(job, result, prepared)
+            node.note_pause(started_ns)
+        for damage in result.damages:
+            self.report(damage)
+
+    def _note_done(self, job: Job) -> None:
+        self._admission.are_jobs_failing = any(lane.failures for lane in self._lanes)
+        if job.kind == "flush":
+            self._note_flushed()
+        self._admission.check_stall()
+        self._admission.check_disk()
+        self._compactions.wanted.set()  # It may have become necessary.
+        self._node.front.tick([])
+
+    def _note_failure(self, lane: Lane, error: EngineError) -> None:
+        if lane.failures % FAILURES_PER_LINE == 0:
+            self._node.log.error("a job will be repeated", kind=lane.kind, reason=str(error))
+        lane.failures += 1
+        self._admission.are_jobs_failing = True
+        self._saves.failed()
+        self._admission.check_disk()
 
     def _freeze_for_save(self) -> None:
         """A save was asked for: freeze the memtable. Not while another one waits: two would stall the node."""

@@ -118,7 +118,7 @@ class World:
     tries: list[Frame] = field(default_factory=list)  # That the disk had no room for.
     end: int = 0  # Of the log, as far as the model knows.
     acknowledged: int = 0
-    task: Task | None = None
+    tasks: list[Task] = field(default_factory=list)  # A flush, a compaction, or one of each.
     orphan: Job | None = None  # What a worker whose server was killed still does.
     is_bad: bool = False
     damage: Damage | None = None  # A bit that is flipped now.
@@ -160,7 +160,7 @@ class World:
                 self._live()
                 self._end()
             except PowerCut:
-                self.counts.cuts_in_jobs += self.task is not None
+                self.counts.cuts_in_jobs += bool(self.tasks)
                 self.counts.cuts_in_snapshots += bool(self.unsure)
                 self._cut()
             except (SyncError, LogFailedError):  # The node leaves service, and is started again.
@@ -234,15 +234,16 @@ class World:
 
     def _kill(self) -> None:
         self.counts.kills += 1
-        if self.task is None and self.replica.store.log.failure is None:
+        if not self.tasks and self.replica.store.log.failure is None:
             self._work()
-        if self.task is not None and self.task.result is None:
-            self.orphan = self.task.job
+        for task in self.tasks:
+            if task.result is None:
+                self.orphan = task.job
         self._forget_process()
         self.disk = self.disk.kill()
 
     def _forget_process(self) -> None:
-        self.task = None
+        self.tasks.clear()
         self._calm()
 
     def _start(self) -> None:
@@ -537,8 +538,13 @@ class World:
     # Jobs, a step at a time
 
     def _work(self) -> None:
-        store = self.replica.store
-        task = self.task
+        """Give out a job, or do one step of one: a flush and a compaction take turns."""
+        store, tasks = self.replica.store, self.tasks
+        preparing = next((task for task in tasks if task.prepared is not None), None)
+        is_new = not tasks or (len(tasks) == 1 and self.rng.random() < 0.3)
+        task = None if is_new else self.rng.choice(tasks)
+        if task is not None and task.result is not None and preparing is not None:
+            task = preparing  # One manifest at a time.
         # Aimed at a few operations whose order matters.
         if self.rng.random() < (
             0.02 if task is None or task.prepared is None else self._aim_chance
@@ -554,7 +560,9 @@ class World:
             # A memtable that could not be frozen before is frozen now, and what was staged is written.
             if store.log.position > self.end:
                 self._note_frame(store.log.position)
-            self.task = Task(job) if job is not None else None
+            if job is not None:
+                tasks.append(Task(job))
+                self.counts.jobs_beside_another += len(tasks) == 2
             return
         try:
             if task.result is None:
@@ -568,14 +576,14 @@ class World:
             else:
                 store.install(task.job, task.result, task.prepared)
                 self._count(task.job.kind)
-                self.task = None
+                tasks.remove(task)
         except EngineError as error:
             self._excuse_job(error)
             store.abandon(task.job)
-            self.task = None
-        if self.task is not None and not task.is_written and self.rng.random() < 0.03:
+            tasks.remove(task)
+        if task in tasks and not task.is_written and self.rng.random() < 0.03:
             store.abandon(task.job)
-            self.task = None
+            tasks.remove(task)
 
     def _count(self, kind: str) -> None:
         counts = self.counts

@@ -32,6 +32,7 @@ class Counts:
     removals: int = 0
     failed_jobs: int = 0
     levels_max: int = 0
+    jobs_beside_another: int = 0
     orphans: int = 0
     snapshots: int = 0
     snapshots_opened: int = 0

@@ -45,6 +45,7 @@ def test_nothing_acknowledged_is_lost() -> None:
     assert counts.lost_unacknowledged > 1000
     assert min(counts.power_cuts, counts.kills, counts.full_disks) >= 50
     assert min(counts.flushes, counts.cuts_in_jobs, counts.cuts_in_starts) > 50
+    assert counts.jobs_beside_another > 50
     assert min(counts.compactions, counts.snapshots_opened, counts.removals) > 20
     assert min(counts.flips_in_tables, counts.flips_in_log, counts.flips_in_manifest) > 5
     assert min(counts.refused_starts_for_damage, counts.refused_reads_for_damage) > 5

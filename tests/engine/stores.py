@@ -102,9 +102,7 @@ def fill_levels(store: Store) -> None:
 def compact(store: Store) -> list[str]:
     store.log.sync()
     kinds = []
-    while store.next_job(0) is not None:
-        job = store._schedule.job
-        assert job is not None
+    while (job := store.next_job(0)) is not None:
         finish(store, job, run_job(store.disk, job, store.codec))
         kinds.append(job.kind)
     return kinds

@@ -90,9 +90,7 @@ def compact(store: Store) -> None:
     while len(store.levels.levels[0]) < L0_COUNT:
         put(store, [b"z%d" % store.log.position], OLD)
         flush(store)
-    while store.next_job(0) is not None:
-        job = store._schedule.job
-        assert job is not None
+    while (job := store.next_job(0)) is not None:
         finish(store, job, run_job(store.disk, job, store.codec))
 
 

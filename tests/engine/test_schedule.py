@@ -8,7 +8,7 @@ from tests.engine.stores import SETTINGS, SLOT_COUNT, compact, finish, flush, ne
 from tests.engine.toy import SETS
 
 
-def test_one_job_at_a_time_and_an_abandoned_one_is_given_again() -> None:
+def test_one_flush_at_a_time_and_an_abandoned_one_is_given_again() -> None:
     store = new_store()
     store.apply(0, b"a1", b"x")
     store.freeze()

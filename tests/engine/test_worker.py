@@ -6,20 +6,24 @@ on how fast the machine is.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 import engine
 from engine.codec import COMPLETE, Entry
 from engine.disk import RealDisk
 from engine.job import Job, JobResult
+from engine.merge import GROUP_ENTRIES
 from engine.sstable import Table, TableWriter
 from engine.worker import NICENESS, JobFailed, Worker, WorkerLost
 from tests.engine.toy import SETS
@@ -140,6 +144,72 @@ async def test_a_worker_killed_in_the_middle_is_lost_and_its_job_can_be_done_aga
             assert entries_of(folder, "new.sst") == entries_of(folder, HELD)
     finally:
         await worker.stop()
+
+
+async def test_what_comes_in_the_middle_of_a_compaction_is_done_at_once(folder: Path) -> None:
+    """And the compaction goes on after it. Each gets its own answer."""
+    long = "long.sst"
+    disk = RealDisk(str(folder))
+    writer = TableWriter(disk, long, block_bytes=4096, compression="lz4", codec=SETS)
+    writer.add_key(b"\0\1row", COMPLETE, bytes(folder / HOLD))
+    rest: list[Entry] = [(b"\0\2%05d" % n, COMPLETE, b"v") for n in range(10 * GROUP_ENTRIES)]
+    for entry in rest:
+        writer.add_key(*entry)
+    writer.finish(0, 9)
+    disk.close()
+    worker = Worker(str(folder), CODEC_PATH)
+    done: list[JobResult] = []
+
+    async def run(job: Job) -> None:
+        done.append(await worker.run(job))
+
+    try:
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run, new_job(long, "new.sst"))
+                await wait_for_file(folder / "new.sst.tmp")
+                nursery.start_soon(run, new_job("in.sst", "urgent.sst"))
+                await wait_until_read(worker)
+                (folder / HOLD).unlink()
+        assert done == [JobResult(["urgent.sst"], 1), JobResult(["new.sst"], len(rest) + 1)]
+        assert entries_of(folder, "new.sst")[1:] == rest
+    finally:
+        await worker.stop()
+
+
+async def wait_until_read(worker: Worker) -> None:
+    """The worker has taken from its pipe what was sent to it."""
+    assert worker._child is not None
+    stdin = worker._child.process.stdin
+    assert isinstance(stdin, trio.lowlevel.FdStream)
+    await trio.testing.wait_all_tasks_blocked()  # It was sent.
+
+    def unread() -> bytes:
+        return fcntl.ioctl(stdin.fileno(), termios.FIONREAD, bytes(4))
+
+    while unread() != bytes(4):  # noqa: ASYNC110 (another process reads it)
+        await trio.sleep(0.005)
+
+
+async def test_all_jobs_of_a_worker_that_is_killed_are_lost(folder: Path) -> None:
+    worker = Worker(str(folder), CODEC_PATH)
+    lost: list[str] = []
+
+    async def run(job: Job) -> None:
+        try:
+            await worker.run(job)
+        except WorkerLost:
+            lost.append(job.output)
+
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, held_job())
+            await wait_for_file(folder / "new.sst.tmp")
+            nursery.start_soon(run, new_job("in.sst", "next.sst"))
+            await wait_until_read(worker)
+            nursery.start_soon(kill_when_in_the_middle, worker, folder)
+    assert sorted(lost) == ["new.sst", "next.sst"]
+    assert (worker.restarts, worker.pid) == (1, None)
 
 
 async def kill_when_in_the_middle(worker: Worker, folder: Path) -> None:

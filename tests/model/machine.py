@@ -92,7 +92,7 @@ class Machine:
         self._frames: list[tuple[int, list[Change]]] = []
         self._staged: list[Change] = []
         self._durable = 0
-        self._task: Task | None = None
+        self._tasks: list[Task] = []  # A flush, a compaction, or one of each.
         self._scans: list[OpenScan] = []
         self._snapshots: dict[str, Content] = {}
         self._horizon_time = 0  # Of the last write that may be forgotten.
@@ -245,12 +245,19 @@ class Machine:
     # Jobs
 
     def _work(self) -> None:
-        """One part of the job that is under way, or the next one."""
-        store, task = self._store, self._task
-        if task is None:
+        """One part of a job that is under way, or the next one."""
+        store, tasks = self._store, self._tasks
+        if not tasks or (len(tasks) == 1 and self._rng.random() < 0.3):
             job = store.next_job(self._now_ms)
-            self._task = None if job is None else Task(job)
-        elif task.result is None:
+            if job is not None:
+                tasks.append(Task(job))
+                self.counts["job beside another"] += len(tasks) == 2
+            return
+        task = self._rng.choice(tasks)
+        preparing = next((each for each in tasks if each.prepared is not None), None)
+        if task.result is not None and preparing is not None:
+            task = preparing  # One manifest at a time.
+        if task.result is None:
             task.result = run_job(self._disk.again(), task.job, CODEC)
         elif task.prepared is None:
             task.prepared = store.prepare(task.job, task.result)
@@ -263,14 +270,14 @@ class Machine:
             self.counts["job at the bottom"] += task.job.kind == "compact" and task.job.is_bottom
             depth = sum(1 for level in store.levels.levels if level)
             self.counts[f"job of {depth} levels"] += 1
-            self._task = None
+            tasks.remove(task)
 
     def _abandon(self) -> None:
-        if self._task is not None and not self._task.is_written:
-            for table in self._task.prepared.tables if self._task.prepared else []:
+        for task in [task for task in self._tasks if not task.is_written][:1]:
+            for table in task.prepared.tables if task.prepared else []:
                 table.close()
-            self._store.abandon(self._task.job)
-            self._task = None
+            self._store.abandon(task.job)
+            self._tasks.remove(task)
 
     # Reading
 
@@ -423,7 +430,7 @@ class Machine:
         self._staged.clear()
         self._times = [(position, time) for position, time in self._times if position <= end]
         self._durable = end
-        self._task = None
+        self._tasks.clear()
 
     def _reopen(self) -> None:
         self._write()

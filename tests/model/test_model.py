@@ -37,7 +37,7 @@ def test_the_store_does_what_a_dict_does(name: str) -> None:
     for seed in range(100, 105):
         counts += run(seed, name, range(STEPS))
     # What did not happen was not tested.
-    wanted = {*WEIGHTS, "flush job", "compact job", "scan to the end"}
+    wanted = {*WEIGHTS, "flush job", "compact job", "job beside another", "scan to the end"}
     if name != "horizon":
         wanted.discard("move_horizon")
     if name == "deep":
@@ -135,6 +135,27 @@ def move_that_forgets_its_tables(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Levels, "names_after", names_after)
 
 
+def compaction_that_undoes_a_flush(patch: pytest.MonkeyPatch) -> None:
+    """It replaces the tables that there were when it began."""
+    levels: dict[str, Levels] = {}
+
+    def next_job(self: Store, *args: Any, original: Any = Store.next_job) -> Job | None:
+        job: Job | None = original(self, *args)
+        if job is not None and job.kind != "flush":
+            levels[job.output] = self.levels
+        return job
+
+    def prepare(self: Store, job: Job, *args: Any, original: Any = Store.prepare) -> Any:
+        now, self.levels = self.levels, levels.get(job.output, self.levels)
+        try:
+            return original(self, job, *args)
+        finally:
+            self.levels = now
+
+    patch.setattr(Store, "next_job", next_job)
+    patch.setattr(Store, "prepare", prepare)
+
+
 def delta_that_ends_a_lookup(patch: pytest.MonkeyPatch) -> None:
     original = merge.join_versions
 
@@ -194,6 +215,7 @@ def stub_that_shows(patch: pytest.MonkeyPatch) -> None:
         horizon_that_is_ignored,
         drop_without_position,
         move_that_forgets_its_tables,
+        compaction_that_undoes_a_flush,
         delta_that_ends_a_lookup,
         row_cache_that_outlives_a_flush,
         scan_that_holds_no_tables,
