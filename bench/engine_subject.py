@@ -31,6 +31,7 @@ from cluster.record import CODEC
 from cluster.slot import Slot
 from engine.disk import RealDisk
 from engine.errors import EngineError
+from engine.job import Job
 from engine.store import NO_PINS, PageFault, Pins, Store, StoreSettings
 from engine.worker import Worker
 from respkv.version import VERSION
@@ -103,33 +104,48 @@ class Respkv:
         self._wake = trio.Event()
         self._idle = trio.Event()
         self._installed = trio.Event()
+        self._manifest = trio.Lock()
         self._last_pid: int | None = None
 
     async def work(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._do_jobs)
-            nursery.start_soon(self._sync_sealed)
-
-    async def _do_jobs(self) -> None:
         store = self.store
         try:
-            while True:
-                job = store.next_job(time.time_ns() // 1_000_000)
-                if job is None:
-                    self._idle.set()
-                    await self._wake.wait()
-                    self._wake = trio.Event()
-                    continue
-                result = await self._worker.run(job)
-                prepared = store.prepare(job, result)
-                await trio.to_thread.run_sync(store.write_manifest, prepared)
-                store.install(job, result, prepared)
-                self._installed.set()
-                self._installed = trio.Event()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._do_jobs, store.next_flush)
+                nursery.start_soon(self._do_jobs, self._next_compaction)
+                nursery.start_soon(self._sync_sealed)
         finally:
             self._last_pid = self._worker.pid
             with trio.CancelScope(shield=True):
                 await self._worker.stop()
+
+    async def _do_jobs(self, next_job: Callable[[int], Job | None]) -> None:
+        store = self.store
+        while True:
+            job = next_job(time.time_ns() // 1_000_000)
+            if job is None:
+                await self._wake.wait()
+                continue
+            result = await self._worker.run(job)
+            async with self._manifest:
+                prepared = store.prepare(job, result)
+                await trio.to_thread.run_sync(store.write_manifest, prepared)
+                store.install(job, result, prepared)
+            self._installed.set()
+            self._installed = trio.Event()
+            self._ask()
+
+    def _next_compaction(self, now_ms: int) -> Job | None:
+        store = self.store
+        job = store.next_compaction(now_ms)
+        if job is None and not store.frozen and not store.is_busy:
+            self._idle.set()
+        return job
+
+    def _ask(self) -> None:
+        """Have both kinds of jobs asked for again."""
+        self._wake.set()
+        self._wake = trio.Event()
 
     async def _sync_sealed(self) -> None:
         """As a node with `log.fsync = no`: only sealed segments are forced to the disk."""
@@ -153,7 +169,7 @@ class Respkv:
                 apply(slot, row, raw)
             write()
             if store.frozen:
-                self._wake.set()
+                self._ask()
                 while store.is_stalled:
                     await self._installed.wait()
         await trio.lowlevel.checkpoint()
@@ -189,7 +205,7 @@ class Respkv:
 
     async def settle(self) -> bool:
         self._idle = trio.Event()
-        self._wake.set()
+        self._ask()
         with trio.move_on_after(SETTLE_MAX_S):
             await self._idle.wait()
             return True

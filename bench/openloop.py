@@ -35,7 +35,7 @@ from bench.load import LoadFailed
 from bench.memory_group import GroupRefused, memory_group
 from bench.openloop_generator import GeneratorFailed, GeneratorProcess
 from bench.openloop_report import Result
-from bench.openloop_schedule import Load, highest_rate, loading
+from bench.openloop_schedule import Load, highest_rate, loading, reading
 from bench.openloop_watch import Watch
 from bench.ping import Pinger, PingFailed
 from bench.restart import RunningServer, started
@@ -47,6 +47,8 @@ LOAD_BATCH: Final = 200
 PROGRESS_KEYS: Final = 500_000
 # Tables before and after a compaction, and the log.
 DISK_FACTOR: Final = 3
+# The search of the highest rate without hot keys begins at one in so many.
+COLD_FACTOR: Final = 4
 
 _FAILURES = (
     ServerNotReady,
@@ -78,6 +80,15 @@ def write_keys(address: Address, key_count: int, value_bytes: int, rate: int) ->
                 time.sleep(ahead_s)
 
 
+def read_hot(address: Address, load: Load) -> None:
+    """Read each hot key once: what fits the caches is in them from the first request on."""
+    with Connection(address) as connection:
+        for batch, count in reading(load.hot_keys, LOAD_BATCH):
+            connection.send(batch)
+            for _ in range(count):
+                connection.read_reply()
+
+
 def run_load(server: RunningServer, load: Load, memory_bytes_max: int) -> Result:
     """One run, watched."""
     watch = Watch(server.address, server.pid)
@@ -98,7 +109,11 @@ def run_and_tell(server: RunningServer, load: Load, options: argparse.Namespace)
         rest(_as_server(server), wait_s=options.seconds)
         return results[-1].holds
 
-    if not options.find_rate:
+    if load.hot_share:
+        _progress(f"reading the {load.hot_keys} hot keys")
+        read_hot(server.address, load)
+    is_searched = options.find_rate or (options.then_cold and not load.hot_share)
+    if not is_searched:
         holds(load.rate)
         print(openloop_report.text(results[0]), flush=True)
         return results
@@ -124,7 +139,7 @@ def loads(options: argparse.Namespace) -> list[Load]:
         write_share=options.writes,
         connection_count=options.connections,
     )
-    cold = dataclasses.replace(first, hot_share=0.0)
+    cold = dataclasses.replace(first, hot_share=0.0, rate=max(1, first.rate // COLD_FACTOR))
     return [first, cold] if options.then_cold else [first]
 
 
@@ -172,7 +187,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--cgroup", type=_size, metavar="SIZE", help="a memory cgroup around the server")
     add("--find-rate", action="store_true", help="search the highest rate that holds")
     add("--steps", type=_positive, default=8, help="of the search, at most (8)")
-    add("--then-cold", action="store_true", help="a second run without hot keys")
+    add("--then-cold", action="store_true", help="then, without hot keys, search the highest rate that holds")
     add("--folder", type=Path, help="where the data is made and removed (the temporary folder)")
     add("--json", type=Path, metavar="FILE", help="write every figure there")
     return parser.parse_args(arguments)

@@ -102,6 +102,13 @@ def loading(key_count: int, value_bytes: int, batch: int) -> Iterator[tuple[byte
         yield b"".join([template % (key(number), make()) for number in numbers]), len(numbers)
 
 
+def reading(key_count: int, batch: int) -> Iterator[tuple[bytes, int]]:
+    """Yield pipelines of GETs that read the first keys once, and how many commands each holds."""
+    for begin in range(0, key_count, batch):
+        numbers = range(begin, min(begin + batch, key_count))
+        yield b"".join([GET_TEMPLATE % key(number) for number in numbers]), len(numbers)
+
+
 def highest_rate(holds: Callable[[int], bool], first: int, steps: int) -> tuple[int, list[int]]:
     """Search the highest rate that holds: doubled or halved from `first`, then in between.
 

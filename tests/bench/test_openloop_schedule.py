@@ -6,7 +6,15 @@ import hiredis
 import pytest
 
 from bench.load import key
-from bench.openloop_schedule import Load, Requests, due_until, highest_rate, loading
+from bench.openloop_schedule import (
+    GET_TEMPLATE,
+    Load,
+    Requests,
+    due_until,
+    highest_rate,
+    loading,
+    reading,
+)
 
 LOAD = Load(
     rate=1000,
@@ -52,6 +60,13 @@ def test_without_a_hot_share_all_keys_are_alike() -> None:
     requests = Requests(dataclasses.replace(LOAD, hot_share=0.0))
     commands = parsed(b"".join(requests.next()[0] for _ in range(4000)))
     assert len({command[1] for command in commands}) > 3000
+
+
+def test_reading_asks_for_the_first_keys_once() -> None:
+    batches = list(reading(25, 10))
+    assert [count for _, count in batches] == [10, 10, 5]
+    asked = b"".join(batch for batch, _ in batches)
+    assert asked == b"".join(GET_TEMPLATE % key(number) for number in range(25))
 
 
 def test_loading_writes_every_key_once() -> None:
