@@ -339,12 +339,21 @@ class Store:
 
         Not for a compaction that will not come, because there is no room for it.
         """
+        return self.waits_for_flush or self.waits_for_compaction
+
+    @property
+    def waits_for_flush(self) -> bool:
+        """Memtables take all the memory that they may."""
         return (
             len(self.frozen) >= FROZEN_MAX
             # Could not be frozen for want of room.
             or self.memtable.weight_bytes > 2 * self.settings.memtable_bytes
-            or (self._level_0_pressure() >= 1.0 and not self._schedule.lacks_room)
         )
+
+    @property
+    def waits_for_compaction(self) -> bool:
+        """Level 0 has all the tables that it may."""
+        return self._level_0_pressure() >= 1.0 and not self._schedule.lacks_room
 
     @property
     def is_overfull(self) -> bool:

@@ -9,7 +9,7 @@ has to wait. Reads go on in any case. What it looks at, and what comes of it:
     the store's urgency, after each tick that wrote, each job, and at the end of a delay
         a delay or a stop, as `throttle` has it           -> held back; they run again when it is over
 
-It knows neither the log nor the worker: `is_log_full` and `are_jobs_failing` are told by those who do.
+It knows neither the log nor the worker: `is_log_full` and which jobs are failing are told by those who do.
 
 Core: the clock and the disk are the node's.
 """
@@ -45,7 +45,7 @@ class Admission:
         self._clock_ns = node.clock_ns
         self.throttle = Throttle()
         self.is_log_full = False  # The disk did not take all that was applied.
-        self.are_jobs_failing = False
+        self.are_flushes_failing = self.are_compactions_failing = False
         self.check_position = 0  # Of the log: beyond it, look at the disk again.
         self._reserve_bytes = DISK_RESERVE_BYTES
         self._is_retry_due = False  # Of the writes that wait for the end of a stall.
@@ -78,7 +78,7 @@ class Admission:
         self.check_position = store.log.position + reserve // 8
         if free < reserve or self.is_log_full:
             reason: ReplyError | None = DISK_FULL
-        elif store.is_stalled and (self.are_jobs_failing or store.freeze_failure):
+        elif self._waits_in_vain:
             reason = MEMORY_FULL
         else:
             reason = None
@@ -91,6 +91,14 @@ class Admission:
         node.refusal = reason
         # Not now: this may be the end of a tick, and what runs now would be answered unlogged.
         self._is_retry_due = True
+
+    @property
+    def _waits_in_vain(self) -> bool:
+        """The worker cannot do what writes are held back for: they may wait for long."""
+        store = self._store
+        if store.waits_for_flush and (self.are_flushes_failing or store.freeze_failure):
+            return True
+        return store.waits_for_compaction and self.are_compactions_failing
 
     def retry(self, now_ms: int) -> None:
         """Between two ticks: run what waited, if `check_disk` has found a change since the last time."""

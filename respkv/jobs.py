@@ -162,7 +162,7 @@ class Jobs:
             self.report(damage)
 
     def _note_done(self, job: Job) -> None:
-        self._admission.are_jobs_failing = any(lane.failures for lane in self._lanes)
+        self._tell_failures()
         if job.kind == "flush":
             self._note_flushed()
         self._admission.check_stall()
@@ -170,12 +170,17 @@ class Jobs:
         self._compactions.wanted.set()  # It may have become necessary.
         self._node.front.tick([])
 
+    def _tell_failures(self) -> None:
+        self._admission.are_flushes_failing = self._flushes.failures > 0
+        self._admission.are_compactions_failing = self._compactions.failures > 0
+
     def _note_failure(self, lane: Lane, error: EngineError) -> None:
         if lane.failures % FAILURES_PER_LINE == 0:
             self._node.log.error("a job will be repeated", kind=lane.kind, reason=str(error))
         lane.failures += 1
-        self._admission.are_jobs_failing = True
-        self._saves.failed()
+        self._tell_failures()
+        if lane is self._flushes:
+            self._saves.failed()
         self._admission.check_disk()
 
     def _freeze_for_save(self) -> None:
