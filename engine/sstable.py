@@ -87,6 +87,9 @@ _ids = count()
 _key = itemgetter(0)
 _row = itemgetter(slice(SLOT_BYTES, None))
 _WRITE_BYTES: Final = 256 * 1024
+_SYNC_BYTES: Final = 8 << 20
+"""So much of a table is written at most before it is synced. The kernel makes whoever writes wait when too much is
+unsynced, and that would be the commit log as well (RocksDB: `bytes_per_sync`)."""
 _ENTRY_OVERHEAD_BYTES: Final = 5
 """What an entry takes in a block besides key and record: two bounds of two bytes, and flags."""
 _TABLE_OVERHEAD_BYTES: Final = 900
@@ -160,6 +163,7 @@ class TableWriter:
         self._offset = 0
         self._unwritten: list[bytes] = []
         self._unwritten_bytes = 0
+        self._unsynced_bytes = 0
 
     @property
     def size_bytes(self) -> int:
@@ -295,7 +299,11 @@ class TableWriter:
 
     def _write_out(self) -> None:
         self._file.append(b"".join(self._unwritten))
+        self._unsynced_bytes += self._unwritten_bytes
         self._unwritten, self._unwritten_bytes = [], 0
+        if self._unsynced_bytes >= _SYNC_BYTES:
+            self._file.sync()
+            self._unsynced_bytes = 0
 
 
 class Table:

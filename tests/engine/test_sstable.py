@@ -35,7 +35,7 @@ from engine.sstable import (
 )
 from engine.table_meta import TableMeta, TagCount
 from tests.engine.toy import RegisterCodec, register
-from tests.sim.disk import SimDisk
+from tests.sim.disk import SimDisk, SimFile
 
 CODEC = RegisterCodec()
 
@@ -994,3 +994,27 @@ def test_blocks_that_gain_little_are_stored_raw(disk: SimDisk) -> None:
     assert packed.file_bytes == plain.file_bytes
     text = [(key, flags, register(1, bytes(300))) for key, flags, _ in noise]
     assert write(disk, text, name="text").file_bytes < plain.file_bytes / 5
+
+
+def test_little_of_a_table_is_unsynced_at_any_time(
+    disk: SimDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the kernel makes whoever writes wait, the commit log too."""
+    monkeypatch.setattr(sstable, "_WRITE_BYTES", 1000)
+    monkeypatch.setattr(sstable, "_SYNC_BYTES", 20_000)
+    unsynced = [0]
+
+    def append(self: SimFile, data: bytes, original: Any = SimFile.append) -> None:
+        original(self, data)
+        unsynced.append(unsynced[-1] + len(data))
+
+    def sync(self: SimFile, original: Any = SimFile.sync) -> None:
+        original(self)
+        unsynced.append(0)
+
+    monkeypatch.setattr(SimFile, "append", append)
+    monkeypatch.setattr(SimFile, "sync", sync)
+    write(disk, made(random.Random(1), 2000), compression="none", block_bytes=500)
+    assert unsynced.count(0) > 5
+    assert 20_000 <= max(unsynced) < 22_000
+    assert unsynced[-1] == 0
