@@ -187,7 +187,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--cgroup", type=_size, metavar="SIZE", help="a memory cgroup around the server")
     add("--find-rate", action="store_true", help="search the highest rate that holds")
     add("--steps", type=_positive, default=8, help="of the search, at most (8)")
-    add("--then-cold", action="store_true", help="then, without hot keys, search the highest rate that holds")
+    add(
+        "--then-cold",
+        action="store_true",
+        help="then, without hot keys, search the highest rate that holds",
+    )
     add("--folder", type=Path, help="where the data is made and removed (the temporary folder)")
     add("--json", type=Path, metavar="FILE", help="write every figure there")
     return parser.parse_args(arguments)

@@ -86,7 +86,9 @@ class Schedule:
         )
         if choice is None or self.lacks_room:
             return None
-        job = self.compaction = self._give(choice.kind, [table.name for table in tables], 0, 0, terms)
+        job = self.compaction = self._give(
+            choice.kind, [table.name for table in tables], 0, 0, terms
+        )
         job.is_bottom = choice.is_bottom
         job.level = choice.level
         # A table of level 0 stays one: each costs every read a look.
