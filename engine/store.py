@@ -5,9 +5,9 @@ shell that owns it
 
 - calls `write()` once per tick: everything applied since goes to the log in one frame,
 - runs `log.sync()` where its policy says so,
-- asks `next_job()`, has the job done elsewhere (a worker process, a thread, or at once in a
-  simulation), and hands the result to `prepare`, `write_manifest` (which blocks: in a thread) and
-  `install`; or gives it up with `abandon`,
+- asks `next_flush()` and `next_compaction()`, or `next_job()` for either, has the job done elsewhere (a
+  worker process, a thread, or at once in a simulation), and hands the result to `prepare`, `write_manifest`
+  (which blocks: in a thread) and `install`, for one job at a time; or gives it up with `abandon`,
 - may set `leavings.is_cleared_by_owner`, and then calls `leavings.clear_away` (in a thread) while it
   `has_files`,
 - fetches rows whose look-up raised `PageFault`: `fetch` in a thread, then `arrive`,
@@ -15,7 +15,7 @@ shell that owns it
 
     apply -> log.pieces, active memtable            (tick)
     active full -> frozen, log rolls                (write)
-    frozen -> flush job -> table                    (next_job .. install)
+    frozen -> flush job -> table                    (next_flush .. install)
     too many tables -> job: some are merged, moved a level down, or removed
 
 Reading goes active, frozen (newest first), and then row cache and tables (`engine/table_reader.py`),
@@ -318,7 +318,7 @@ class Store:
             try:
                 self.freeze()
             except DiskError as error:
-                self.freeze_failure = error  # `next_job` tries again: it is called now and then.
+                self.freeze_failure = error  # `next_flush` tries again: it is called now and then.
 
     def freeze(self) -> None:
         """Close the memtable and its log segments, and begin new ones. On DiskError everything stays as it was."""

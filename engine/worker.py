@@ -129,7 +129,7 @@ class _Child:
                 await self._has_read.wait()
                 continue
             try:
-                answered, kind, body = (await self._read_line()).split()
+                answered, kind, body = (await self._read_line()).split(b" ")
                 self._answers[answered] = kind, bytes.fromhex(body.decode())
             finally:
                 self._reading.release()

@@ -72,6 +72,7 @@ class Run(Operation):
 
     def share(self, keys: list[Key]) -> list[int]:
         """Choose the members, one for each of the keys of all commands; returns their numbers."""
+        self.started_ns = self.dispatch.node.clock_ns()
         last = {key: index for index, key in enumerate(keys)}
         for index, key in enumerate(keys):
             member = last[key]
@@ -87,8 +88,9 @@ class Run(Operation):
             for other in earlier:
                 self.replies[other] = data
             self.left -= len(earlier)
-            self.command.count(len(earlier), 0)
-            self.dispatch.node.runner.served_total += len(earlier)
+            node = self.dispatch.node
+            self.command.count(len(earlier), node.clock_ns() - self.started_ns)
+            node.runner.served_total += len(earlier)
         if not self.left:
             self.data = b"".join(self.replies)
             self.is_over = True

@@ -97,7 +97,8 @@ class GroupCommit:
         except DiskError as error:
             return self._keep_staged(error)
         if store.frozen or store.write_delay_s:
-            self._jobs.want_flush()
+            if store.frozen:
+                self._jobs.want_flush()
             if store.write_delay_s:
                 self._throttle.wrote(position, store.write_delay_s, self._node.now_s)
             if not self._gate.is_stalled:

@@ -120,7 +120,7 @@ class Grouping:
             return 0
         del keys[count:], commands[count:]
         # Reads that are executed here are confirmed by the same message anyway.
-        is_shared = len(set(keys)) < count and not (is_get and self._owns_all)
+        is_shared = not (is_get and self._owns_all) and len(set(keys)) < count
         if is_shared and not is_get and max(len(args[2]) for args in commands) > VALUE_BYTES_MAX:
             return 0  # It might be refused for its length, and must not answer for the others.
         slots = plain_slots(commands)

@@ -109,7 +109,7 @@ class Jobs:
     async def _run(self, lane: Lane) -> None:
         store = self._store
         while True:
-            if store.leavings.has_files:
+            if store.leavings.has_files and not self._clearing.locked():  # No flush waits for that.
                 async with self._clearing:
                     await self._offload(store.leavings.clear_away)
             job = lane.next_job()
