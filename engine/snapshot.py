@@ -186,10 +186,7 @@ def snapshots_of(disk: Disk) -> list[Snapshot]:
 
 
 def drop(disk: Disk, name: str) -> Snapshot:
-    """Remove a finished snapshot and say what it was. Blocks. Raises NoSuchSnapshotError, DiskError.
-
-    The manifest goes first, durably, so that half a snapshot is never taken for a whole one.
-    """
+    """Remove a finished snapshot and say what it was. Blocks. Raises NoSuchSnapshotError, DiskError."""
     path = f"{disk.path}/{FOLDER}/{name}"
     if FOLDER not in disk.names():
         raise NoSuchSnapshotError(path)
@@ -200,8 +197,6 @@ def drop(disk: Disk, name: str) -> Snapshot:
             raise NoSuchSnapshotError(path)
         folder = snapshots.folder(name)
         try:
-            folder.remove(manifest.NAME)
-            folder.sync_names()
             _empty(folder)
         finally:
             folder.close()
@@ -242,7 +237,13 @@ def _read_note(snapshots: Disk, name: str) -> Snapshot | None:
 
 
 def _empty(folder: Disk) -> None:
-    for name in folder.names():
+    """Remove all files. The manifest goes first, durably, so that half a snapshot is never taken for a whole one."""
+    names = folder.names()
+    if manifest.NAME in names:
+        folder.remove(manifest.NAME)
+        folder.sync_names()
+        names.remove(manifest.NAME)
+    for name in names:
         folder.remove(name)
     folder.sync_names()
 

@@ -59,6 +59,12 @@ def test_the_same_seed_gives_the_same_world() -> None:
     assert first == second
 
 
+@pytest.mark.parametrize("seed", [9313])
+def test_worlds_that_found_something(seed: int) -> None:
+    """9313: a power cut while a snapshot was given up left its manifest, and only some of its files."""
+    World(seed).run()
+
+
 def without_sync(patch: pytest.MonkeyPatch, suffix: str) -> None:
     """Files of this kind are never forced to the disk."""
     original = SimFile.sync

@@ -335,3 +335,20 @@ def test_on_a_real_disk_the_files_are_hard_links(tmp_path: Path) -> None:
     flush(store)
     assert rows_of(open_store(inside(disk, "s"))) == expected
     store.close()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_cut_while_one_is_given_up_leaves_all_of_it_or_none(seed: int) -> None:
+    """Its manifest may be there already, if only the confirmation of its name failed."""
+    store, expected = filled()
+    disk = store.disk
+    assert isinstance(disk, SimDisk)
+    disk._platter.rng.seed(seed)
+    snapshot.take(store, "s", b"", 1000)
+    folder = snapshot.open_folder(disk, "s")
+    disk.faults.power_cut_in = 1 + seed % 15
+    with suppress(PowerCut):
+        snapshot.clear(folder)
+    after = disk.crash()
+    if snapshot.snapshots_of(after):
+        assert rows_of(open_store(inside(after, "s"))) == expected
