@@ -14,17 +14,18 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Final, cast
 
 import msgspec
 
-from engine.codec import Entry, RecordCodec
+from engine.codec import Entry, RecordCodec, Row
 from engine.damage import Damage
 from engine.disk import Disk
 from engine.drop import DropIndex, Marker, hiding
 from engine.errors import CorruptionError, DiskError, EngineError
 from engine.log_format import COMPLETE, MARKER
-from engine.log_segment import read_segment
+from engine.log_segment import read_frames
 from engine.manifest import Drop
 from engine.merge import Drops, groups_of, merge_groups
 from engine.sstable import Compression, OnDamage, Table, TableWriter
@@ -226,21 +227,31 @@ class _Writer:
 
 
 def _flushed(disk: Disk, job: Job, codec: RecordCodec) -> Iterator[list[Entry]]:
-    """The segments' entries, joined and in order: what the memtable held."""
-    state: dict[bytes, tuple[int, bytes]] = {}
-    for name in job.inputs:
-        for flags, slot, row, raw in read_segment(disk, name):
-            if flags & MARKER:
-                marker = Marker.decode(row, raw)
-                state = {k: v for k, v in state.items() if not _is_covered(marker, k, codec)}
-                continue
-            key = slot.to_bytes(2, "big") + row
-            if flags & COMPLETE:
-                state[key] = (COMPLETE, raw)
-            else:
-                old = state.get(key)
-                state[key] = (0, raw) if old is None else (old[0], codec.join(raw, old[1]))
-    source = groups_of((key, *state[key]) for key in sorted(state))
+    """The segments' entries, joined and in order: what the memtable held.
+
+    Hot: a row that was written often is in the log as often.
+    """
+    complete: dict[int, dict[Row, bytes]] = {}  # By slot.
+    deltas: dict[int, dict[Row, bytes]] = {}
+    for flags, slot, row, raw in chain.from_iterable(
+        entries for name in job.inputs for entries in read_frames(disk, name)
+    ):
+        rows = complete.get(slot)
+        if rows is None:
+            rows = complete[slot] = {}
+            deltas[slot] = {}
+        if flags == COMPLETE:
+            rows[row] = raw
+        elif flags & MARKER:
+            marker = Marker.decode(row, raw)
+            for slots in (complete, deltas):
+                _drop(marker, slots, codec)
+        elif row in rows:
+            rows[row] = codec.join(raw, rows[row])
+        else:
+            old = deltas[slot].get(row)
+            deltas[slot][row] = raw if old is None else codec.join(raw, old)
+    source = groups_of(_in_order(complete, deltas))
     return merge_groups(
         [source],
         codec,
@@ -250,8 +261,24 @@ def _flushed(disk: Disk, job: Job, codec: RecordCodec) -> Iterator[list[Entry]]:
     )
 
 
-def _is_covered(marker: Marker, key: bytes, codec: RecordCodec) -> bool:
-    return marker.covers(int.from_bytes(key[:2], "big"), codec.tag(key[2:]))
+def _drop(marker: Marker, slots: dict[int, dict[Row, bytes]], codec: RecordCodec) -> None:
+    for slot, rows in slots.items():
+        for row in [row for row in rows if marker.covers(slot, codec.tag(row))]:
+            del rows[row]
+
+
+def _in_order(
+    complete: dict[int, dict[Row, bytes]], deltas: dict[int, dict[Row, bytes]]
+) -> Iterator[Entry]:
+    """The entries by key. A complete one stands for what was a delta before it."""
+    for slot in sorted(complete):
+        prefix = slot.to_bytes(2, "big")
+        rows, others = complete[slot], deltas[slot]
+        for row in sorted(rows.keys() | others.keys() if others else rows):
+            if row in rows:
+                yield prefix + row, COMPLETE, rows[row]
+            else:
+                yield prefix + row, 0, others[row]
 
 
 def _drop_test(tables: list[Table], job: Job, codec: RecordCodec) -> Drops | None:

@@ -42,7 +42,13 @@ def list_segments(disk: Disk) -> list[Segment]:
 
 
 def read_segment(disk: Disk, name: str) -> Iterator[Entry]:
-    """Yield all entries of a sealed segment in order. Raises `CorruptionError` at any bad frame.
+    """Yield all entries of a sealed segment in order. Raises as `read_frames`."""
+    for entries in read_frames(disk, name):
+        yield from entries
+
+
+def read_frames(disk: Disk, name: str) -> Iterator[list[Entry]]:
+    """Yield the entries of each frame of a sealed segment. Raises `CorruptionError` at any bad frame.
 
     For the flush, also in another process. A segment that is sealed and was written or recovered by
     the running process has no torn end.
@@ -55,7 +61,7 @@ def read_segment(disk: Disk, name: str) -> Iterator[Entry]:
             raise bad_header(disk, file)
         for position, payload in frames_of(file, base, base):
             end = position + FRAME_BYTES + len(payload)
-            yield from entries_of(disk, name, base, position, payload)
+            yield entries_of(disk, name, base, position, payload)
         if frame_offset(base, end) < file.size:
             raise bad_frame(disk, file, base, end)
     finally:

@@ -152,7 +152,10 @@ def _info_sections(text: bytes) -> dict[str, dict[str, bytes]]:
 
 
 def client_rows(left: Reply, right: Reply, _lag_s: float) -> str | None:
-    """CLIENT LIST and CLIENT INFO: as many rows, in the order of ids, the telling fields equal."""
+    """CLIENT LIST and CLIENT INFO: as many rows, in the order of ids, the telling fields equal.
+
+    But for the flag `d`, a watched key has changed: respkv finds that out at EXEC.
+    """
     if problem := _other_kind(left, right):
         return problem
     ours, theirs = _client_rows(left.text), _client_rows(right.text)
@@ -170,6 +173,9 @@ def client_rows(left: Reply, right: Reply, _lag_s: float) -> str | None:
 def _client_rows(text: bytes) -> list[dict[str, str]]:
     lines = text.decode(errors="replace").splitlines()
     rows = [dict(field.partition("=")[::2] for field in line.split(" ")) for line in lines]
+    for row in rows:
+        if "flags" in row:
+            row["flags"] = row["flags"].replace("d", "") or "N"
     return sorted(rows, key=lambda row: int(row.get("id", "0")))
 
 
