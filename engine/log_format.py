@@ -129,7 +129,7 @@ def header_checksums(data: bytes) -> tuple[int, int]:
 
 
 def checksum_of(length: int, synced: int, payload: bytes, position: int) -> int:
-    """Return the checksum of a frame. `CommitLog._write_frame` has the same lines inline."""
+    """Return the checksum of a frame. `CommitLog.write_frame` has the same lines inline."""
     seed = xxh3_64_intdigest(pack_covered(length, synced), position)
     checksum: int = xxh3_64_intdigest(payload, seed)
     return checksum

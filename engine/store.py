@@ -219,8 +219,8 @@ class Store:
         """Stage an entry for the log and join it into the memtable. Hot: every write ends here."""
         if is_complete:
             self.log.pieces += (ENVELOPE(COMPLETE, slot, len(row), len(raw)), row, raw)
-            if self.memtable.put(slot, row, raw):
-                self.forget_below(slot, row)
+            if self.memtable.put(slot, row, raw) and self.tables:  # As `forget_below`.
+                self.rows.invalidate(row)
         else:
             self.log.pieces += (ENVELOPE(0, slot, len(row), len(raw)), row, raw)
             self.memtable.join(slot, row, raw, self.codec)
@@ -278,7 +278,8 @@ class Store:
         On DiskError what was applied stays staged, and the next call tries again. Raises
         LogFailedError.
         """
-        position = self.log.write()
+        log = self.log
+        position = log.write_frame() if log.pieces else log.position
         if self._dead:
             del self._dead[-FREED_PER_WRITE:]
         memtable, settings = self.memtable, self.settings
