@@ -8,6 +8,11 @@ that were made from earlier positions (`position_max` below it), and nothing in 
 written after it must stay. What memtables held is removed from them at once. Compaction carries a
 drop out; its output then says a `position_max` not below the drop's, so that it is not asked again.
 
+**What was carried out is not taken back.** So a job carries out only drops whose markers are durable,
+and the log cannot end before one of them but by damage: then what the tables hold is not what the log
+says, and new writes would get positions that are taken. The manifest and the output's `position_max`
+vouch for these markers (`vouched`), and recovery refuses a log that ends before them.
+
 **Marker**, as an entry of the log:
 
     slot   0
@@ -31,7 +36,7 @@ from struct import Struct
 from typing import Final
 
 from engine.codec import SLOT_MAX
-from engine.manifest import ALL_TAGS, Drop
+from engine.manifest import ALL_TAGS, Drop, Manifest
 from engine.table_meta import TableMeta
 
 _SLOTS: Final = Struct(">HH")
@@ -174,6 +179,11 @@ def is_hidden(table: TableMeta, drops: Sequence[Drop]) -> bool:
 def hiding(drops: Iterable[Drop], tables: Sequence[TableMeta]) -> list[Drop]:
     """Return the drops that may hide something in some table."""
     return [drop for drop in drops if any(_hidden_share(drop, table) for table in tables)]
+
+
+def vouched(current: Manifest, tables: Iterable[TableMeta]) -> int:
+    """Return up to where the log was durable, as a manifest and its live tables say."""
+    return max([current.vouched, *(table.position_max for table in tables)])
 
 
 def _hidden_share(drop: Drop, table: TableMeta) -> float:

@@ -13,6 +13,8 @@ What may be torn
     - Frames are applied in order, from `start` to the first position P that has no valid frame: a
       bad frame, a bad header, a missing segment, or the end.
     - If anything valid after P says `synced` > P, then P was durable: `CorruptionError`.
+    - The same if the caller knows that more than P was durable: what it holds of later positions would
+      stay, though the log knows nothing of it (`vouched`).
     - If not, nothing from P on was ever promised. The log ends at P. The rest of that file is cut
       off and later segments are removed, durably and before anything new is written, so that what
       was cut off cannot come back between new frames.
@@ -89,35 +91,38 @@ class Recovery:
     segments: tuple[Segment, ...]
 
 
-def recover(disk: Disk, *, start: int, apply: Apply) -> Recovery:
+def recover(disk: Disk, *, start: int, apply: Apply, vouched: int = 0) -> Recovery:
     """Replay everything from position `start` on, in order, and cut off what is torn.
 
     `start` is the end of a frame, as `write` returned it, or the base of a segment: everything
-    below is durable elsewhere, and is neither read nor missed. Raises `CorruptionError` if
+    below is durable elsewhere, and is neither read nor missed. Up to `vouched` the log was durable, as
+    the caller knows from elsewhere, and must reach so far. Raises `CorruptionError` if
     something is damaged that had been durable: then the entries before it were applied, and no file
     was changed. Raises `UnknownFormatError` for the segment of another version. Both mean that the
     node must not start on this log.
     """
-    replay, rest = _replayed(disk, start, apply)
+    replay, rest = _replayed(disk, start, apply, vouched)
     torn = _cut(disk, rest, replay.end)
     remaining = _remove_empty(disk, replay.end)
     disk.sync_names()
     return Recovery(start, replay.end, replay.frame_count, replay.entry_count, torn, remaining)
 
 
-def examine(disk: Disk, *, start: int, apply: Apply) -> Recovery:
+def examine(disk: Disk, *, start: int, apply: Apply, vouched: int = 0) -> Recovery:
     """Do as `recover`, and change no file: `torn` is what a recovery would cut off.
 
     For tools that look at a folder which no process uses. Raises as `recover` does.
     """
-    replay, rest = _replayed(disk, start, apply)
+    replay, rest = _replayed(disk, start, apply, vouched)
     torn = tuple(_torn_of(disk, segment, replay.end) for segment in rest)
     kept = tuple(segment for segment in list_segments(disk) if segment.base < replay.end)
     lost = tuple(each for each in torn if each.bytes_count)
     return Recovery(start, replay.end, replay.frame_count, replay.entry_count, lost, kept)
 
 
-def _replayed(disk: Disk, start: int, apply: Apply) -> "tuple[_Replay, list[Segment]]":
+def _replayed(
+    disk: Disk, start: int, apply: Apply, vouched: int
+) -> "tuple[_Replay, list[Segment]]":
     """Apply all that is valid, and return the segments from the end of the log on."""
     segments = list_segments(disk)
     # Begin in the last segment that can hold `start`; what comes before ends at or below it.
@@ -126,8 +131,9 @@ def _replayed(disk: Disk, start: int, apply: Apply) -> "tuple[_Replay, list[Segm
     index = first
     while index < len(segments) and replay.run(segments[index]):
         index += 1
-    _refuse_if_vouched(disk, segments[index:], replay.end)
-    return replay, segments[index:]
+    rest = segments[index:]
+    _refuse_if_vouched(disk, rest, replay.end, vouched)
+    return replay, rest
 
 
 class _Replay:
@@ -171,22 +177,31 @@ class _Replay:
             self.end = end
 
 
-def _refuse_if_vouched(disk: Disk, rest: list[Segment], end: int) -> None:
-    """Raise `CorruptionError` if anything in `rest` shows that bytes after `end` were durable."""
-    for segment in rest:
-        file = disk.open(segment.name)
-        try:
-            if _is_vouched(file, segment.base, end):
-                raise _corruption(disk, rest[0], end)
-        finally:
-            file.close()
+def _refuse_if_vouched(disk: Disk, rest: list[Segment], end: int, vouched: int) -> None:
+    """Raise `CorruptionError` if `vouched` or anything in `rest` shows that bytes after `end` were durable."""
+    if end < vouched or any(_vouches(disk, segment, end) for segment in rest):
+        raise _corruption(disk, rest, end, vouched)
 
 
-def _corruption(disk: Disk, segment: Segment, end: int) -> CorruptionError:
-    """Name the damage that ended the log at `end`, in or before `segment`."""
+def _vouches(disk: Disk, segment: Segment, end: int) -> bool:
+    file = disk.open(segment.name)
+    try:
+        return _is_vouched(file, segment.base, end)
+    finally:
+        file.close()
+
+
+def _corruption(disk: Disk, rest: list[Segment], end: int, vouched: int) -> CorruptionError:
+    """Name the damage that ended the log at `end`: in a segment of `rest`, or that there is none."""
+    # One that ends below the start may be torn, and has nothing of what is missing.
+    behind = [s for s in rest if s.base >= end or disk.size(s.name) > frame_offset(s.base, end)]
+    missing = path_of(disk, segment_name(end))
+    if not behind:
+        expected = f"the log up to position {vouched}"
+        return CorruptionError(missing, 0, expected, f"its end at {end}")
+    segment = behind[0]
     if segment.base > end:
-        path = path_of(disk, segment_name(end))
-        return CorruptionError(path, 0, "this segment", f"nothing before {segment.name}")
+        return CorruptionError(missing, 0, "this segment", f"nothing before {segment.name}")
     file = disk.open(segment.name)
     try:
         if read_header(disk, file, segment.base):

@@ -55,7 +55,8 @@ class Manifest(msgspec.Struct, array_like=True):
 
     `levels` are file names: of level 0 newest first, of each deeper level in the order of their
     keys, which do not overlap. What stands in a level is newer than what any deeper one has of the
-    same key.
+    same key. What stands here rests on the log up to `vouched`, which had been durable: a log that ends
+    before that has lost something.
     """
 
     format_version: int
@@ -64,9 +65,9 @@ class Manifest(msgspec.Struct, array_like=True):
     levels: list[list[str]]
     drops: list[Drop]
     state: bytes  # The owner's: what it must know of everything below `log_start`.
-    damages: list[
-        Damage
-    ] = []  # What was lost on this disk. Manifests that end before it have none.
+    # Manifests of this version may end before one of these.
+    damages: list[Damage] = []  # What was lost on this disk.
+    vouched: int = 0  # A position of the log.
 
     @property
     def tables(self) -> list[str]:

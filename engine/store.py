@@ -39,7 +39,8 @@ What is durable, and in what order:
 - The manifest never runs ahead of the log. It holds the drops up to its `log_start`; later ones are
   in the log. If a crash cut the log before a marker that the manifest knew already, new writes would
   get positions before it, and the tables made of them would be hidden by it. For the same reason
-  compaction removes only what durable markers dropped.
+  compaction removes only what durable markers dropped, and a start is refused where damage has cut the
+  log before one of them (`engine/drop.py`), or before what was there when damage was accepted.
 - A start's range of table names, before any of them is given out (`engine/schedule.py`).
 
 Sources: LevelDB's and Pebble's division of work; Cassandra's delta merging.
@@ -56,7 +57,7 @@ from engine.cache import BlockId
 from engine.codec import Fate, RecordCodec
 from engine.damage import damage_of_slot
 from engine.disk import Disk
-from engine.drop import Marker, Replacements, hiding, with_marker
+from engine.drop import Marker, Replacements, hiding, vouched, with_marker
 from engine.errors import DiskError, EngineError
 from engine.job import EVERYTHING, Job, JobResult
 from engine.leavings import Leavings
@@ -169,7 +170,12 @@ class Store:
             manifest.write(disk, current)
         store = cls(disk, codec, settings, current, open_levels(disk, current))
         restore(current.state)
-        store.recovery = recover(disk, start=current.log_start, apply=store._replayer(observe))
+        store.recovery = recover(
+            disk,
+            start=current.log_start,
+            vouched=vouched(current, [table.meta for table in store.tables]),
+            apply=store._replayer(observe),
+        )
         remove_leftovers(disk, current)
         store._take_table_numbers(current)
         store.log = CommitLog.open(disk, store.recovery)
@@ -540,13 +546,30 @@ class Store:
         levels = self.levels.names_after(job, result)
         new = self._manifest_with(log_start, levels, state)
         new.damages = [*new.damages, *result.damages]
+        new.vouched = max(new.vouched, self._carried_out_by(job))
         return Prepared(new, result.tables)
 
     def _manifest_with(self, log_start: int, names: list[list[str]], state: bytes) -> Manifest:
         drops = [drop for drop in self.manifest.drops if drop.position <= log_start]
         version = manifest.FORMAT_VERSION
         damages = list(self.manifest.damages)
-        return Manifest(version, log_start, self._schedule.next_table, names, drops, state, damages)
+        return Manifest(
+            version,
+            log_start,
+            self._schedule.next_table,
+            names,
+            drops,
+            state,
+            damages,
+            self.manifest.vouched,
+        )
+
+    def _carried_out_by(self, job: Job) -> int:
+        """The position of the last drop that a job has carried out, or 0."""
+        if job.kind == "move":  # Its tables stay as they are.
+            return 0
+        read = [table.meta for table in self.tables if table.name in job.inputs]
+        return max((drop.position for drop in hiding(job.drops, read)), default=0)
 
     def write_manifest(self, prepared: Prepared) -> None:
         """Open the new tables, and make the manifest that names them durable. Blocks: for a thread.
@@ -614,8 +637,11 @@ class Store:
         accepted = self.manifest.damages
         new = self._manifest_with(self.manifest.log_start, self.levels.names, self.manifest.state)
         new.damages = []
+        # What came back may stand in the log alone.
+        new.vouched = max(new.vouched, self.log.synced)
         manifest.write(self.disk, new)
         self.manifest.damages = []
+        self.manifest.vouched = new.vouched
         self.rows.clear()
         return len(accepted)
 

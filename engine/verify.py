@@ -6,8 +6,9 @@ It repairs nothing and changes nothing. It looks at bytes and order, not at what
     tables     every checksum; that keys increase and are as many as the table says; that no two
                tables hold the same key where the order of reading would not tell which is newer
     log        every checksum from the manifest's `log_start` on; that no segment is missing. A torn
-               end, of a node that was killed, is no damage: it is reported apart. A snapshot or its
-               backup, on which no node was started, has none
+               end, of a node that was killed, is no damage: it is reported apart, unless the
+               manifest or a table vouches for what stood there. A snapshot or its backup, on which
+               no node was started, has none
     the rest   files that nothing names: leftovers of a job, which the next start removes
 
 A table whose footer, index, filter or meta is damaged is reported once: without them its blocks
@@ -29,6 +30,7 @@ from typing import Final
 
 from engine import manifest
 from engine.disk import Disk
+from engine.drop import vouched
 from engine.errors import CorruptionError, MissingFileError
 from engine.log_format import Segment
 from engine.log_recovery import Torn, examine
@@ -106,7 +108,8 @@ def verify(
     finally:
         for table in metas.values():
             table.close()
-    _check_log(disk, current, report, told)
+    durable = vouched(current, [table.meta for table in metas.values()])
+    _check_log(disk, current, durable, report, told)
     known = {*_EXPECTED, *files_of(disk, current)}
     report.strays = [each for each in disk.names() if each not in known and "." in each]
     return report
@@ -205,12 +208,13 @@ def _overlaps(level: int, tables: list[Table]) -> Iterator[Damage]:
 # The log
 
 
-def _check_log(disk: Disk, current: Manifest, report: Report, told: Told) -> None:
+def _check_log(disk: Disk, current: Manifest, durable: int, report: Report, told: Told) -> None:
+    """Check the log, of which all up to `durable` was durable."""
     segments = list_segments(disk)
     report.segment_count = len(segments)
     sizes = {segment.name: disk.size(segment.name) for segment in segments}
     try:
-        found = examine(disk, start=current.log_start, apply=lambda *entry: None)
+        found = examine(disk, start=current.log_start, vouched=durable, apply=lambda *entry: None)
         report.entry_count += found.entry_count
         if is_snapshot(disk):
             what = "expected the end of a snapshot's log, found bytes that do not verify"

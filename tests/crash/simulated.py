@@ -15,9 +15,10 @@ and so does the worker, which may go on writing while the next process runs), by
 sync. The next start may be cut as well. A full disk comes and goes.
 
 In half of the worlds the disk is *bad* too: it refuses to read, to write, and to make, rename and remove
-names, in starts as well, and bits flip (`tests/crash/simulated_damage.py`). Then operations and starts may
-fail, with a typed error that names a file, and only where a fault has fired; what was acknowledged
-must be there all the same, and no value may be wrong.
+names, in starts as well, and bits flip (`tests/crash/simulated_damage.py`). In some of these worlds the end of the log
+is damaged often, and damaged or lost as soon as a job has carried out a drop whose marker stands there. Then
+operations and starts may fail, with a typed error that names a file, and only where a fault has fired; what was
+acknowledged must be there all the same, and no value may be wrong.
 
 A *world* is some such processes one after the other from one seed, which says everything.
 """
@@ -39,12 +40,13 @@ from cluster.replica_state import state_of_copy
 from cluster.slot import Row, Slot, row_of, slot_of
 from engine import snapshot
 from engine.damage import LostDataError
+from engine.drop import hiding
 from engine.errors import DiskError, EngineError, LogFailedError, SyncError
 from engine.job import Job, JobResult, run_job
 from engine.log_format import FRAME_BYTES
 from engine.store import NO_PINS, PageFault, Pins, Prepared, Store, StoreSettings
 from tests.crash.simulated_counts import Counts
-from tests.crash.simulated_damage import Damage, damaged
+from tests.crash.simulated_damage import Damage, damaged, tail_damaged
 from tests.sim.disk import Faults, PowerCut, SimDisk
 
 CYCLES_PER_WORLD = 12
@@ -55,6 +57,7 @@ TAGS = [n for n in range(2000) if slot_of(b"%d" % n) < SLOT_COUNT][:5]
 KEYS = [b"{%d}key%d" % (TAGS[n % 5], n) for n in range(30)]
 SLOTS = sorted({slot_of(key) for key in KEYS})
 FAULTS_MAX = 100  # Of one look-up.
+CARRY_OUT_STEPS = 12  # Of jobs: enough for a flush, and then a compaction.
 DISK_REASON = os.strerror(errno.EIO)
 START_MS = 1_700_000_000_000
 
@@ -109,6 +112,7 @@ class World:
     counts: Counts = field(default_factory=Counts)
     faults: Faults = field(default_factory=Faults)
     rng: random.Random = field(init=False)
+    aim_rng: random.Random = field(init=False)  # For faults at places where they are rare.
     disk: SimDisk = field(init=False)
     replica: Replica = field(init=False)
     now_ms: int = START_MS
@@ -121,10 +125,11 @@ class World:
     tasks: list[Task] = field(default_factory=list)  # A flush, a compaction, or one of each.
     orphan: Job | None = None  # What a worker whose server was killed still does.
     is_bad: bool = False
-    damage: Damage | None = None  # A bit that is flipped now.
+    damage: Damage | None = None  # What is damaged now.
     was_damaged: set[str] = field(default_factory=set)  # Tables in which a bit was flipped once.
     floor: int = 0  # Where the log ended at the start.
     vouched: int = 0  # Durable bytes of the log say that this much was durable.
+    carried_out: int = 0  # The end of a marker whose drop is carried out: it is to be damaged.
     vouchers: list[tuple[int, int]] = field(
         default_factory=list
     )  # Ends of frames, and what they say.
@@ -136,14 +141,19 @@ class World:
     _cut_chance: float = 0.0
     _aim_chance: float = 0.0
     _sync_chance: float = 0.0
+    _tail_chance: float = 0.0
 
     def __post_init__(self) -> None:
         self.rng = random.Random(f"world-{self.seed}")
+        self.aim_rng = random.Random(f"aim-{self.seed}")
         # Worlds differ, because some bugs need many power cuts, and others long lives or kills.
         self._cut_chance = self.rng.choice((0.0, 0.3, 0.9))
         self._aim_chance = self.rng.choice((0.0, 0.1, 0.6))
         self._sync_chance = self.rng.choice((0.03, 0.3, 1.0))
         self.is_bad = self.rng.random() < 0.5
+        if self.is_bad:
+            # It ends lives early, and some bugs need long ones.
+            self._tail_chance = self.aim_rng.choice((0.0, 0.0, 0.5))
         self.faults.fired = self.counts.fired
         self.disk = SimDisk(random.Random(f"disk-{self.seed}"), faults=self.faults)
 
@@ -174,6 +184,8 @@ class World:
         self._plan_faults()
         for _ in range(self.rng.randint(5, 300)):
             self._step()
+            if self.carried_out:
+                break
 
     def _plan_faults(self) -> None:
         rng, faults = self.rng, self.disk.faults
@@ -204,12 +216,16 @@ class World:
 
     def _end(self) -> None:
         self.disk.faults.capacity_bytes = None
-        if self.is_bad and self.rng.random() < 0.4:
+        if self.carried_out:
+            self._damage_tail(self.carried_out)
+        elif self.aim_rng.random() < self._tail_chance:
+            self._damage_tail(self.acknowledged)
+        elif self.is_bad and self.rng.random() < 0.4:
             self._flip()
         choice = self.rng.random()
         if choice < 0.4:
             self._cut()
-        elif choice < 0.9:
+        elif choice < 0.9 or self.carried_out:  # A stop would vouch for what is damaged.
             self._kill()
         else:
             self._tick()
@@ -244,6 +260,7 @@ class World:
 
     def _forget_process(self) -> None:
         self.tasks.clear()
+        self.carried_out = 0
         self._calm()
 
     def _start(self) -> None:
@@ -332,9 +349,25 @@ class World:
                 self.counts.flips_in_log += kind == "log"
                 self.counts.flips_in_manifest += kind == "manifest"
 
+    def _damage_tail(self, upto: int) -> None:
+        """Damage the log before this position, where no bytes after it vouch for what is there."""
+        store = self.replica.store
+        since = max(self.floor, self.vouched, store.manifest.log_start)
+        if since < upto:
+            self._heal()
+            self.damage = tail_damaged(
+                self.disk,
+                store,
+                self.aim_rng,
+                since=since,
+                upto=upto,
+                may_lose=bool(self.carried_out),
+            )
+            self.counts.damaged_tails += self.damage is not None
+
     def _heal(self) -> None:
         if self.damage is not None:
-            self.damage.flip.heal()
+            self.damage.cause.heal()
             self.damage = None
 
     def _refill(self) -> None:
@@ -427,6 +460,17 @@ class World:
         databases = self.rng.sample(DATABASES, self.rng.choice((1, 1, 3)))
         self.staged += databases
         self.replica.flush(databases)
+        if self.aim_rng.random() < self._tail_chance:
+            self._carry_out()
+
+    def _carry_out(self) -> None:
+        """Have drops carried out while their marker is the last thing in the log."""
+        self._tick()
+        if not self.replica.store.log.pieces:
+            self._sync()
+            for _ in range(CARRY_OUT_STEPS):
+                if not self.carried_out:
+                    self._work()
 
     def _tick(self) -> None:
         synced = self.replica.store.log.synced
@@ -574,9 +618,11 @@ class World:
                 store.write_manifest(task.prepared)
                 task.is_written = True
             else:
+                carried_out = self._carried_out_by(task.job)
                 store.install(task.job, task.result, task.prepared)
                 self._count(task.job.kind)
                 tasks.remove(task)
+                self.carried_out = carried_out if self._tail_chance else 0
         except EngineError as error:
             self._excuse_job(error)
             store.abandon(task.job)
@@ -584,6 +630,13 @@ class World:
         if task in tasks and not task.is_written and self.rng.random() < 0.03:
             store.abandon(task.job)
             tasks.remove(task)
+
+    def _carried_out_by(self, job: Job) -> int:
+        """The end of the last marker of this process whose drop a job carries out, or 0."""
+        read = [table.meta for table in self.replica.store.tables if table.name in job.inputs]
+        last = max((drop.position for drop in hiding(job.drops, read)), default=0)
+        ends = [frame.end for frame in self.frames if self.floor < last <= frame.end]
+        return ends[0] if ends and job.kind != "move" else 0
 
     def _count(self, kind: str) -> None:
         counts = self.counts
@@ -629,9 +682,14 @@ class World:
         }
 
     def _read(self) -> None:
+        faults = self.disk.faults
+        planned = faults.read_error_in
+        if self.is_bad and self.aim_rng.random() < 0.1:
+            faults.read_error_in = 1
         model = self._seen(self._content_now())
         for place in {self._place(): None for _ in range(5)}:
             self._compare(self.replica.store, place, model.get(place))
+        faults.read_error_in = planned
 
     def _check(self) -> None:
         self._check_store(self.replica.store, self._seen(self._content_now()))

@@ -1,14 +1,16 @@
-"""A flipped bit in a data folder, and what it may do.
+"""A flipped bit or a lost file in a data folder, and what it may do.
 
 Not where bits are flipped (`tests/sim/disk.py`), and not when (`tests/crash/simulated.py`). Only bytes that are
-durable are damaged, one bit at a time, in a live table, in the log, or in the manifest. What may follow:
+durable are damaged, one bit at a time, in a live table, in the log, or in the manifest; or the last segment of the
+log is lost. What may follow:
 
 - manifest: the start is refused with a CorruptionError that names it;
 - table: reads of keys of one block are refused, and jobs that read it; or the store sets the table, or its
   block, aside (`engine/damage.py`), and refuses reads of those keys until they are written again;
 - log: the start and flushes are refused, if anything durable behind the damage says that it had been durable.
   Where nothing does, damage cannot be told from a torn write (`engine/log_recovery.py`): the log is then cut there,
-  which the recovery reports.
+  which the recovery reports;
+- the end of the log, with the marker of a drop that a job has carried out: the start is refused.
 
 Nothing else may change: no other key, and no value.
 """
@@ -22,24 +24,24 @@ from typing import Final
 from engine import manifest
 from engine.damage import LostDataError
 from engine.errors import CorruptionError, EngineError
-from engine.log_format import HEADER_BYTES
+from engine.log_format import HEADER_BYTES, frame_offset
 from engine.log_recovery import Recovery
 from engine.log_segment import list_segments
 from engine.sstable import Table
 from engine.store import Store
-from tests.sim.disk import Flip, SimDisk
+from tests.sim.disk import Flip, LostFile, SimDisk
 
 KINDS: Final = ("table", "log", "manifest")
 
 
 @dataclass(slots=True)
 class Damage:
-    """One flipped bit. `position`: from here on it may take something from the log."""
+    """One flipped bit, or a lost file. `position`: from here on it may take something from the log."""
 
     kind: str
     name: str
     offset: int
-    flip: Flip
+    cause: Flip | LostFile
     position: int = 0
     block: int | None = None  # Of the table, once a read has met it.
 
@@ -109,3 +111,21 @@ def damaged(
         if position < start or vouched <= position < floor:
             return None
     return Damage(kind, name, offset, disk.flip_bit(name, offset, rng.randrange(8)), position)
+
+
+def tail_damaged(
+    disk: SimDisk, store: Store, rng: random.Random, *, since: int, upto: int, may_lose: bool
+) -> Damage | None:
+    """Damage the log between two positions, or maybe lose its last segment if the second one is in that.
+
+    None if the place that was drawn does not suit.
+    """
+    segment = [each for each in list_segments(disk) if each.base < upto][-1]
+    if may_lose and rng.random() < 0.4 and segment == store.log.segment:
+        return Damage("lost", segment.name, 0, disk.lose(segment.name), segment.base)
+    position = rng.randrange(max(since, segment.base), upto)
+    offset = frame_offset(segment.base, position)
+    if not disk.is_clean(segment.name, offset):
+        return None
+    flip = disk.flip_bit(segment.name, offset, rng.randrange(8))
+    return Damage("log", segment.name, offset, flip, position)

@@ -14,6 +14,7 @@ import pytest
 
 from cluster.record import CODEC
 from engine import compaction, log, log_format, manifest, snapshot
+from engine import store as store_module
 from engine.block import Block
 from engine.disk import Disk
 from engine.drop import DropIndex
@@ -48,6 +49,7 @@ def test_nothing_acknowledged_is_lost() -> None:
     assert counts.jobs_beside_another > 50
     assert min(counts.compactions, counts.snapshots_opened, counts.removals) > 20
     assert min(counts.flips_in_tables, counts.flips_in_log, counts.flips_in_manifest) > 5
+    assert counts.damaged_tails > 5
     assert min(counts.refused_starts_for_damage, counts.refused_reads_for_damage) > 5
     assert counts.levels_max > 2
 
@@ -329,6 +331,16 @@ def snapshot_whose_log_is_not_synced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(snapshot, "finish", finish)
 
 
+def drops_that_nothing_vouches_for(patch: pytest.MonkeyPatch) -> None:
+    """A start believes a log that ends before what jobs have carried out."""
+    patch.setattr(store_module, "vouched", lambda current, tables: 0)
+
+
+def drops_that_only_tables_vouch_for(patch: pytest.MonkeyPatch) -> None:
+    """What took a whole table leaves none."""
+    patch.setattr(Store, "_carried_out_by", lambda self, job: 0)
+
+
 @pytest.mark.parametrize(
     "plant",
     [
@@ -358,6 +370,8 @@ def snapshot_whose_log_is_not_synced(patch: pytest.MonkeyPatch) -> None:
         move_that_forgets_its_tables,
         removal_without_manifest,
         snapshot_whose_log_is_not_synced,
+        drops_that_nothing_vouches_for,
+        drops_that_only_tables_vouch_for,
     ],
 )
 def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ class Replay:
     frames: dict[int, list[Entry]] = field(default_factory=dict)
 
 
-def replay(disk: Disk, *, start: int = 0) -> Replay:
+def replay(disk: Disk, *, start: int = 0, vouched: int = 0) -> Replay:
     entries: list[Entry] = []
     frames: dict[int, list[Entry]] = {}
 
@@ -30,7 +30,8 @@ def replay(disk: Disk, *, start: int = 0) -> Replay:
         entries.append((flags, slot, row, raw))
         frames.setdefault(position, []).append((flags, slot, row, raw))
 
-    return Replay(recover(disk, start=start, apply=apply), entries, frames)
+    found = recover(disk, start=start, vouched=vouched, apply=apply)
+    return Replay(found, entries, frames)
 
 
 def open_log(disk: Disk, *, start: int = 0) -> CommitLog:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from engine.damage import (
@@ -14,10 +16,12 @@ from engine.damage import (
 )
 from engine.errors import CorruptionError
 from engine.job import run_job
+from engine.log_format import frame_offset
 from engine.setting import StoreSettings
 from engine.store import Store
 from tests.engine.stores import disk_of, finish, flush, new_store, open_store
 from tests.engine.toy import SETS
+from tests.sim.disk import SimDisk
 
 SLOT = 2
 ROWS = [b"a%03d" % number for number in range(60)]
@@ -75,9 +79,9 @@ def flip(store: Store, name: str, offset: int) -> None:
     disk_of(store).flip_bit(name, offset)
 
 
-def filled() -> Store:
+def filled(seed: int = 1) -> Store:
     """A table of old values below one of new ones, and others above."""
-    store = new_store(SMALL)
+    store = open_store(SimDisk(random.Random(seed)), SETS, SMALL)
     put(store, ROWS, OLD)
     flush(store)
     put(store, ROWS[20:40], NEW)
@@ -163,6 +167,46 @@ def test_damage_stays_after_a_restart_until_it_is_accepted() -> None:
     store.close()
     store = open_store(disk.kill(), SETS, SMALL)
     assert store.manifest.damages == []
+
+
+def with_accepted_damage(seed: int) -> tuple[Store, list[bytes], int]:
+    """A store, what it had lost and got back before that was accepted, and where this begins in the log."""
+    store = filled(seed)
+    flip(store, store.tables[0].name, store.tables[0].stored_bytes // 2)
+    compact(store)
+    lost = lost_rows(store)
+    assert lost
+    position = store.log.position
+    put(store, lost, NEW)
+    store.write()
+    store.log.sync()
+    put(store, [b"later"], NEW)
+    store.write()
+    assert store.accept_damage() == 1
+    return store, lost, position
+
+
+def test_a_log_without_what_came_back_before_damage_was_accepted_is_refused() -> None:
+    """It stands in the log alone, and nobody would know that it is gone."""
+    store, lost, position = with_accepted_damage(1)
+    segment = store.log.segment
+    disk = disk_of(store).crash()
+    offset = frame_offset(segment.base, position)
+    damage = disk.flip_bit(segment.name, offset + 30)
+    with pytest.raises(CorruptionError) as caught:
+        open_store(disk, SETS, SMALL)
+    assert caught.value.path == f"{disk.path}/{segment.name}"
+    assert caught.value.offset == offset
+    damage.heal()
+    store = open_store(disk.kill(), SETS, SMALL)
+    assert [value(store, row) for row in lost] == [NEW] * len(lost)
+
+
+def test_a_power_cut_after_damage_was_accepted_refuses_no_start() -> None:
+    for seed in range(50):
+        store, lost, _ = with_accepted_damage(seed)
+        store = open_store(disk_of(store).crash(), SETS, SMALL)
+        assert [value(store, row) for row in lost] == [NEW] * len(lost)
 
 
 def test_a_table_that_cannot_be_opened_is_set_aside() -> None:

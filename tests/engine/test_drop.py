@@ -13,9 +13,10 @@ from engine.drop import (
     hidden_count,
     hiding,
     is_hidden,
+    vouched,
     with_marker,
 )
-from engine.manifest import ALL_TAGS, Drop
+from engine.manifest import ALL_TAGS, FORMAT_VERSION, Drop, Manifest
 from engine.table_meta import TableMeta, TagCount
 
 BASE = 100
@@ -150,3 +151,12 @@ def test_what_a_later_drop_has_taken_in_is_durable_with_that_one_only() -> None:
     assert replacements.durable(drops, 50, 0) == drops
     replacements.note({Drop(50, 2)}, 60, 50)
     assert replacements.durable(drops, 55, 0) == [Drop(10, 1)]
+
+
+def test_a_manifest_and_its_tables_vouch_for_the_last_drop_that_was_carried_out() -> None:
+    current = Manifest(FORMAT_VERSION, 0, 0, [[]], [], b"")
+    assert vouched(current, []) == 0
+    tables = [table({1: 1}, position_max=7), table({1: 1}, position_max=9)]
+    assert vouched(current, tables) == 9
+    current.vouched = 8
+    assert [vouched(current, each) for each in (tables, tables[:1], [])] == [9, 8, 8]

@@ -7,7 +7,7 @@ import pytest
 from engine.errors import CorruptionError, SyncError
 from engine.log import CommitLog
 from engine.log_format import COMPLETE, HEADER_BYTES, segment_name
-from engine.log_recovery import Torn
+from engine.log_recovery import Torn, examine
 from tests.engine.segments import (
     ENTRY,
     FRAME_OF_ENTRY_BYTES,
@@ -300,6 +300,101 @@ def test_renamed_segment_is_corruption(disk: SimDisk) -> None:
     with pytest.raises(CorruptionError) as caught:
         replay(disk, start=77)
     assert (caught.value.expected, caught.value.actual) == (segment_name(77), segment_name(0))
+
+
+# -- What others know to have been durable ----------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", range(FRAME_OF_ENTRY_BYTES))
+def test_a_flipped_bit_before_what_is_vouched_for_is_corruption(offset: int) -> None:
+    """Nothing in the log says that its last frame was durable, and the caller does."""
+    disk = SimDisk(random.Random(offset))
+    log = open_log(disk)
+    write(log, ENTRY)
+    end = write(log, ENTRY)
+    disk = disk.kill()
+    flip = disk.flip_bit(log.segment.name, offset_of(1) + offset, bit=offset % 8)
+    names, size = disk.names(), disk.size(log.segment.name)
+    for recovery in (replay, examined):
+        with pytest.raises(CorruptionError) as caught:
+            recovery(disk, vouched=end)
+        assert caught.value.path == f"{disk.path}/{log.segment.name}"
+        assert caught.value.offset == offset_of(1)
+        assert (names, size) == (disk.names(), disk.size(log.segment.name)), "evidence was changed"
+    flip.heal()
+    assert replay(disk, vouched=end).entries == [ENTRY] * 2
+
+
+def examined(disk: SimDisk, *, vouched: int) -> None:
+    examine(disk, start=0, vouched=vouched, apply=lambda *entry: None)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_log_that_is_cut_short_is_refused_only_below_what_is_vouched_for(count: int) -> None:
+    """Between two frames there is nothing to see, and nothing to cut."""
+    for vouched in range(3 * FRAME_OF_ENTRY_BYTES + 1):
+        disk = SimDisk(random.Random(vouched))
+        log = open_log(disk)
+        for _ in range(3):
+            write(log, ENTRY)
+        disk = disk.kill()
+        disk.open_append(log.segment.name).truncate(offset_of(count))
+        end = count * FRAME_OF_ENTRY_BYTES
+        if vouched <= end:
+            assert replay(disk, vouched=vouched).entries == [ENTRY] * count
+            continue
+        with pytest.raises(CorruptionError) as caught:
+            replay(disk, vouched=vouched)
+        assert caught.value.path == f"{disk.path}/{segment_name(end)}"
+        assert caught.value.expected == f"the log up to position {vouched}"
+        assert caught.value.actual == f"its end at {end}"
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_segment_before_what_is_vouched_for_is_named(disk: SimDisk, lost: int) -> None:
+    log = two_segments(disk, is_synced=False)
+    names, end = [segment_name(0), log.segment.name], log.position
+    disk = disk.kill()
+    file = disk.lose(names[lost])
+    with pytest.raises(CorruptionError) as caught:
+        replay(disk, vouched=end)
+    assert caught.value.path == f"{disk.path}/{names[lost]}"
+    assert caught.value.offset == 0
+    file.heal()
+    assert replay(disk, vouched=end).entries == [ENTRY] * 3
+
+
+@pytest.mark.parametrize("has_more", [False, True])
+def test_a_torn_segment_below_the_start_is_not_named_for_what_is_lost(
+    disk: SimDisk, has_more: bool
+) -> None:
+    """What was in it is durable elsewhere, so that nobody may have synced it."""
+    log = two_segments(disk, is_synced=False)
+    start = log.segment.base
+    lost = log.segment.name
+    log.sync()
+    if has_more:
+        log.roll()
+        write(log, ENTRY)
+    disk = disk.kill()
+    disk.open_append(segment_name(0)).truncate(HEADER_BYTES - 1)
+    file = disk.lose(lost)
+    with pytest.raises(CorruptionError) as caught:
+        replay(disk, start=start, vouched=0 if has_more else start + 1)
+    assert caught.value.path == f"{disk.path}/{lost}"
+    file.heal()
+    assert replay(disk, start=start).entries == [ENTRY] * (1 + has_more)
+
+
+def test_what_is_torn_after_what_is_vouched_for_is_cut(disk: SimDisk) -> None:
+    log = open_log(disk)
+    end = write(log, ENTRY)
+    write(log, ENTRY)
+    disk = disk.kill()
+    disk.flip_bit(log.segment.name, offset_of(1))
+    found = replay(disk, vouched=end)
+    assert found.entries == [ENTRY]
+    assert found.recovery.torn == (Torn(log.segment.name, offset_of(1), FRAME_OF_ENTRY_BYTES),)
 
 
 # -- The crash loop ---------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from tests.sim.disk import PowerCut, SimDisk
 
 LEVELS = [["d.sst", "c.sst"], [], ["a.sst", "b.sst"]]
 DROPS = [Drop(9, 3), Drop(10, 255), Drop(11, ALL_TAGS, 5, 6)]
-FULL = Manifest(FORMAT_VERSION, 12, 7, LEVELS, DROPS, b"state")
+DAMAGES = [Damage(b"a", b"b", 4, "c.sst", 1, "r")]
+FULL = Manifest(FORMAT_VERSION, 12, 7, LEVELS, DROPS, b"state", DAMAGES, 14)
 EMPTY = Manifest(FORMAT_VERSION, 0, 0, [[]], [], b"")
 TEMPORARY = "manifest.tmp"
 
@@ -86,10 +87,13 @@ def test_the_bytes_of_version_2_are_still_read() -> None:
     put(disk, NAME, framed(body))
     expected = Manifest(2, 12, 7, [["b.sst"], ["a.sst"]], [Drop(9, 3, 5, 6)], b"s")
     assert manifest.read(disk) == expected
-    expected.damages = [Damage(b"a", b"b", 4, "c.sst", 1, "r")]
+    expected.damages = DAMAGES
     body = b"\x97" + body[1:] + bytes.fromhex("91 96 c40161 c40162 04") + b"\xa5c.sst\x01\xa1r"
+    put(disk, NAME, framed(body))
+    assert manifest.read(disk) == expected
+    expected.vouched = 14
+    body = b"\x98" + body[1:] + b"\x0e"
     assert written(expected) == framed(body)
-    disk = new_disk()
     put(disk, NAME, framed(body))
     assert manifest.read(disk) == expected
     assert expected.tables == ["b.sst", "a.sst"]

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from engine.errors import DiskFullError, LockedError
-from engine.store import FROZEN_MAX, StoreSettings
+from engine import manifest
+from engine.errors import CorruptionError, DiskFullError, LockedError
+from engine.log_format import frame_offset
+from engine.store import FROZEN_MAX, Store, StoreSettings
 from tests.engine.stores import (
     SETTINGS,
     SLOT_COUNT,
@@ -97,6 +99,113 @@ def test_dropping_everything_gives_the_space_back_without_a_write() -> None:
     assert store.manifest.drops == []
     assert store.next_job(0) is None
     assert not [name for name in store.disk.names() if name.endswith(".sst")]
+
+
+CARRIED_OUT = {"compact": [b"a1", b"b1"], "remove": [b"a1"]}
+"""The job that carries out a drop of `a`, and what is in the only table before."""
+
+
+def with_dropped(kind: str, seed: int = 1) -> tuple[Store, int]:
+    """A store in which that job is due; and where the frame of the marker begins, the last one."""
+    store = open_store(SimDisk(random.Random(seed)), SETS, SETTINGS["one block"])
+    for row in CARRIED_OUT[kind]:
+        store.apply(0, row, b"x" * 100)
+    flush(store)
+    position = store.log.position
+    store.drop([ord("a")])
+    store.write()
+    store.log.sync()
+    return store, position
+
+
+def with_carried_out(kind: str) -> tuple[Store, int]:
+    """As `with_dropped`, and the job is done."""
+    store, position = with_dropped(kind)
+    assert do_job(store).kind == kind
+    return store, position
+
+
+@pytest.mark.parametrize("kind", CARRIED_OUT)
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_log_that_lost_a_drop_that_was_carried_out_is_refused(kind: str, is_lost: bool) -> None:
+    """The rows are gone, and the log would say that they are there."""
+    store, position = with_carried_out(kind)
+    disk = disk_of(store).kill()
+    name = store.log.segment.name
+    offset = frame_offset(store.log.segment.base, position)
+    damage = disk.lose(name) if is_lost else disk.flip_bit(name, offset + 9)
+    before = {each: disk.size(each) for each in disk.names()}
+    for _ in range(2):
+        with pytest.raises(CorruptionError) as caught:
+            open_store(disk, SETS, SETTINGS["one block"])
+        assert caught.value.path == f"{disk.path}/{name}"
+        assert caught.value.offset == (0 if is_lost else offset)
+        disk = disk.kill()
+        assert {each: disk.size(each) for each in disk.names()} == before
+    damage.heal()
+    store = open_store(disk, SETS, SETTINGS["one block"])
+    assert [store.get(0, row) for row in (b"a1", b"b1")] == [
+        None,
+        b"x" * 100 if kind == "compact" else None,
+    ]
+
+
+def test_an_older_manifest_s_tables_vouch_for_the_drops_in_them() -> None:
+    store, _ = with_carried_out("compact")
+    disk = disk_of(store).kill()
+    current = manifest.read(disk)
+    assert current is not None
+    assert current.vouched == current.log_start + 1  # At least in the frame that begins there.
+    current.vouched = 0
+    manifest.write(disk, current)
+    lost = disk.lose(store.log.segment.name)
+    with pytest.raises(CorruptionError, match="expected the log up to position"):
+        open_store(disk, SETS, SETTINGS["one block"])
+    lost.heal()
+    assert open_store(disk.kill(), SETS, SETTINGS["one block"]).get(0, b"b1") == b"x" * 100
+
+
+@pytest.mark.parametrize("kind", CARRIED_OUT)
+def test_a_power_cut_takes_no_drop_that_was_carried_out(kind: str) -> None:
+    """Whatever becomes of what was written after it, no start is refused."""
+    for seed in range(100):
+        store, _ = with_dropped(kind, seed)
+        durable = store.log.position
+        for number in range(seed % 5):
+            store.apply(0, b"c%d" % number, b"y" * 300)
+            store.drop([ord("b")])
+            store.write()
+            if number == 2:
+                store.log.roll()
+        assert do_job(store).kind == kind
+        store = open_store(disk_of(store).crash(), SETS, SETTINGS["one block"])
+        assert store.recovery.end >= durable
+        assert store.get(0, b"a1") is None
+
+
+def test_what_was_carried_out_stays_known() -> None:
+    store, position = with_carried_out("remove")
+    flush(store)
+    store.apply(0, b"b1", b"y")
+    flush(store)
+    store.close()
+    store = open_store(disk_of(store).kill(), SETS, SETTINGS["one block"])
+    found = manifest.read(store.disk)
+    assert found is not None
+    assert found.vouched == position + 1
+
+
+def test_a_table_that_moves_down_carries_out_nothing() -> None:
+    store = new_store(SETTINGS["no caches"])
+    for number in range(3):
+        for row in (b"b1", b"b2", b"b3", b"a1"):
+            store.apply(number, row, b"x")
+        flush(store)
+    store.drop([ord("a")])
+    store.write()
+    store.log.sync()
+    assert do_job(store).kind == "move"
+    assert store.manifest.vouched == 0
 
 
 def test_what_expired_gives_its_space_back_without_a_read() -> None:

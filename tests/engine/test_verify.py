@@ -9,9 +9,11 @@ import pytest
 
 from engine import manifest, snapshot
 from engine.errors import UnknownFormatError
+from engine.log_format import frame_offset
 from engine.store import Store
 from engine.verify import LOCK_NAME, Report, verify
-from tests.engine.test_snapshot import flush, inside, open_store, put
+from tests.engine.test_snapshot import flush, inside, open_store, put, work
+from tests.engine.toy import register
 from tests.sim.disk import SimDisk
 
 
@@ -139,6 +141,43 @@ def test_a_torn_end_is_no_damage_and_is_told() -> None:
     (torn,) = report.torn
     assert torn.name == last
     assert torn.offset + torn.bytes_count == file.size
+
+
+@pytest.mark.parametrize("has_more", [False, True])
+def test_an_end_of_the_log_with_what_was_carried_out_is_never_taken_for_torn(
+    has_more: bool,
+) -> None:
+    """A drop of some rows, or of all; after it stands what nobody vouches for."""
+    store = open_store(SimDisk(random.Random(1)))
+    put(store, 1)
+    if has_more:
+        store.apply(3, b"b", register(1, b"kept"))
+    flush(store)
+    marker = store.log.position
+    store.drop([ord("a")])
+    store.write()
+    store.log.sync()
+    work(store)
+    assert bool(store.tables) == has_more
+    assert isinstance(store.disk, SimDisk)
+    disk = store.disk.kill()
+    name, base = store.log.segment.name, store.log.segment.base
+    offset = frame_offset(base, marker)
+    damaged = disk.flip_bit(name, offset + 30)
+    (found,) = verify(disk).damages
+    assert (found.name, found.offset) == (name, offset)
+    damaged.heal()
+    assert verify(disk).is_sound
+    lost = disk.lose(name)
+    (found,) = verify(disk).damages
+    assert (found.name, found.offset) == (name, 0)
+    assert found.what.startswith("expected the log up to position ")
+    lost.heal()
+    file = disk.open_append(name)
+    file.append(b"torn")
+    report = verify(disk)
+    assert report.is_sound
+    assert [torn.bytes_count for torn in report.torn] == [4]
 
 
 def test_a_snapshot_that_a_node_was_started_on_may_have_a_torn_end(folder: SimDisk) -> None:

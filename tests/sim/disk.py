@@ -23,7 +23,7 @@ What it models, and where it is harsher than most real disks:
   and make the old object and its files unusable, so that no test goes on with a dead process by
   mistake.
 
-- `flip_bit` damages what is on the platter, and `Flip.heal` takes that back.
+- `flip_bit` damages what is on the platter, `lose` takes a file away, and `heal` of what they return takes that back.
 
 Faults are set in `Disk.faults`, by the number of operations until they happen. They belong to the
 whole disk and outlive kills and crashes, as a bad disk does. `Faults.fired` counts what came true, by
@@ -65,6 +65,7 @@ FAULT_KINDS = (
     "torn write",
     "lost name",
     "flipped bit",
+    "lost file",
 )
 """What can come true of a disk. A write is torn if some of its sectors survive a power cut and some do not."""
 
@@ -220,6 +221,19 @@ class Flip:
             if version[at] == self.damaged:
                 healed = bytes([version[at] ^ self.mask])
                 versions[place] = version[:at] + healed + version[at + 1 :]
+
+
+@dataclass(frozen=True, slots=True)
+class LostFile:
+    """A file that is gone, and that `heal` puts back, as a repair from elsewhere would."""
+
+    platter: "_Platter"
+    name: str
+    inode: Inode
+
+    def heal(self) -> None:
+        """Put it back, durably."""
+        self.platter.names[self.name] = self.platter.durable_names[self.name] = self.inode
 
 
 _NameChange = tuple[str | None, str | None, Inode]
@@ -447,6 +461,16 @@ class SimDisk:
             if offset < len(data):
                 data[offset] ^= 1 << bit
         return Flip(inode, offset, 1 << bit, inode.content[offset])
+
+    def lose(self, name: str) -> LostFile:
+        """Take a file away, as a damaged file system does: no name of it remains in this folder."""
+        self.faults.fired["lost file"] += 1
+        inode = self._find(name, "lose")
+        platter = self._platter
+        platter.name_changes = [each for each in platter.name_changes if each[2] is not inode]
+        for names in (platter.names, platter.durable_names):
+            names.pop(name, None)
+        return LostFile(platter, name, inode)
 
     # -- For SimFile -------------------------------------------------------------------------
 

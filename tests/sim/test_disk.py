@@ -498,6 +498,25 @@ def test_healing_undoes_a_flip_and_nothing_that_came_after_it() -> None:
     assert content(again.crash()) == b"axy"
 
 
+def test_a_lost_file_is_gone_after_a_crash_too_and_comes_back_when_it_is_healed() -> None:
+    for is_named in (True, False):
+        disk = new_disk()
+        file = new_file(disk, b"abc") if is_named else disk.create("file")
+        disk.link("file", disk.folder("other"))
+        lost = disk.lose("file")
+        file.append(b"d")
+        file.sync()
+        assert disk.names() == ["other"]
+        assert content(disk.folder("other")).endswith(b"d")
+        disk = disk.crash()
+        assert disk.names() == ["other"]
+        lost.heal()
+        disk = disk.crash()
+        assert content(disk) == (b"abcd" if is_named else b"d")
+    with pytest.raises(MissingFileError):
+        disk.lose("absent")
+
+
 def test_healing_reaches_what_was_written_again_with_its_sector() -> None:
     disk = new_disk()
     file = new_file(disk, b"abc")
@@ -527,6 +546,7 @@ def test_what_came_true_is_counted_by_kind() -> None:
         disk = SimDisk(random.Random(seed), faults=faults)
         file = new_file(disk, b"x")
         disk.flip_bit("file", 0)
+        disk.lose("file").heal()
         file.append(b"y" * 2000)
         disk.create("lost")
         disk = disk.crash()
