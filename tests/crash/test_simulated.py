@@ -61,9 +61,9 @@ def test_the_same_seed_gives_the_same_world() -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("seed", [9313])
+@pytest.mark.parametrize("seed", [20071])
 def test_worlds_that_found_something(seed: int) -> None:
-    """9313: a power cut while a snapshot was given up left its manifest, and only some of its files."""
+    """20071: the end of the log was lost with what had come back before damage was accepted."""
     World(seed).run()
 
 
