@@ -129,6 +129,9 @@ class Coordinator:
         self.unaccepted = Unaccepted(self)
         self.unconfirmed = Unconfirmed(self)
         self.repairs = Repairs(self)
+        self._unit_rounds: dict[
+            Place, WriteRound
+        ] = {}  # Of `writes`, by row: the last one of several rows.
         self.reads: dict[int, ReadRound] = {}
         self.outbox: list[tuple[NodeId, Sequence[bytes]]] = []
         self.in_flight_bytes = 0
@@ -300,10 +303,14 @@ class Coordinator:
     def must_wait(self, slot: Slot, row: Row, raw: bytes | None) -> bool:
         """Whether a command on this row must not run now, because its latest write here may be taken back.
 
-        As long as nobody has contradicted, commands build upon writes that are under way.
+        As long as nobody has contradicted, commands build upon writes that are under way. Not upon one of several
+        rows: who takes the later write without the earlier one, which may be lost on its way, has a part of that.
         """
         place = (slot, row)
         if self._is_open(place):
+            return True
+        unit = self._unit_rounds.get(place)
+        if unit is not None and unit.needed and not unit.is_decided:
             return True
         if raw is None or not raw[0] & MANY or len(decode(raw).versions) < 2:
             return False
@@ -426,6 +433,9 @@ class Coordinator:
         )
         round_.is_checked = flags != UNCHECKED
         self.writes[number] = round_
+        if flags == UNIT:
+            for entry in entries:
+                self._unit_rounds[entry[2], entry[3]] = round_
         self.in_flight_bytes += len(blob)
         message = (WRITE, b"%d" % number, flags, contexts, blob)
         self.outbox += [(peer, message) for peer in peers]
@@ -596,6 +606,10 @@ class Coordinator:
     def _close(self, round_: WriteRound) -> None:
         if self.writes.pop(round_.id, None) is not None:
             self.in_flight_bytes -= round_.weight_bytes
+            if round_.is_unit:
+                for _, _, slot, row, _ in round_.entries:
+                    if self._unit_rounds.get((slot, row)) is round_:
+                        del self._unit_rounds[slot, row]
 
     # Time and losses
 

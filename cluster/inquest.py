@@ -48,7 +48,7 @@ Core: time is an argument; messages go out with the coordinator's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from cluster.case import Case, past_of, restored, seen_by, unite, without
@@ -163,8 +163,13 @@ class Inquest:
             writes = OpenWrites(frozenset(case.dots), seen)
         coordinator.replica.note_open(*case.place, coordinator.now_ms, writes)
 
-    def open_at_start(self, places: Mapping[Place, bytes], now_s: float) -> None:
-        """Find out about rows that the process before may have left open. With each what it has noted, if anything."""
+    def open_at_start(
+        self, places: Mapping[Place, bytes], together: Iterable[Sequence[Place]], now_s: float
+    ) -> None:
+        """Find out about rows that the process before may have left open. With each what it has noted, if anything.
+
+        `together`: rows that one command wrote, whether they are open or not.
+        """
         coordinator = self._coordinator
         for place, packed in places.items():
             if place not in self.cases and len(coordinator.batches[place[0]].peers) > 0:
@@ -176,6 +181,10 @@ class Inquest:
                 if case.is_guess:
                     # The next process might not find it among the last writes of the process before.
                     coordinator.replica.note_open(*place, coordinator.now_ms)
+        for group in together:
+            cases = [self.cases[place] for place in group if place in self.cases]
+            for case in cases[1:]:
+                unite(cases[0], case)
 
     def _begin(self, place: Place) -> Case:
         case = self.cases[place] = Case(place, set(), [], [], self._coordinator.now_s)

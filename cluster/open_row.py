@@ -9,7 +9,8 @@ the log as a row of the system's slot; what is open when the log is cut is in th
 
 A process that did not end well may have had writes under way that it could not note. So the rows that it wrote in
 its last moments count as open as well. Those that were written unchecked do not: such a write stays, whatever others
-have.
+have. Rows that one command wrote stand in the log with one timestamp, one after the other: they are judged together
+after a start, too.
 
 Core: it writes nothing itself, `Replica.note_open` does.
 """
@@ -56,6 +57,8 @@ class OpenRows:
     def __init__(self, rows: Mapping[tuple[Slot, Row], bytes] | None = None) -> None:
         self.rows: dict[tuple[Slot, Row], bytes] = dict(rows or {})
         self._recent: dict[tuple[Slot, Row], Hlc] = {}  # Found at recovery: when they were written.
+        self._last: tuple[tuple[Slot, Row], Hlc] | None = None  # The last of these.
+        self._together: list[list[tuple[Slot, Row]]] = []  # Of these, what one command wrote.
 
     def change(self, place: tuple[Slot, Row], packed: bytes | None) -> bool:
         """A row is open, or (None) known. Whether that is new, and has to be logged."""
@@ -83,6 +86,20 @@ class OpenRows:
         if len(recent) > 2 * RECENT_MAX:
             # Many at once: what is deleted at the front of a dict is passed by each later look at its first one.
             self._recent = dict(islice(recent.items(), RECENT_MAX, None))
+        last, self._last = self._last, (place, hlc)
+        if last is None or last[1] != hlc:
+            return
+        if self._together and self._together[-1][-1] == last[0]:
+            self._together[-1].append(place)
+        else:
+            self._together.append([last[0], place])
+        if len(self._together) > 2 * RECENT_MAX:
+            del self._together[:RECENT_MAX]
+
+    def written_together(self) -> list[list[tuple[Slot, Row]]]:
+        """The rows that one command wrote, for each that wrote several and was found at recovery. Once."""
+        together, self._together = self._together, []
+        return together
 
     def at_start(self, within_ms: int) -> dict[tuple[Slot, Row], bytes]:
         """The rows that the process before may have left open: noted, or written in its last moments. Once."""

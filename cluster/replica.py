@@ -231,6 +231,7 @@ class Replica:
     ) -> None:
         """Give each write a dot and a timestamp, encode it, stage it for the log and put it into the memtable.
 
+        All rows of one call have the same timestamp: so the log tells what was written together (`OpenRows`).
         What others have to be sent is appended to `written`. `beside` says of rows that are written unchecked
         what stays there; others are replaced. Raises PageFault, with nothing changed, if a slot is unsettled and
         the row is not in memory.
@@ -263,7 +264,6 @@ class Replica:
                 self.expiry.add(slot, row, expire_at_ms)
             else:
                 head = pack_header(kind, actor, counter, hlc)
-            hlc += 1
             raw = head + payload
             if row in stored:
                 raw = self._with_context(
@@ -280,7 +280,8 @@ class Replica:
             else:
                 memtable.weight_bytes += len(row) + len(raw) + ENTRY_OVERHEAD_BYTES
                 store.forget_below(slot, row)
-        clock.last = hlc - 1
+        if effects:
+            clock.last = hlc
         for row in beside or ():
             place = pack_place(effects[row][0], row)
             self.write({UNCHECKED_ROW: (SYSTEM_SLOT, STRING, 0, place)}, now_ms)

@@ -136,7 +136,8 @@ class Peers:
                 self.replica.keeps_one = node.policies.keeps_one
         if self.quorums.checks_all:
             rows = self.replica.open_rows.at_start(settings.timeout_ms + 1000)
-            self.coordinator.inquest.open_at_start(rows, now_s)
+            together = self.replica.open_rows.written_together()
+            self.coordinator.inquest.open_at_start(rows, together, now_s)
         self.participant = Participant(
             self.replica,
             promise=self.promise,

@@ -110,7 +110,7 @@ def parted(open_at: str, acknowledged: str) -> World:
     for name in named(world, open_at):
         node = world.nodes[name]
         forget_cases(node.coordinator)
-        node.coordinator.inquest.open_at_start({place_of(b"k"): b""}, world.now_s)
+        node.coordinator.inquest.open_at_start({place_of(b"k"): b""}, (), world.now_s)
     return world
 
 

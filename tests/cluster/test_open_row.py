@@ -9,6 +9,7 @@ from cluster.record import STRING
 from cluster.recovery import Recovery
 from cluster.replica import Replica
 from cluster.sibling import Seen, beside
+from cluster.slot import row_of, slot_of
 from tests.cluster.cluster_world import NOW_MS, SETTINGS, place_of
 from tests.sim.disk import SimDisk
 
@@ -46,6 +47,20 @@ def test_of_a_long_log_only_the_last_rows_are_remembered() -> None:
     assert RECENT_MAX <= len(found) <= 2 * RECENT_MAX
     last = range(5 * RECENT_MAX - len(found), 5 * RECENT_MAX)
     assert list(found) == [(number % 7, b"%d" % (number % (3 * RECENT_MAX))) for number in last]
+
+
+def test_what_one_command_wrote_is_found_together() -> None:
+    disk = SimDisk(random.Random(1))
+    replica = opened(disk)
+    keys = [b"%d" % number for number in range(7)]
+    for names in (keys[:1], keys[1:3], keys[3:4], keys[4:]):
+        effects = {row_of(0, key): (slot_of(key), STRING, 0, b"value") for key in names}
+        replica.write(effects, NOW_MS, [])
+        replica.store.write()
+    again = opened(disk.kill())
+    expected = [[place_of(key) for key in names] for names in (keys[1:3], keys[4:])]
+    assert again.open_rows.written_together() == expected
+    assert not again.open_rows.written_together()  # Once.
 
 
 def test_what_was_written_beside_siblings_is_not() -> None:

@@ -345,12 +345,14 @@ def _step(state: model.State, operation: Operation) -> tuple[model.State, Reply]
 
 
 def check_transfers(history: History) -> list[Finding]:
-    """Each transaction on a pair of keys leaves their sum at 0, and none sees another sum."""
+    """Each transaction on a pair of keys leaves their sum at 0, and none that reads all of several sees another sum."""
     findings = []
     for operation in history.operations:
         is_transfer = operation.name == b"EXEC" and operation.key.startswith(b"pair")
         if not is_transfer or not operation.is_acknowledged:
             continue
+        if operation.key.startswith(b"pairs") and not operation.args[2].startswith(b"GET"):
+            continue  # It shows a part of them.
         assert isinstance(operation.reply, list)
         total = sum(int(each or 0) for each in operation.reply)  # type: ignore[arg-type,misc]
         if total:

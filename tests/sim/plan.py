@@ -43,6 +43,8 @@ class Plan:
     reordering: float = 0.0
     fault_interval_s: float = 3.0  # On average.
     pipeline: float = 0.2  # Chance of several commands at once.
+    runs: float = 0.0  # The share of pipelines of one kind of command, or of records of one shape.
+    transfers: float = 0.0  # The share of transactions between some of five keys.
     moves: float = 0.0  # Chance that a client goes to another node before its next command.
     cluster_clients: float = 0.0  # The share of the clients that use the cluster ports.
     policies: tuple[Policy, ...] = ()

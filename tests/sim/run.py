@@ -111,6 +111,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--hard", action="store_true", help="many crashes, few keys")
     parser.add_argument(
+        "--transfers",
+        type=float,
+        default=0.0,
+        help="share of transactions between some of five keys",
+    )
+    parser.add_argument(
+        "--runs", type=float, default=0.0, help="share of pipelines that a node may do at once"
+    )
+    parser.add_argument(
         "--count", action="store_true", help="of a canary: in how many runs it is found"
     )
     parser.add_argument("--digest", action="store_true", help="only show the digest of --seed")
@@ -122,6 +131,8 @@ def _plan(args: argparse.Namespace, seed: int) -> Plan:
     is_hard = args.hard or (canary is not None and canary.nodes > 1)
     draw = Plan.contended if is_hard else Plan.draw
     plan = draw(seed, nodes=args.nodes, seconds=args.seconds, rate=args.rate)
+    if args.transfers or args.runs:
+        plan = replace(plan, transfers=args.transfers, runs=args.runs, pipeline=0.0)
     return plan if canary is None else replace(plan, **canary.plan)
 
 
@@ -137,6 +148,8 @@ def _command(args: argparse.Namespace, seed: int) -> list[str]:
     command = ["-m", "tests.sim", "--seed", str(seed), "--nodes", str(args.nodes)]
     command += ["--seconds", f"{args.seconds:g}", "--rate", f"{args.rate:g}"]
     command += ["--hard"] if args.hard else []
+    command += ["--transfers", f"{args.transfers:g}"] if args.transfers else []
+    command += ["--runs", f"{args.runs:g}"] if args.runs else []
     command += ["--like", args.like] if args.like else []
     return command + (["--canary", args.canary] if args.canary else [])
 
@@ -230,6 +243,8 @@ def _share(args: argparse.Namespace) -> int:
         command += ["--canary", args.canary] if args.canary else []
         command += ["--like", args.like] if args.like else []
         command += ["--hard"] if args.hard else []
+        command += ["--transfers", f"{args.transfers:g}"] if args.transfers else []
+        command += ["--runs", f"{args.runs:g}"] if args.runs else []
         command += ["--count"] if args.count else []
         children.append(subprocess.Popen(command))
     statuses = [child.wait() for child in children]

@@ -15,6 +15,7 @@ from tests.sim.trial import run
 
 NODES = 5
 SEEDS = 40
+UNIT_SEEDS = 8
 SECONDS = 20.0
 RATE = 20.0
 # Each planted bug shows in more than half of such runs: that none of these does has a chance below 1 in 1000.
@@ -32,6 +33,32 @@ def test_a_seed_is_well(seed: int) -> None:
     repeat = f"repeat: python -m tests.sim --nodes {NODES} --seconds {SECONDS:g} --seed {seed}"
     assert result.findings == [], "\n".join([repeat, *result.findings])
     assert result.acknowledged > 50
+
+
+@pytest.mark.parametrize("seed", range(UNIT_SEEDS))
+def test_pipelines_that_a_node_does_at_once_are_well(seed: int) -> None:
+    draw = Plan.contended if seed % 2 else Plan.draw
+    drawn = draw(seed, nodes=3 if seed % 4 < 2 else NODES, seconds=SECONDS, rate=RATE)
+    result = run(replace(drawn, runs=0.6))
+    assert result.findings == [], result.findings
+    assert result.acknowledged > 50
+
+
+@pytest.mark.parametrize("seed", range(2000, 2006))
+def test_transactions_that_meet_in_some_keys_are_whole(seed: int) -> None:
+    """While lines break, one is built upon another that nobody has confirmed yet."""
+    drawn = Plan.contended(seed, nodes=3, seconds=30, rate=30)
+    result = run(replace(drawn, transfers=0.7, pipeline=0.0, only=("partition",)))
+    assert result.findings == [], result.findings
+    assert result.acknowledged > 50
+
+
+@pytest.mark.parametrize("seed", [3021, 3029])
+def test_a_transaction_whose_node_begins_again_is_whole(seed: int) -> None:
+    """What it had written together is judged together afterwards, too."""
+    drawn = Plan.contended(seed, nodes=3, seconds=30, rate=30)
+    result = run(replace(drawn, transfers=0.7, pipeline=0.0))
+    assert result.findings == [], result.findings
 
 
 def test_a_seed_gives_the_same_trace_under_another_hash_seed() -> None:

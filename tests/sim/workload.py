@@ -6,9 +6,11 @@
     locks       SET NX or SETNX, a look, and DEL by the holder; after an unknown outcome the lock is given up
     changes     SET, SET NX, GETSET, GETDEL, INCRBY and APPEND on the same keys: for linearizability alone
     private     all kinds of commands on keys of one session and one slot, RENAME and MULTI among them
-    transfers   MULTI, DECRBY here, INCRBY there, EXEC: the sum of the two keys is always 0
+    transfers   MULTI, DECRBY here, INCRBY there, EXEC: the sum of the two keys is always 0; and (if the plan has
+                them) between some of five keys
     tokens      RENAME and RENAMENX between keys of different slots, and EXEC of GETs of all of them
     leases      SET with PX, or SET and PEXPIRE, and reads of others
+    runs        pipelines that a node may do at once: of counters, appends and changes (if the plan has them)
     order       ECHO among others in a pipeline
 
 A client draws from all of them. Keys live for a part of the run only, since histories of a key have to stay
@@ -31,6 +33,7 @@ PRIVATE_OPERATIONS = 60
 LOCKS = 3
 LEASES_KEPT = 8
 TOKEN_PLACES = 4
+ACCOUNTS = 5
 Command = tuple[bytes, ...]
 
 
@@ -55,9 +58,17 @@ class Workload:
     async def act(self, client: Client) -> None:
         """Do one thing."""
         rng = client.rng
+        transfers = client.world.plan.transfers
+        if transfers and rng.random() < transfers:
+            await self._transfer_between_many(client)
+            return
         counting = client.world.plan.counting
         if counting and rng.random() < counting:
             await client.ask_all([rng.choice((self._counter, self._append))(client)])
+            return
+        runs = client.world.plan.runs
+        if runs and rng.random() < runs:
+            await client.ask_all(self._run(client))
             return
         renaming = client.world.plan.renaming
         if renaming and not client.is_cluster and rng.random() < renaming:
@@ -117,6 +128,29 @@ class Workload:
             return b"INCRBY", key, b"%d" % client.rng.randint(2, 9)
         return b"GET", key
 
+    def _run(self, client: Client) -> list[Command]:
+        """What a node may do at once: commands of one name, or of two by turns, each pair on one key."""
+        rng = client.rng
+        count = rng.randint(2, 8)
+        kind = rng.random()
+        if kind < 0.3:
+            return [(b"INCR", self._key(client, b"counter")) for _ in range(count)]
+        if kind < 0.6:
+            return [
+                (b"APPEND", self._key(client, b"append"), self._value(client) + b";")
+                for _ in range(count)
+            ]
+        keys = [self._key(client, b"change") for _ in range(count)]
+        number = b"%d" % rng.randint(1, 1 << 30)
+        if kind < 0.8:
+            name = rng.choice((b"SETNX", b"GETSET", b"INCRBY"))
+            return [(name, key, number) for key in keys]
+        return [
+            command
+            for key in keys[: count // 2 + 1]
+            for command in ((b"INCRBY", key, number), (b"STRLEN", key))
+        ]
+
     def _append(self, client: Client) -> Command:
         key = self._key(client, b"append")
         if client.rng.random() < 0.4:
@@ -172,6 +206,21 @@ class Workload:
             one, other = other, one
         amount = b"%d" % client.rng.randint(1, 9)
         await client.ask_together(group, [(b"DECRBY", one, amount), (b"INCRBY", other, amount)])
+
+    async def _transfer_between_many(self, client: Client) -> None:
+        """As `_transfer`, between some of five keys: transactions meet in a part of their rows."""
+        rng = client.rng
+        group = self._key(client, b"pairs")
+        keys = [b"{%s}:%d" % (group, number) for number in range(ACCOUNTS)]
+        if rng.random() < 0.3:
+            await client.ask_together(group, [(b"GET", key) for key in keys])
+            return
+        chosen = rng.sample(keys, rng.randint(2, 4))
+        amounts = [rng.randint(1, 9) for _ in chosen[1:]]
+        commands: list[Command] = [(b"DECRBY", chosen[0], b"%d" % sum(amounts))]
+        for key, amount in zip(chosen[1:], amounts, strict=True):
+            commands.append((b"INCRBY", key, b"%d" % amount))
+        await client.ask_together(group, commands)
 
     async def _move_token(self, client: Client) -> None:
         """A value that is SET once, and then only given other names."""
