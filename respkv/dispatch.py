@@ -7,6 +7,7 @@ A single node has none; there the runner does everything. Here a command that to
     forwarding   at the slot's coordinator: wait for its reply        respkv/forwarding.py
     splitting    MGET, MSET, DEL, EXISTS, UNLINK and TOUCH on several slots: an operation for each part
     grouping     plain GETs and SETs, many at once                    respkv/grouping.py
+    units        others of one pipeline, many at once                 respkv/unit.py
     spreading    all others on keys that no single node holds        respkv/spread.py
     gathering    the whole keyspace: SCAN, KEYS, FLUSHALL ...         respkv/gather.py
 
@@ -59,6 +60,7 @@ from respkv.session import (
 )
 from respkv.spread import Spreads
 from respkv.transaction import end_transaction
+from respkv.unit import Unit, Units
 from respkv.waits import note_written
 
 if TYPE_CHECKING:
@@ -127,6 +129,7 @@ class Dispatch:
         self.execution = Execution(self, retries_max)
         self.forwarding = Forwarding(self, first_id)
         self.grouping = Grouping(self)
+        self.units = Units(self)
         self.spreads = Spreads(self)
         self.serve_lone = self.grouping.serve_lone  # Hot.
 
@@ -148,6 +151,11 @@ class Dispatch:
                     if budget <= 0:
                         return
                     continue
+            if queue and (count := self.units.take_run(session, args, now_ms)):
+                budget -= count
+                if budget <= 0:
+                    return
+                continue
             if not self.take(session, args, now_ms):
                 queue.appendleft(args)
                 session.mode |= WAITING
@@ -496,10 +504,7 @@ class Dispatch:
             )
         command = operation.command
         elapsed_ns = self.node.clock_ns() - operation.started_ns
-        command.calls += 1
-        command.elapsed_ns += elapsed_ns
-        command.histogram.add(elapsed_ns)
-        self.node.runner.served_total += 1
+        operation.count(elapsed_ns)
         if operation.origin is None:
             if command.name == "WATCH":
                 self.execution.take_watched(operation)
@@ -541,6 +546,8 @@ class Dispatch:
         if parent is not None:
             if isinstance(parent, SplitOperation):
                 parent.part_done()
+            elif isinstance(operation, Unit):
+                operation.deliver()
             else:
                 parent.take(operation.part, operation.data)
             return

@@ -26,9 +26,10 @@ from respkv.gather_place import places_of
 from respkv.lane import OK_BYTES
 from respkv.operation import ExecOperation, Operation, Phase, by_database
 from respkv.refusal import TIMED_OUT, TOO_LARGE, TRIED, text_of
-from respkv.reply import OK, Reply, ReplyError, encode
+from respkv.reply import OK, Reply, ReplyError
 from respkv.session import IN_MULTI, Session, Transaction
 from respkv.transaction import end_transaction
+from respkv.unit import Unit
 from respkv.unlogged import UNLOGGED
 
 if TYPE_CHECKING:
@@ -51,15 +52,11 @@ class Execution:
         """Run a command on the local replica, and wait for what it read and wrote to be on enough replicas."""
         node = self.node
         command = operation.command
-        is_write = command.is_write
+        is_write = operation.is_write
         transaction = operation.transaction
-        if transaction is not None:
-            is_write = any(queued.is_write for queued, _ in transaction.commands)
         unlogged = node.unlogged
-        if unlogged is not None and unlogged.is_shown_by(
-            command, operation.args, operation.session
-        ):
-            self._dispatch.end(operation, UNLOGGED)
+        if unlogged is not None and unlogged.is_shown_by_one_of(operation.commands):
+            self._refuse(operation, UNLOGGED)
             return
         if is_write:
             if node.refusal is not None:
@@ -103,7 +100,7 @@ class Execution:
             if is_overtaken is None:
                 self._dispatch.end(operation, TRIED)
                 return
-            reply = OK if is_overtaken else self._call(command, operation.args)
+            reply = OK if is_overtaken else operation.run(context, self._call)
         except ReplyError as error:
             error.__traceback__ = None
             context.drop()
@@ -116,7 +113,7 @@ class Execution:
             return
         except EngineError as error:
             context.drop()
-            self._dispatch.end(operation, node.data_error(error))
+            self._refuse(operation, node.data_error(error))
             return
         finally:
             if transaction is not None:
@@ -145,7 +142,7 @@ class Execution:
                     self._dispatch.message_bytes_max
                 ):
                     context.drop()
-                    self._dispatch.end(operation, TOO_LARGE)
+                    self._refuse(operation, TOO_LARGE)
                     return
                 if not is_blind:
                     effects = context.effects.items()
@@ -161,13 +158,20 @@ class Execution:
             context.store.pinned = {}
         operation.messages = context.take_messages()
         is_resp3 = session.is_resp3 if transaction is not None else operation.is_resp3
-        operation.data = encode(reply, resp3=is_resp3)
+        operation.data = operation.encoded(reply, is_resp3=is_resp3)
         if command.name == "WATCH" and not operation.data.startswith(b"-"):
             operation.data = self.watched_by(session)
         coordinator.begin(operation, reads, written, quorums=quorums, is_checked=is_checked)
         if not operation.waits and not operation.is_over:
             operation.is_over = True
             self._dispatch.finish(operation)
+
+    def _refuse(self, operation: Operation, error: ReplyError) -> None:
+        """Nothing was done. Of the commands of a unit, the error may concern one alone."""
+        if isinstance(operation, Unit):
+            operation.fall_apart()
+        else:
+            self._dispatch.end(operation, error)
 
     def session_of(self, operation: Operation) -> Session:
         """The session that a command sees: the client's, or one that stands for it. EXEC finds it as it was.
@@ -205,18 +209,16 @@ class Execution:
     def places(self, operation: Operation) -> list[tuple[Slot, Row]]:
         """The rows of the keys that a command names."""
         databases = self.node.databases
-        db = databases[operation.db]
-        command, args = operation.command, operation.args
-        transaction = operation.transaction
-        if transaction is None:
-            return places_of(command, args, db, databases)
+        commands = operation.commands
+        if len(commands) == 1 and operation.transaction is None:
+            return places_of(*commands[0], databases[operation.db], databases)
         places: dict[tuple[Slot, Row], None] = {}
         for number, queued, queued_args in by_database(operation):
             for place in places_of(queued, queued_args, databases[number], databases):
                 places[place] = None
-        assert isinstance(operation, ExecOperation)
-        for watched_db, key in operation.watches:
-            places[slot_of(key), row_of(databases[watched_db], key)] = None
+        if isinstance(operation, ExecOperation):
+            for watched_db, key in operation.watches:
+                places[slot_of(key), row_of(databases[watched_db], key)] = None
         return list(places)
 
     def _is_overtaken(self, operation: Operation, places: list[tuple[Slot, Row]]) -> bool | None:
@@ -242,15 +244,37 @@ class Execution:
         return True if is_there and not versions[0].expire_at_ms else None
 
     def _fetch(self, operation: Operation, fault: PageFault) -> None:
-        """Have a page read, then run again."""
+        """Have pages read, then run again: this one, and all that the rows of its other commands are in."""
+        faults = [fault]
+        if len(operation.commands) > 1:
+            faults += self._faults(operation)
+        missing = len(faults)
 
         def resume(now_ms: int, failure: ReplyError | None) -> None:
+            nonlocal missing
+            missing -= 1
             if failure is not None:
                 self._dispatch.end(operation, failure)
-            elif not operation.is_done:
+            elif not missing and not operation.is_done:
                 self.execute(operation)
 
-        self.node.fetch(fault, operation.pins, resume)
+        for each in faults:
+            self.node.fetch(each, operation.pins, resume)
+
+    def _faults(self, operation: Operation) -> list[PageFault]:
+        """The faults that its rows meet now."""
+        store = self.node.context.store
+        store.pinned = operation.pins
+        faults = []
+        for slot, row in self.places(operation):
+            try:
+                store.get(slot, row)
+            except PageFault as fault:
+                faults.append(fault)
+            except EngineError:
+                pass  # The command meets it again.
+        store.pinned = {}
+        return faults
 
     def _park(self, operation: Operation) -> None:
         self._parked.append(operation)

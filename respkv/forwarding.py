@@ -41,6 +41,7 @@ from respkv.reply import ReplyError
 from respkv.session import TRACKING, Session, Transaction
 from respkv.spread_part import PARTS
 from respkv.trace import traced_by
+from respkv.unit import Unit
 
 if TYPE_CHECKING:
     from cluster.batch import Quorums
@@ -64,10 +65,11 @@ SEEN_MAX: Final = 4096  # Forwarded operations that are remembered of each peer.
 
 
 class Packed(msgspec.Struct, array_like=True):
-    """A transaction on its way to the node that executes it."""
+    """A transaction, or a unit, on its way to the node that executes it."""
 
     commands: list[list[bytes]]
     watches: list[tuple[int, bytes, bytes | None]]
+    is_unit: bool = False
 
 
 class Forwarding:
@@ -110,11 +112,12 @@ class Forwarding:
             b"%d" % (operation.hlc or -self._time_of(operation)),
             b"%d %d" % (operation.quorums.r, operation.quorums.w),
         )
-        if operation.transaction is not None:
-            assert isinstance(operation, ExecOperation)
+        if isinstance(operation, ExecOperation | Unit):
+            watches = operation.watches if isinstance(operation, ExecOperation) else {}
             packed = Packed(
-                [args for _, args in operation.transaction.commands],
-                [(db, key, dots) for (db, key), dots in operation.watches.items()],
+                [args for _, args in operation.commands],
+                [(db, key, dots) for (db, key), dots in watches.items()],
+                isinstance(operation, Unit),
             )
             self.transport.send(target, (FORWARD_EXEC, *head, msgspec.msgpack.encode(packed)))
         else:
@@ -127,7 +130,7 @@ class Forwarding:
     @staticmethod
     def _time_of(operation: Operation) -> int:
         """When a write came, as a timestamp: what is made of it there is later, as `_is_overtaken` expects."""
-        return operation.now_ms << 16 if operation.command.is_write else 0
+        return operation.now_ms << 16 if operation.is_write else 0
 
     def _hear_time(self, hlc: int, now_ms: int) -> None:
         """What is written from now on is later than this, if that is no further ahead than clocks may be apart."""
@@ -193,10 +196,12 @@ class Forwarding:
         agent.db, agent.is_resp3 = int(message[4]), bool(mode & IS_RESP3)
         deadline_s = self.node.now_s + int(message[2]) / 1000
         now_ms = self.node.now_ms()
-        operation = self._forwarded(agent, message, now_ms, deadline_s)
+        try:
+            operation = self._forwarded(agent, message, now_ms, deadline_s)
+        except ReplyError:  # A newer node's command.
+            operation = None
         if operation is None or not self._can_execute(operation):
-            del self._seen[peer][number]
-            self.promise(peer, (REFUSED, number, b"not here"))
+            self.refuse(peer, number, b"not here")
             return
         operation.origin = (peer, number)
         operation.is_forwarded = True
@@ -218,9 +223,13 @@ class Forwarding:
         """
         if self.node.now_ms() + self.lead_ms(peer) <= int(message[3]):
             return False
-        del self._seen[peer][message[1]]
-        self.promise(peer, (REFUSED, message[1], b"late"))
+        self.refuse(peer, message[1], b"late")
         return True
+
+    def refuse(self, peer: NodeId, number: bytes, reason: bytes) -> None:
+        """Nothing of what a peer has forwarded was done: it may go to another node."""
+        self._seen.get(peer, {}).pop(number, None)
+        self.promise(peer, (REFUSED, number, reason))
 
     def _is_first(self, peer: NodeId, number: bytes) -> bool:
         """Whether a forwarded message has to be worked on; if not, its answer is given again if there is one."""
@@ -245,9 +254,13 @@ class Forwarding:
 
     def _forwarded(
         self, agent: Session, message: list[bytes], now_ms: int, deadline_s: float
-    ) -> Operation | None:
+    ) -> Operation:
+        """What a message asks for. Raises ReplyError."""
         if message[0] == FORWARD_EXEC:
             packed = msgspec.msgpack.decode(message[8], type=Packed)
+            if packed.is_unit:
+                commands = [(TABLE.resolve(args), args) for args in packed.commands]
+                return Unit(self._dispatch, agent, commands, now_ms, deadline_s)
             agent.transaction = Transaction(
                 [(TABLE.resolve(args), args) for args in packed.commands]
             )
@@ -261,10 +274,7 @@ class Forwarding:
             transaction.slots = tuple(slots)
             return transaction
         args = message[8:]
-        try:
-            command = PARTS.get(args[0]) or TABLE.resolve(args)
-        except ReplyError:  # A newer node's command.
-            return None
+        command = PARTS.get(args[0]) or TABLE.resolve(args)
         operation = Operation(self._dispatch, agent, command, args, now_ms, deadline_s)
         operation.slots = tuple(
             dict.fromkeys(slot_of(args[at]) for at in command.key_positions(args))
@@ -302,6 +312,9 @@ class Forwarding:
         operation.tried = (*operation.tried, operation.target)
         if operation.deadline_s <= self.node.now_s:
             self._dispatch.end(operation, TIMED_OUT)
+            return
+        if isinstance(operation, Unit):
+            operation.fall_apart()
             return
         if isinstance(operation, ExecOperation):
             target = self._dispatch.place_exec(operation)
@@ -384,8 +397,7 @@ class Forwarding:
         if not self._is_first(peer, number):
             return
         if self.topology.me in self.topology.incomplete or self.node.is_stopping:
-            del self._seen[peer][number]
-            self.promise(peer, (REFUSED, number, b"not here"))
+            self.refuse(peer, number, b"not here")
             return
         if self._is_late(peer, message):
             return
@@ -433,13 +445,7 @@ class Forwarding:
         for operation in self.forwards.values():
             if isinstance(operation, Sets) or not operation.session.mode & TRACKING:
                 continue
-            transaction = operation.transaction
-            commands = (
-                [(operation.command, operation.args)]
-                if transaction is None
-                else transaction.commands
-            )
-            if any(command.is_write and key in args for command, args in commands):
+            if any(command.is_write and key in args for command, args in operation.commands):
                 return operation.session
         return None
 

@@ -16,7 +16,7 @@ Core: no sockets; `respkv/dispatch.py` runs them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,10 +27,13 @@ from cluster.slot import DATABASE_COUNT, Key, Slot
 from engine.store import Pins
 from respkv.command import TABLE
 from respkv.number import integer_or_none
+from respkv.reply import Reply, encode
 from respkv.session import Session, Transaction
+from respkv.transaction import Call, Queued
 
 if TYPE_CHECKING:
     from respkv.command import Command
+    from respkv.context import Context
     from respkv.dispatch import Dispatch
     from respkv.pubsub import Message as PublishedMessage
 
@@ -141,6 +144,28 @@ class Operation(Pending):
         """Of an EXEC, which runs in a session of its own."""
         return None
 
+    @property
+    def commands(self) -> Sequence[Queued]:
+        """What it runs: one command, those of an EXEC, or those of a `Unit`."""
+        return ((self.command, self.args),)
+
+    @property
+    def is_write(self) -> bool:
+        return self.command.is_write
+
+    def run(self, context: Context, call: Call) -> Reply:
+        """Run it on the bound context. Raises ReplyError, PageFault."""
+        return call(self.command, self.args)
+
+    def count(self, elapsed_ns: int) -> None:
+        """It was executed here."""
+        self.command.count(1, elapsed_ns)
+        self.dispatch.node.runner.served_total += 1
+
+    def encoded(self, reply: Reply, *, is_resp3: bool) -> bytes:
+        """The bytes that answer it."""
+        return encode(reply, resp3=is_resp3)
+
 
 class ExecOperation(Operation):
     """An EXEC, with what MULTI had queued and WATCH had seen. It runs in a session of its own each time."""
@@ -158,6 +183,14 @@ class ExecOperation(Operation):
     @property
     def transaction(self) -> Transaction:
         return self._transaction
+
+    @property
+    def commands(self) -> Sequence[Queued]:
+        return self._transaction.commands
+
+    @property
+    def is_write(self) -> bool:
+        return any(command.is_write for command, _ in self._transaction.commands)
 
     @property
     def is_of_session(self) -> bool:
@@ -258,16 +291,13 @@ def is_plain_command(command: Command, args: list[bytes]) -> bool:
 
 
 def is_idempotent(operation: Operation) -> bool:
-    if operation.transaction is not None:
-        return all(not command.is_write for command, _ in operation.transaction.commands)
-    return operation.is_plain or not operation.command.is_write
+    return operation.is_plain or not operation.is_write
 
 
 def by_database(operation: Operation) -> Iterator[tuple[int, Command, list[bytes]]]:
-    """The commands of a transaction, each with the database that is selected behind it."""
-    assert operation.transaction is not None
+    """The commands of an operation, each with the database that is selected behind it."""
     db = operation.db
-    for queued, args in operation.transaction.commands:
+    for queued, args in operation.commands:
         if queued.name == "SELECT":
             number = integer_or_none(args[1])
             if number is not None and 0 <= number < DATABASE_COUNT:

@@ -350,8 +350,5 @@ def _read(command: Command, args: list[bytes]) -> list[Key]:
 
 
 def _read_by(operation: Operation) -> list[Key]:
-    """The same of an operation, which may be a transaction."""
-    transaction = operation.transaction
-    if transaction is None:
-        return _read(operation.command, operation.args)
-    return [key for each in transaction.commands for key in _read(*each)]
+    """The same of an operation, which may be several commands."""
+    return [key for each in operation.commands for key in _read(*each)]

@@ -9,7 +9,7 @@ Core: synchronous, no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from engine.store import PageFault
@@ -21,6 +21,7 @@ from respkv.session import IN_MULTI, TRACKING, Block, Session, Transaction
 EXECABORT: Final = ReplyError("EXECABORT Transaction discarded because of previous errors.")
 EXECABORT_BECAUSE: Final = b"EXECABORT Transaction discarded because of: "
 
+Queued = tuple[Command, list[bytes]]
 Call = Callable[[Command, list[bytes]], Reply]  # Runs a handler on the bound context.
 Show = Callable[[Session, Command, list[bytes]], None]  # Shows a command to the monitors.
 
@@ -51,15 +52,36 @@ def execute_transaction(context: Context, call: Call, show: Show) -> Reply:
         if context.dots(key, db=node.databases[db]) != dots:
             end_transaction(session)
             return NULL_ARRAY
-    replies: list[Reply] = []
-    errors: list[tuple[Command, ReplyError]] = []
-    context.is_atomic = True
-    context.below = {}
     db, mode, is_resp3 = session.db, session.mode, session.is_resp3
     own = session.subscriptions
     names = {} if own is None else {kind: list(each) for kind, each in own.names.items()}
     try:
-        for command, args in transaction.commands:
+        replies = execute_all(context, transaction.commands, call)
+    except PageFault:
+        session.db, session.mode, session.is_resp3 = db, mode, is_resp3
+        node.pubsub.restore(session, names)
+        raise
+    for command, args in transaction.commands:
+        command.calls += 1
+        show(session, command, args)
+        if session.mode & TRACKING:
+            node.tracking.remember(session, command, args)
+    end_transaction(session)
+    return replies
+
+
+def execute_all(context: Context, commands: Sequence[Queued], call: Call) -> list[Reply]:
+    """Run commands one after the other, each in a layer over those before it; errors are replies. Raises PageFault.
+
+    Their effects are the context's then, for the caller to commit or to drop. They are not counted, but for errors.
+    """
+    session = context.session
+    replies: list[Reply] = []
+    errors: list[tuple[Command, ReplyError]] = []
+    context.is_atomic = True
+    context.below = {}
+    try:
+        for command, args in commands:
             try:
                 context.db = context.databases[session.db]  # One before it may have swapped them.
                 context.args = args
@@ -72,23 +94,13 @@ def execute_transaction(context: Context, call: Call, show: Show) -> Reply:
             except Block as block:
                 replies.append(block.reply)
             context.effects = {}
-    except PageFault:
-        session.db, session.mode, session.is_resp3 = db, mode, is_resp3
-        node.pubsub.restore(session, names)
-        raise
     finally:
         context.effects = context.below
         context.below = NO_EFFECTS
         context.is_atomic = False
     for command, failure in errors:
         command.failed_calls += 1
-        node.count_error(failure)
-    for command, args in transaction.commands:
-        command.calls += 1
-        show(session, command, args)
-        if session.mode & TRACKING:
-            node.tracking.remember(session, command, args)
-    end_transaction(session)
+        context.node.count_error(failure)
     return replies
 
 

@@ -21,6 +21,7 @@ Core.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from cluster.slot import SYSTEM_SLOT, Key, key_of
@@ -31,6 +32,7 @@ from respkv.reply import ReplyError
 
 if TYPE_CHECKING:
     from respkv.session import Session
+    from respkv.transaction import Queued
 
 UNLOGGED: Final = ReplyError(
     "MISCONF The disk is full, and the last change of what this command reads or writes is not on it yet: "
@@ -67,8 +69,12 @@ class Unlogged:
     def is_shown_by(self, command: Command, args: list[bytes], session: Session) -> bool:
         """Whether the answer to a command could tell of these entries."""
         if command.name == "EXEC" and session.transaction is not None:
-            return any(self._is_named(*queued) for queued in session.transaction.commands)
+            return self.is_shown_by_one_of(session.transaction.commands)
         return self._is_named(command, args)
+
+    def is_shown_by_one_of(self, commands: Sequence[Queued]) -> bool:
+        """The same of several commands."""
+        return any(self._is_named(*queued) for queued in commands)
 
     def _is_named(self, command: Command, args: list[bytes]) -> bool:
         if not command.flags & _OF_THE_KEYSPACE:
