@@ -122,6 +122,8 @@ class Respkv:
     async def _do_jobs(self, next_job: Callable[[int], Job | None]) -> None:
         store = self.store
         while True:
+            while next_job == store.next_flush and store.shorten():
+                await trio.lowlevel.checkpoint()
             job = next_job(time.time_ns() // 1_000_000)
             if job is None:
                 await self._wake.wait()

@@ -75,6 +75,7 @@ pack_covered: Final = Struct("<IQ").pack
 """`pack_covered(length, synced)`: the part of a frame's head that its checksum covers."""
 
 SEGMENT_NAME: Final = re.compile(r"(\d{20})\.log")
+SHORT_SUFFIX: Final = ".tmp"  # A leftover, to the next start.
 
 Entry = tuple[int, int, bytes, bytes]
 """flags, slot, row, raw."""
@@ -93,9 +94,14 @@ def segment_name(base: int) -> str:
     return f"{base:020d}.log"
 
 
+def short_name(base: int) -> str:
+    """Return the file name of a short log (`engine/short_log.py`) in place of the log from position `base` on."""
+    return segment_name(base) + SHORT_SUFFIX
+
+
 def base_of(name: str) -> int:
-    """Return the position of the first frame of the segment of this name."""
-    found = SEGMENT_NAME.fullmatch(name)
+    """Return the position of the first frame of the segment, or the short log, of this name."""
+    found = SEGMENT_NAME.fullmatch(name.removesuffix(SHORT_SUFFIX))
     assert found, name
     return int(found[1])
 

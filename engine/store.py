@@ -15,6 +15,7 @@ shell that owns it
 
     apply -> log.pieces, active memtable            (tick)
     active full -> frozen, log rolls                (write)
+    frozen -> short log, if that pays               (shorten)
     frozen -> flush job -> table                    (next_flush .. install)
     too many tables -> job: some are merged, moved a level down, or removed
 
@@ -71,6 +72,7 @@ from engine.opening import open_levels, remove_leftovers
 from engine.scan import SlotScan
 from engine.schedule import Schedule, Terms
 from engine.setting import StoreSettings
+from engine.short_log import WORTH_FROM, ShortLog
 from engine.sstable import Block, Table
 from engine.stats import LevelStats, StoreStats
 from engine.table_reader import TableReader
@@ -89,6 +91,13 @@ class Frozen:
     memtable: Memtable
     end_position: int
     state: bytes
+    short_log: ShortLog | None = None
+    may_shorten: bool = True
+
+    def is_log_long(self, times: float) -> bool:
+        """Whether the log is so many times larger than the memtable."""
+        memtable = self.memtable
+        return self.end_position - memtable.base_position > times * memtable.weight_bytes
 
 
 @dataclass(slots=True)
@@ -216,6 +225,9 @@ class Store:
         try:
             self.log.close()
         finally:
+            for frozen in self.frozen:
+                if frozen.short_log is not None:
+                    frozen.short_log.close()
             self._reader.close()
             self.leavings.close()
 
@@ -258,6 +270,10 @@ class Store:
         slots = range(marker.slot_min, min(marker.slot_max + 1, self.settings.slot_count))
         for memtable in self._memtables():
             self._dead += memtable.drop(marker.tags, self.codec, slots)
+        for frozen in self.frozen:
+            if frozen.short_log is None or not frozen.short_log.is_complete:
+                # The table must have what goes: a crash may take the marker back.
+                self._drop_short_log(frozen)
         self.rows.clear()
         if self.tables or self.frozen:
             base = self.memtable.base_position
@@ -503,8 +519,33 @@ class Store:
             return None
         oldest = self.frozen[-1]
         start, end = oldest.memtable.base_position, oldest.end_position
-        inputs = [segment.name for segment in self.log.sealed if start <= segment.base < end]
+        short = oldest.short_log
+        if short is not None and short.is_complete:
+            inputs = [short.name]
+        else:
+            inputs = [segment.name for segment in self.log.sealed if start <= segment.base < end]
         return self._schedule.give_flush(inputs, start, end, self.levels, self._terms(now_ms))
+
+    def shorten(self, worth_from: float = WORTH_FROM) -> bool:
+        """Write some of a short log for the next flush, if that pays. True: there is more to write.
+
+        Owners call it before `next_flush`, again and again, with other work between.
+        """
+        if self._schedule.flush is not None or not self.frozen:
+            return False
+        oldest = self.frozen[-1]
+        short = oldest.short_log
+        try:
+            if short is None:
+                if not (oldest.may_shorten and oldest.is_log_long(worth_from)):
+                    return False
+                short = oldest.short_log = ShortLog(self.disk, oldest.memtable)
+            elif not short.is_complete:
+                short.write_frame()
+        except DiskError:  # The flush reads the log.
+            oldest.short_log, oldest.may_shorten = None, False
+            return False
+        return not short.is_complete
 
     def next_compaction(self, now_ms: int, room_bytes: int = 1 << 62) -> Job | None:
         """The compaction that is most needed. None if none is, or one is under way.
@@ -527,6 +568,15 @@ class Store:
         """The job failed, or was lost with its worker, who is gone: it will be given again."""
         self._end(job)
         self.leavings.add_output(job)
+        if job.kind == "flush":  # It is repeated from the log.
+            self._drop_short_log(self.frozen[-1])
+
+    def _drop_short_log(self, frozen: Frozen) -> None:
+        short, frozen.short_log = frozen.short_log, None
+        frozen.may_shorten = False
+        if short is not None:
+            short.close()
+            self.leavings.add([short.name])
 
     def _end(self, job: Job) -> None:
         self._schedule.end(job)
@@ -615,6 +665,7 @@ class Store:
 
     def _forget_frozen(self, log_start: int) -> None:
         frozen = self.frozen.pop()
+        self._drop_short_log(frozen)
         self._dead += filter(None, frozen.memtable.slots)
         # The row cache has the tables' state as it was below these.
         for _, row in frozen.memtable.deltas:

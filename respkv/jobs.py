@@ -3,7 +3,8 @@
 Which job is next is the store's decision (`Store.next_flush`, `Store.next_compaction`), what it does that of
 `engine/job.py`, and a save only asks for a flush (`respkv/saves.py`). For each job:
 
-    freeze, if a save wants it -> next_flush -> the worker runs it -> prepare -> the manifest, in a thread -> install
+    freeze, if a save wants it -> shorten -> next_flush -> the worker runs it
+        -> prepare -> the manifest, in a thread -> install
 
 Only `install` runs in the loop, and one manifest at a time is on its way to the disk. A job that fails is abandoned and
 chosen again a second later; what failed is in the node's log, and admission is told.
@@ -112,6 +113,10 @@ class Jobs:
             if store.leavings.has_files and not self._clearing.locked():  # No flush waits for that.
                 async with self._clearing:
                     await self._offload(store.leavings.clear_away)
+            if lane is self._flushes:
+                self._freeze_for_save()
+                while store.shorten():
+                    await trio.lowlevel.checkpoint()
             job = lane.next_job()
             if job is None:
                 with trio.move_on_after(5):
@@ -131,7 +136,6 @@ class Jobs:
                 lane.kind = ""
 
     def _next_flush(self) -> Job | None:
-        self._freeze_for_save()
         job = self._store.next_flush(self._node.now_ms())
         if job is not None:
             self._saves.flush_begins(self._node.changes)

@@ -43,7 +43,7 @@ from engine.damage import LostDataError
 from engine.drop import hiding
 from engine.errors import DiskError, EngineError, LogFailedError, SyncError
 from engine.job import Job, JobResult, run_job
-from engine.log_format import FRAME_BYTES
+from engine.log_format import FRAME_BYTES, SHORT_SUFFIX
 from engine.store import NO_PINS, PageFault, Pins, Prepared, Store, StoreSettings
 from tests.crash.simulated_counts import Counts
 from tests.crash.simulated_damage import Damage, damaged, tail_damaged
@@ -113,6 +113,7 @@ class World:
     faults: Faults = field(default_factory=Faults)
     rng: random.Random = field(init=False)
     aim_rng: random.Random = field(init=False)  # For faults at places where they are rare.
+    short_rng: random.Random = field(init=False)  # For short logs.
     disk: SimDisk = field(init=False)
     replica: Replica = field(init=False)
     now_ms: int = START_MS
@@ -146,6 +147,7 @@ class World:
     def __post_init__(self) -> None:
         self.rng = random.Random(f"world-{self.seed}")
         self.aim_rng = random.Random(f"aim-{self.seed}")
+        self.short_rng = random.Random(f"short-{self.seed}")
         # Worlds differ, because some bugs need many power cuts, and others long lives or kills.
         self._cut_chance = self.rng.choice((0.0, 0.3, 0.9))
         self._aim_chance = self.rng.choice((0.0, 0.1, 0.6))
@@ -600,12 +602,15 @@ class World:
                 faults.name_cut_in = self.rng.randint(1, 3)
         if task is None:
             room = self.disk.free_bytes()
+            while self.short_rng.random() < 0.7 and store.shorten(0.0):
+                pass
             job = store.next_job(self.now_ms, room)
             # A memtable that could not be frozen before is frozen now, and what was staged is written.
             if store.log.position > self.end:
                 self._note_frame(store.log.position)
             if job is not None:
                 tasks.append(Task(job))
+                self.counts.short_flushes += any(name.endswith(SHORT_SUFFIX) for name in job.inputs)
                 self.counts.jobs_beside_another += len(tasks) == 2
             return
         try:

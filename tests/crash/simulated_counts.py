@@ -40,6 +40,7 @@ class Counts:
     flips_in_log: int = 0
     flips_in_manifest: int = 0
     damaged_tails: int = 0
+    short_flushes: int = 0
     refused_starts_for_damage: int = 0
     refused_starts_for_errors: int = 0
     refused_jobs_for_damage: int = 0

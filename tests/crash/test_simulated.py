@@ -46,7 +46,7 @@ def test_nothing_acknowledged_is_lost() -> None:
     assert counts.lost_unacknowledged > 1000
     assert min(counts.power_cuts, counts.kills, counts.full_disks) >= 50
     assert min(counts.flushes, counts.cuts_in_jobs, counts.cuts_in_starts) > 50
-    assert counts.jobs_beside_another > 50
+    assert min(counts.jobs_beside_another, counts.short_flushes) > 50
     assert min(counts.compactions, counts.snapshots_opened, counts.removals) > 20
     assert min(counts.flips_in_tables, counts.flips_in_log, counts.flips_in_manifest) > 5
     assert counts.damaged_tails > 5
@@ -61,9 +61,9 @@ def test_the_same_seed_gives_the_same_world() -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("seed", [20071])
+@pytest.mark.parametrize("seed", [20071, 50027])
 def test_worlds_that_found_something(seed: int) -> None:
-    """20071: the end of the log was lost with what had come back before damage was accepted."""
+    """The end of the log was lost with what had come back before damage was accepted; a drop had a part in a flush."""
     World(seed).run()
 
 

@@ -25,6 +25,7 @@ from engine import snapshot
 from engine.disk import Disk
 from engine.job import EVERYTHING, Job, JobResult, run_job
 from engine.levels import PageFault, Pins
+from engine.log_format import SHORT_SUFFIX
 from engine.scan import SlotScan
 from engine.store import NO_PINS, Prepared, Store, StoreSettings
 from tests.model.configuration import SLOT_COUNT, Configuration
@@ -99,11 +100,13 @@ class Machine:
         self._void_time = 1 << 62  # The earliest of the deltas that came when they were void.
         self._times: list[tuple[int, int]] = []  # The end of each frame, and the last time in it.
         self._rng = rng
+        self._short_rng = random.Random(f"short-{seed}")
         self._open()
 
     def run(self, step: int) -> str:
         """Do one step, and return its name. Raises Difference, or what a broken store raises."""
         self._rng = random.Random(f"{self._seed}-{step}")
+        self._short_rng = random.Random(f"short-{self._seed}-{step}")
         (name,) = self._rng.choices(self._names, self._weights)
         operation: Callable[[], None] = getattr(self, f"_{name}")
         operation()
@@ -248,9 +251,14 @@ class Machine:
         """One part of a job that is under way, or the next one."""
         store, tasks = self._store, self._tasks
         if not tasks or (len(tasks) == 1 and self._rng.random() < 0.3):
+            while self._short_rng.random() < 0.7 and store.shorten(0.0):
+                pass
             job = store.next_job(self._now_ms)
             if job is not None:
                 tasks.append(Task(job))
+                self.counts["flush of a short log"] += any(
+                    name.endswith(SHORT_SUFFIX) for name in job.inputs
+                )
                 self.counts["job beside another"] += len(tasks) == 2
             return
         task = self._rng.choice(tasks)

@@ -37,7 +37,14 @@ def test_the_store_does_what_a_dict_does(name: str) -> None:
     for seed in range(100, 105):
         counts += run(seed, name, range(STEPS))
     # What did not happen was not tested.
-    wanted = {*WEIGHTS, "flush job", "compact job", "job beside another", "scan to the end"}
+    wanted = {
+        *WEIGHTS,
+        "flush job",
+        "compact job",
+        "job beside another",
+        "flush of a short log",
+        "scan to the end",
+    }
     if name != "horizon":
         wanted.discard("move_horizon")
     if name == "deep":
