@@ -48,10 +48,11 @@ _NULLS: Final = (b"$-1\r\n", b"_\r\n")
 
 
 class Run(Operation):
-    """Consecutive plain commands of one name in a session's pipeline: one operation, with as many replies.
+    """Consecutive commands in a session's pipeline: one operation, with as many replies.
 
-    Of those on one key only the last is a member of a group, if `share` is called: it answers for the others. All of
-    them happen at once then, and nobody sees what an earlier SET wrote.
+    They are plain ones of one name, or units (`respkv/unit.py`). Of plain ones on one key only the last is a member of
+    a group, if `share` is called: it answers for the others. All of them happen at once then, and nobody sees what an
+    earlier SET wrote.
     """
 
     __slots__ = ("_earlier", "left", "replies")

@@ -33,6 +33,7 @@ import msgspec
 from cluster.ring import NodeId
 from cluster.slot import Key, slot_of
 from respkv.command import TABLE, Command, Flag
+from respkv.group import Run
 from respkv.operation import Operation, Pipeline, is_plain_command
 from respkv.reply import Reply, encode
 from respkv.runner import FIND
@@ -66,7 +67,7 @@ class Unit(Operation):
         now_ms: int,
         deadline_s: float,
         *,
-        run: UnitRun | None = None,
+        run: Run | None = None,
         indexes: Sequence[int] = (),
     ) -> None:
         super().__init__(dispatch, session, commands[0][0], commands[0][1], now_ms, deadline_s)
@@ -148,32 +149,6 @@ class Unit(Operation):
         self._begin_next()
 
 
-class UnitRun(Operation):
-    """A run in a session's pipeline: one operation, with as many replies as it has commands."""
-
-    __slots__ = ("_left", "_replies")
-
-    def __init__(
-        self,
-        dispatch: Dispatch,
-        session: Session,
-        commands: Sequence[Queued],
-        now_ms: int,
-        deadline_s: float,
-    ) -> None:
-        super().__init__(dispatch, session, commands[0][0], [], now_ms, deadline_s)
-        self._replies = [b""] * len(commands)
-        self._left = len(commands)
-
-    def take(self, index: int, data: bytes) -> None:
-        self._replies[index] = data
-        self._left -= 1
-        if not self._left:
-            self.data = b"".join(self._replies)
-            self.is_over = True
-            self.dispatch.release(self)
-
-
 class Units:
     """One per dispatch."""
 
@@ -208,7 +183,7 @@ class Units:
             session.queue.popleft()
         session.last_command = commands[-1][0]
         deadline_s = dispatch.node.now_s + dispatch.timeout_s
-        run = UnitRun(dispatch, session, commands, now_ms, deadline_s)
+        run = Run(dispatch, session, commands[0][0], now_ms, deadline_s, len(commands))
         if pipeline is None:
             pipeline = session.pipeline = Pipeline()
         pipeline.add(run)
