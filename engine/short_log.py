@@ -55,7 +55,7 @@ class ShortLog:
         try:
             self._file.append(encode_header(base, base))
         except DiskError:
-            self._discard()
+            self.discard()
             raise
 
     def write_frame(self) -> None:
@@ -70,7 +70,7 @@ class ShortLog:
         try:
             self._file.append(pack_frame_head(FRAME_MAGIC, length, 0, checksum) + payload)
         except DiskError:
-            self._discard()
+            self.discard()
             raise
         self._position += FRAME_BYTES + length
 
@@ -78,7 +78,8 @@ class ShortLog:
         """Close the file, which nobody writes any more."""
         self._file.close()
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
+        """Remove it, as far as the disk lets it be removed: the next start removes what is left."""
         self.close()
         with contextlib.suppress(DiskError):
             self._disk.remove(self.name)

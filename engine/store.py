@@ -572,11 +572,11 @@ class Store:
             self._drop_short_log(self.frozen[-1])
 
     def _drop_short_log(self, frozen: Frozen) -> None:
+        """Remove it at once: the disk may be full."""
         short, frozen.short_log = frozen.short_log, None
         frozen.may_shorten = False
         if short is not None:
-            short.close()
-            self.leavings.add([short.name])
+            short.discard()
 
     def _end(self, job: Job) -> None:
         self._schedule.end(job)
@@ -665,7 +665,9 @@ class Store:
 
     def _forget_frozen(self, log_start: int) -> None:
         frozen = self.frozen.pop()
-        self._drop_short_log(frozen)
+        if frozen.short_log is not None:
+            frozen.short_log.close()
+            self.leavings.add([frozen.short_log.name])
         self._dead += filter(None, frozen.memtable.slots)
         # The row cache has the tables' state as it was below these.
         for _, row in frozen.memtable.deltas:
