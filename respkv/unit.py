@@ -216,6 +216,8 @@ class Units:
             if cost > COST_MAX or size > BYTES_MAX:
                 break
             found.append((command, args))
+            if len(found) == 2 and command is not found[0][0] and args[1] != first[1]:
+                return []  # Mostly: and the rest need not be looked at.
         if self._policies is not None:
             del found[self._policies.plain_count([args for _, args in found]) :]
         if len(found) < 2:

@@ -19,6 +19,7 @@ import trio.testing
 
 from respkv.node import Node
 from tests.sim.client import encode
+from tests.sim.machine import Process
 from tests.sim.plan import Plan
 from tests.sim.timeline import deterministic
 from tests.sim.wire import Connection
@@ -101,6 +102,19 @@ class Cluster:
             keys += reply[1]
             if cursor == b"0":
                 return keys
+
+    def freeze(self, name: str) -> Process:
+        """Let a node hang, until it is thawed."""
+        hung = self.world.machines[name].freeze()
+        assert hung is not None
+        return hung
+
+    def bound_messages(self, bytes_max: int) -> None:
+        """What is longer is refused."""
+        for name in self.names:
+            peers = self.node(name).peers
+            assert peers is not None
+            peers.dispatch.message_bytes_max = bytes_max
 
     def kill(self, name: str) -> None:
         self.world.machines[name].kill()

@@ -75,8 +75,7 @@ def test_a_node_that_hangs_delays_plain_commands_and_undoes_nothing_when_it_goes
     @clustered(nodes=3)
     async def _(cluster: Cluster) -> None:
         keys = keys_of(cluster, "c", 8)
-        hung = cluster.world.machines["c"].freeze()
-        assert hung is not None
+        hung = cluster.freeze("c")
         started_s = trio.current_time()
         sessions = [cluster.session("a") for _ in keys]
         for session, key in zip(sessions, keys, strict=True):
@@ -101,8 +100,7 @@ def test_a_command_that_must_not_be_repeated_is_not() -> None:
     async def _(cluster: Cluster) -> None:
         (key,) = keys_of(cluster, "c", 1)
         assert await cluster.ask("a", "SET", key, 5) == b"OK"
-        hung = cluster.world.machines["c"].freeze()
-        assert hung is not None
+        hung = cluster.freeze("c")
         reply = await cluster.ask("a", "INCR", key)
         assert reply.startswith(("-TIMEOUT", "-UNKNOWN"))
         hung.thaw()
@@ -132,10 +130,7 @@ def test_too_few_nodes_are_told_at_once() -> None:
 def test_a_value_that_no_message_holds_is_refused() -> None:
     @clustered(nodes=3)
     async def _(cluster: Cluster) -> None:
-        for name in cluster.names:
-            peers = cluster.node(name).peers
-            assert peers is not None
-            peers.dispatch.message_bytes_max = 1000
+        cluster.bound_messages(1000)
         for number in range(6):  # Here and elsewhere.
             key = f"k{number}"
             reply = await cluster.ask("a", "SETRANGE", key, 1000, "x")

@@ -153,10 +153,7 @@ def test_each_is_counted_where_it_is_executed() -> None:
 def test_a_command_that_is_refused_is_refused_alone(is_far: bool) -> None:
     @clustered(nodes=3)
     async def _(cluster: Cluster) -> None:
-        for name in cluster.names:
-            peers = cluster.node(name).peers
-            assert peers is not None
-            peers.dispatch.message_bytes_max = 1000
+        cluster.bound_messages(1000)
         keys = keys_of(cluster, "b" if is_far else "a", 4)
         commands: list[Words] = [("SETRANGE", key, 800, "x") for key in keys]
         commands.insert(2, ("SETRANGE", keys[3], 1000, "x"))
@@ -189,8 +186,7 @@ def test_nobody_knows_what_became_of_a_unit_whose_node_hangs() -> None:
     @clustered(nodes=3)
     async def _(cluster: Cluster) -> None:
         keys = keys_of(cluster, "c", 10)
-        hung = cluster.world.machines["c"].freeze()
-        assert hung is not None
+        hung = cluster.freeze("c")
         session = cluster.session("a")
         for reply in await pipelined(session, [("INCR", key) for key in keys]):
             assert reply.startswith(("-TIMEOUT", "-UNKNOWN"))
@@ -206,8 +202,7 @@ def test_reads_of_a_node_that_hangs_are_answered_by_another() -> None:
         keys, coordinator = far_keys(cluster, 3)
         for key in keys:
             await cluster.ask("a", "SET", key, "value")
-        hung = cluster.world.machines[coordinator].freeze()
-        assert hung is not None
+        hung = cluster.freeze(coordinator)
         session = cluster.session("a")
         assert await pipelined(session, [("STRLEN", key) for key in keys]) == [5] * 3
         hung.thaw()
@@ -236,8 +231,7 @@ def test_only_records_of_one_shape_overlap(
     async def _(cluster: Cluster) -> None:
         (far,) = keys_of(cluster, "c", 1)
         (near,) = keys_of(cluster, "b", 1)
-        hung = cluster.world.machines["c"].freeze()
-        assert hung is not None
+        hung = cluster.freeze("c")
         session = cluster.session("a")
         for key, record in ((far, first), (near, second)):
             for name, *words in record:
@@ -255,8 +249,7 @@ def test_a_record_is_on_one_key() -> None:
     async def _(cluster: Cluster) -> None:
         (far,) = keys_of(cluster, "c", 1)
         (near,) = keys_of(cluster, "b", 1)
-        hung = cluster.world.machines["c"].freeze()
-        assert hung is not None
+        hung = cluster.freeze("c")
         session = cluster.session("a")
         for name, key in (("INCR", far), ("APPEND", far), ("INCR", near), ("APPEND", far)):
             session.send(name, key, *([1] if name == "APPEND" else []))
