@@ -246,7 +246,7 @@ class Execution:
     def _fetch(self, operation: Operation, fault: PageFault) -> None:
         """Have pages read, then run again: this one, and all that the rows of its other commands are in."""
         faults = [fault]
-        if len(operation.commands) > 1:
+        if operation.transaction is not None:
             faults += self._faults(operation)
         missing = len(faults)
 

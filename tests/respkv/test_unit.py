@@ -13,7 +13,7 @@ from cluster.slot import slot_of
 from respkv.command import TABLE
 from respkv.execution import Execution
 from respkv.forwarding import Forwarding
-from respkv.operation import Operation
+from respkv.operation import ExecOperation, Operation
 from respkv.unit import BYTES_MAX, COST_MAX, SLOW_COST, Unit
 from tests.respkv.gather_harness import Cluster, Session, clustered
 from tests.respkv.test_dispatch import keys_of
@@ -285,20 +285,21 @@ def test_a_run_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             assert max(sizes) == most
 
 
-def test_pages_that_are_not_in_memory_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_that_a_transaction_misses_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = 0
     execute = Execution.execute
 
     def count(execution: Execution, operation: Operation) -> None:
         nonlocal runs
-        runs += isinstance(operation, Unit)
+        runs += isinstance(operation, ExecOperation)
         execute(execution, operation)
 
     monkeypatch.setattr(Execution, "execute", count)
 
     @clustered(nodes=3)
     async def _(cluster: Cluster) -> None:
-        keys = keys_of(cluster, "b", 60)
+        (tag,) = keys_of(cluster, "b", 1)
+        keys = [b"{%b}%d" % (tag, number) for number in range(60)]
         session = cluster.session("b")
         for key in keys:
             assert await session.ask("SET", key, "x" * 2000) == b"OK"
@@ -309,6 +310,8 @@ def test_pages_that_are_not_in_memory_are_read_together(monkeypatch: pytest.Monk
             node.store.blocks.drop_table(table.id)
         cluster.world.machines["b"].disk.faults.is_cold = True
         faults = node.store.stats.faults
-        assert await pipelined(session, [("APPEND", key, "y") for key in keys]) == [2001] * 60
+        assert await session.ask("MULTI") == b"OK"
+        assert await pipelined(session, [("APPEND", key, "y") for key in keys]) == [b"QUEUED"] * 60
+        assert await session.ask("EXEC") == [2001] * 60
         assert node.store.stats.faults - faults > 20
         assert runs < 6
