@@ -307,8 +307,11 @@ class Front:
         self.bytes_in += count
         session.last_active_s = now_s
         connection.read_bytes = USUAL_READ_BYTES
-        commands = session.parser.bulk_filled(count)
-        if connection.unsent or connection.unparsed or session.queue:
+        parser = session.parser
+        must_wait = bool(connection.unsent or connection.unparsed or session.queue)
+        stays = not must_wait and self.runner.only_puts(session, parser.before_bulk)
+        commands = parser.bulk_filled(count, as_it_is=stays)
+        if must_wait:
             session.queue.extend(commands)
             commands = []
         self._take(connection, commands, now_ms)

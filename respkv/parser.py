@@ -44,6 +44,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import SEEK_END, BytesIO
 from itertools import chain
+from typing import Any
 
 import hiredis
 
@@ -174,7 +175,7 @@ class Parser:
         self._arguments: list[bytes] = []
         self._missing_count = 0
         self._bulk_bytes: int | None = None
-        self._large: _LargeBulk | None = None
+        self._large: LargeBulk | None = None
         self._command_bytes = 0
 
     @property
@@ -279,11 +280,21 @@ class Parser:
         """
         return None if self._large is None else self._large.room()
 
-    def bulk_filled(self, count: int) -> list[list[bytes]]:
-        """That many bytes were put at the start of `bulk_buffer()`. Returns what `feed` would."""
-        assert self._large is not None
-        self._large.advance(count)
-        return self._feed_slowly(b"", may_hurry=False) if self._large.is_whole else []
+    @property
+    def before_bulk(self) -> list[bytes]:
+        """The arguments before the large one that is arriving, if that is its command's last; else none."""
+        return self._arguments if self._large is not None and self._missing_count == 1 else []
+
+    def bulk_filled(self, count: int, *, as_it_is: bool = False) -> list[list[bytes]]:
+        """That many bytes were put at the start of `bulk_buffer()`. Returns what `feed` would.
+
+        But `as_it_is`: a command that ends with the large argument holds the `LargeBulk` itself.
+        """
+        large = self._large
+        assert large is not None
+        large.advance(count)
+        large.stays = as_it_is and self._missing_count == 1
+        return self._feed_slowly(b"", may_hurry=False) if large.is_whole else []
 
     def _prove(self, data: bytes, commands: list[list[bytes]]) -> list[list[bytes]]:
         """`commands` are what hiredis made of `data`, as far as it came: keep what is right.
@@ -399,7 +410,7 @@ class Parser:
         if self._large is not None:
             if not self._large.is_whole:
                 return None
-            argument = self._large.value()
+            argument: bytes = self._large.argument()
             self._command_bytes += wire_bytes
             self._large = None
         elif len(buffer) >= wire_bytes:
@@ -407,7 +418,7 @@ class Parser:
             self._drop(wire_bytes)
         else:
             if length >= LARGE_BULK_BYTES_MIN:
-                self._large = _LargeBulk(length)
+                self._large = LargeBulk(length)
                 self._large.write(buffer)
                 buffer.clear()
             return None
@@ -460,20 +471,24 @@ class Parser:
         self._command_bytes = 0
 
 
-class _LargeBulk:
+class LargeBulk:
     """A large argument on its way, with the two bytes after it: room is made as bytes come.
 
     `BytesIO` gives up its memory as `bytes` without a copy, as long as nothing else looks at it.
     That is why each view is released before anything else is done.
+
+    It is a command's argument itself where all that becomes of it is a record (`Runner.only_puts`).
     """
 
-    __slots__ = ("_file", "_length", "_room", "filled_bytes")
+    __slots__ = ("_file", "_length", "_room", "_start", "filled_bytes", "stays")
 
     def __init__(self, length: int) -> None:
         self._file = BytesIO()
         self._length = length
         self._room: memoryview | None = None
+        self._start = 0  # Of the value in the file.
         self.filled_bytes = 0
+        self.stays = False
 
     @property
     def is_whole(self) -> bool:
@@ -507,10 +522,37 @@ class _LargeBulk:
         self._release()
         self.filled_bytes += count
 
-    def value(self) -> bytes:
+    def argument(self) -> Any:
+        """The value as `bytes`, or this if it `stays`."""
         assert self.is_whole
         self._release()
+        if self.stays:
+            return self
         self._file.truncate(self._length)
+        return self._file.getvalue()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, part: slice) -> bytes:
+        """A few bytes of the value: for the slow log."""
+        start, end, _ = part.indices(self._length)
+        self._file.seek(self._start + start)
+        return self._file.read(end - start)
+
+    def __radd__(self, head: bytes) -> bytes:
+        """`head` and the value in one piece, made once: the value is moved where it lies.
+
+        As fast as memory is: pages that are new cost several times as much as moving what they hold.
+        """
+        start, end = len(head), len(head) + self._length
+        self._file.seek(end - 1)
+        self._file.write(b"\0")
+        self._file.truncate(end)
+        with self._file.getbuffer() as view:
+            view[start:end] = view[: self._length]
+            view[:start] = head
+        self._start = start
         return self._file.getvalue()
 
     def _release(self) -> None:

@@ -176,6 +176,16 @@ class Runner:
             # The command that broke off starts anew on the long way, with the rest behind it.
             self._serve_slowly(session, commands[done:], now_ms)
 
+    def only_puts(self, session: Session, args: list[bytes]) -> bool:
+        """Whether a command of `args` and one more would put that into a record now, and do nothing else with it."""
+        return (
+            len(args) == 2
+            and args[0].upper() == b"SET"
+            and self.dispatch is None
+            and not (session.mode or session.queue or self.has_observers or self._is_ruled)
+            and not self.context.replica.unsettled
+        )
+
     def serve_lone(self, sessions: list[Session], commands: list[list[bytes]], now_ms: int) -> None:
         """Execute one plain command of each session, in order: runs of one name go through its lane.
 

@@ -17,6 +17,7 @@ from respkv.connection import READ_BYTES
 from respkv.front import UNPARSED_BYTES_MAX
 from respkv.output import SEND_BYTES_PER_TICK, _gathered
 from respkv.pages import Resume
+from respkv.parser import LargeBulk
 from respkv.poller import READ
 from respkv.session import CLOSING, LARGE_REPLY_BYTES, WAITING, Session
 from tests.respkv.serving import Client, connect, encode, serving, until
@@ -350,6 +351,70 @@ async def test_large_values(tmp_path: Path, size_mib: int) -> None:
         await client.send(encode(b"MULTI") + get(b"k") + encode(b"EXEC"))
         assert (await client.replies(3))[2] == [value]
         assert not node.connection().session.has_large_reply
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"pubsub.keyspace_events": "KEAn"},
+        {"slowlog.threshold_us": 0},
+        {"slowlog.threshold_us": 0, "client.commands_per_tick_max": 1},
+    ],
+)
+async def test_large_values_by_all_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """A large value that only SET wants is put where it lies; whoever else wants it must find bytes."""
+    value = os.urandom(MIB + 1)
+    keys = [b"k%d" % number for number in range(12)]
+    in_place: list[int] = []
+
+    class Watched(LargeBulk):
+        def __radd__(self, head: bytes) -> bytes:
+            in_place.append(len(self))
+            return super().__radd__(head)
+
+    monkeypatch.setattr("respkv.parser.LargeBulk", Watched)
+    async with serving(tmp_path, settings) as node:
+        client, other = await connect(node), await connect(node)
+        for key in keys:
+            assert await client.ask(set_(key, b"")) == b"OK"
+        assert await client.ask(encode(b"DEL", keys[2], keys[5])) == 2
+        listener = await connect(node)
+        await listener.send(encode(b"PSUBSCRIBE", b"*"))
+        assert (await listener.reply())[0] == b"psubscribe"
+        node.evict()
+        assert await client.ask(set_(keys[0], value)) == b"OK"
+        assert await client.ask(encode(b"set", keys[1], value)) == b"OK"
+        assert await client.ask(encode(b"SETNX", keys[2], value)) == 1
+        assert await client.ask(encode(b"SET", keys[3], value, b"EX", b"100")) == b"OK"
+        assert await client.ask(encode(b"SETEX", keys[4], b"100", value)) == b"OK"
+        assert await client.ask(encode(b"GETSET", keys[0], value)) == value
+        assert await client.ask(encode(b"APPEND", keys[5], value)) == len(value)
+        assert await client.ask(encode(b"MSET", keys[6], value, keys[7], value)) == b"OK"
+        assert (await client.ask(encode(b"ZET", b"k", bytes(MIB)))).startswith(
+            b"-ERR unknown command"
+        )
+        await client.send(encode(b"MULTI") + set_(keys[8], value) + encode(b"EXEC"))
+        assert await client.replies(3) == [b"OK", b"QUEUED", [b"OK"]]
+        await client.send(set_(keys[9], value) * 2 + PING + set_(keys[9], value))
+        assert await client.replies(4) == [b"OK", b"OK", b"PONG", b"OK"]
+        await client.send(encode(b"DEBUG", b"SLEEP", b"0.05") + set_(keys[10], value))
+        assert await client.replies(2) == [b"OK", b"OK"]
+        assert await other.ask(encode(b"MONITOR")) == b"OK"
+        assert await client.ask(set_(keys[11], value)) == b"OK"
+        assert (await other.reply()).startswith(b"1")
+        for key in keys:
+            assert await client.ask(get(key)) == value
+        assert len(in_place) == (0 if "pubsub.keyspace_events" in settings else 5)
+        shown = [entry[3] for entry in await client.ask(encode(b"SLOWLOG", b"GET", b"99"))]
+        large = [b"SET", keys[0], value[:128] + b"... (%d more bytes)" % (len(value) - 128)]
+        assert (large in shown) == ("slowlog.threshold_us" in settings)
+        node.evict()
+        node.disk.is_cold = False
+        for key in keys:
+            assert await client.ask(get(key)) == value
 
 
 async def test_small_and_large_replies_keep_their_order(tmp_path: Path) -> None:

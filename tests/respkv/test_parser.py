@@ -607,6 +607,52 @@ def test_room_is_made_as_bytes_come() -> None:
     assert header_bytes == len(b"*2\r\n$3\r\nSET\r\n$3145728\r\n")
 
 
+@pytest.mark.parametrize("length", [32 * 1024, MIB - 2, MIB - 1, MIB, 9 * MIB // 8, 3 * MIB])
+@pytest.mark.parametrize("head", [b"h", b"head" * 6, bytes(range(33))])
+def test_a_large_value_that_stays_where_it_lies(length: int, head: bytes) -> None:
+    value = random.Random(length).randbytes(length)
+    parser = Parser()
+    for _ in range(2):
+        parser.feed(encode(b"SET", b"k", value)[: -2 - length])
+        assert parser.before_bulk == [b"SET", b"k"]
+        [[name, key, bulk]] = received(parser, value + b"\r\n", as_it_is=True)
+        assert (name, key) == (b"SET", b"k")
+        assert not isinstance(bulk, bytes)  # But a `LargeBulk`.
+        assert len(bulk) == length
+        assert bulk[:99] == value[:99]
+        record = head + bulk
+        assert type(record) is bytes
+        assert record == head + value
+        assert bulk[7:99] == value[7:99]
+        assert parser.is_at_rest
+        assert parser.buffered_bytes == 0
+        assert parser.feed(encode(b"PING")) == [[b"PING"]]
+
+
+def test_only_a_last_argument_may_stay() -> None:
+    value = bytes(MIB)
+    parser = Parser()
+    assert parser.before_bulk == []
+    parser.feed(encode(b"SET", b"k", value, b"NX")[: -2 - len(value) - len(b"$2\r\nNX\r\n")])
+    assert parser.before_bulk == []
+    assert received(parser, value + b"\r\n", as_it_is=True) == []
+    assert parser.feed(b"$2\r\nNX\r\n") == [[b"SET", b"k", value, b"NX"]]
+
+
+def received(parser: Parser, data: bytes, *, as_it_is: bool) -> list[list[bytes]]:
+    """Put all of `data` into the argument that is arriving."""
+    commands: list[list[bytes]] = []
+    while data:
+        room = parser.bulk_buffer()
+        assert room is not None
+        count = min(len(room), len(data), 300_000)
+        room[:count] = data[:count]
+        data = data[count:]
+        assert not commands
+        commands = parser.bulk_filled(count, as_it_is=as_it_is)
+    return commands
+
+
 def test_views_may_be_kept_dropped_or_asked_for_again() -> None:
     value = random.Random(1).randbytes(2 * MIB)
     stream = encode(b"SET", value)
