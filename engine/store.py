@@ -685,12 +685,15 @@ class Store:
 
         For when the data has come back from elsewhere, or is given up. What a lost entry had hidden
         may show again: an older value, or one that had been deleted. Not while a job runs.
+
+        What came back may stand in the log alone, so that is synced first.
         """
         assert not self.is_busy
+        self.log.write()
+        self.log.sync()
         accepted = self.manifest.damages
         new = self._manifest_with(self.manifest.log_start, self.levels.names, self.manifest.state)
         new.damages = []
-        # What came back may stand in the log alone.
         new.vouched = max(new.vouched, self.log.synced)
         manifest.write(self.disk, new)
         self.manifest.damages = []
