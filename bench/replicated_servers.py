@@ -12,7 +12,6 @@ administrator's (+20000).
 from __future__ import annotations
 
 import contextlib
-import random
 import socket
 import subprocess
 import sys
@@ -28,16 +27,15 @@ import hiredis
 
 from bench.connection import Address, Connection, ConnectionEnded, ErrorAnswered, encode_command
 from bench.load import LoadFailed, key
+from bench.ports import CLUSTER_PORT_OFFSET, free_ports
 from bench.process import CpuTime, tree_cpu
 from bench.replicated_route import Route, parse_cluster_slots
 from bench.restart import RunningServer
-from bench.server import HOST, PORTS, Server, ServerNotReady, running
+from bench.server import HOST, Server, ServerNotReady, running
 from bench.serving import rest
 from respkv.version import VERSION
 
 NODE_NAMES: Final = ("a", "b", "c")
-CLUSTER_PORT_OFFSET: Final = 100
-PORT_OFFSETS: Final = (0, CLUSTER_PORT_OFFSET, 10_000, 20_000)
 FORM_WAIT_S: Final = 60.0
 POLL_S: Final = 0.05
 ANSWER_WAIT_S: Final = 10.0
@@ -188,16 +186,6 @@ def cluster_toml(members: Sequence[Member]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def free_ports(count: int) -> list[int]:
-    """Client ports of nodes whose other ports are free as well at the moment."""
-    while True:
-        # Neighbours: so no node's cluster port is another one's client port.
-        first = random.choice(PORTS[:-CLUSTER_PORT_OFFSET])
-        ports = list(range(first, first + count))
-        if all(_is_free(port + offset) for port in ports for offset in PORT_OFFSETS):
-            return ports
-
-
 def wait_for_replicas(address: Address, count: int) -> None:
     """Wait until a primary of Redis streams to so many replicas, and they acknowledge."""
     deadline_s = time.monotonic() + FORM_WAIT_S
@@ -245,12 +233,3 @@ def ask(address: Address, *words: bytes) -> Any:
                 raise ConnectionEnded("the server closed the connection within a reply")
             reader.feed(data)
     return reply
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as candidate:
-        try:
-            candidate.bind((HOST, port))
-        except OSError:
-            return False
-        return True

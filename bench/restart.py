@@ -17,8 +17,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench.ports import free_port
 from bench.process import Pid
-from bench.server import HOST, STOP_WAIT_S, ServerNotReady, command_line, free_port
+from bench.server import HOST, STOP_WAIT_S, ServerNotReady, command_line
 
 OPENED = b"data folder opened"
 READY = b"ready "

@@ -9,9 +9,7 @@ server is ended by its process id.
 from __future__ import annotations
 
 import contextlib
-import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.connection import Address, Connection, ConnectionEnded, ErrorAnswered
+from bench.ports import free_port
 from respkv.version import VERSION
 
 HOST = "127.0.0.1"
@@ -28,8 +27,6 @@ READY_WAIT_S = 60.0
 STOP_WAIT_S = 30.0
 POLL_S = 0.02
 LAST_WORDS_MAX = 2000
-# respkv takes further ports above its client port, so leave room for them below the ephemeral ones.
-PORTS = range(20_000, 30_000)
 
 
 @dataclass(eq=False)
@@ -110,15 +107,6 @@ def version_of(name: str) -> str:
         ["redis-server", "--version"], capture_output=True, text=True, check=True
     ).stdout
     return next((word[2:] for word in text.split() if word.startswith("v=")), text.strip())
-
-
-def free_port() -> int:
-    """Return a port on which nothing listens at the moment."""
-    while True:
-        port = random.choice(PORTS)
-        with socket.socket() as candidate, contextlib.suppress(OSError):
-            candidate.bind((HOST, port))
-            return port
 
 
 def _working_directory() -> Path:

@@ -14,9 +14,7 @@ A cluster that does not come up raises `ServerDidNotStart` with what its nodes s
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,16 +23,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.ports import CLUSTER_PORT_OFFSET, free_ports
 from tests.differential.wire import Connection, WireError
 from tests.servers import HOST, ServerDidNotStart
 
 NAMES = ("a", "b", "c")
-CLUSTER_PORT = 100  # Beside the client port.
-PORT_OFFSETS = (0, CLUSTER_PORT, 10_000, 20_000)
 FORM_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
 PROBE_COUNT = 16
-_PORTS = range(20000, 34000)
 _POLL_S = 0.05
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -52,7 +48,7 @@ class Member:
 
     @property
     def cluster_port(self) -> int:
-        return self.port + CLUSTER_PORT
+        return self.port + CLUSTER_PORT_OFFSET
 
     @property
     def bus_port(self) -> int:
@@ -173,25 +169,3 @@ def cluster_toml(cluster: RunningCluster, settings: str = "", name: str = "test"
         for member in cluster
     )
     return f'[cluster]\nname = "{name}"\nn = 3\nr = 2\nw = 2\n{settings}\n{nodes}'
-
-
-def free_ports(count: int) -> list[int]:
-    """Client ports whose other ports are free as well just now."""
-    found: list[int] = []
-    for port in sorted(_PORTS, key=lambda _: os.urandom(4)):
-        is_apart = all(abs(port - other) > CLUSTER_PORT for other in found)
-        if is_apart and all(_is_free(port + offset) for offset in PORT_OFFSETS):
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise OSError("no free ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True

@@ -12,7 +12,6 @@ A server that does not come up raises `ServerDidNotStart` with what it said on s
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import socket
@@ -24,6 +23,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.ports import free_port
+
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
@@ -31,9 +32,6 @@ _POLL_S = 0.02
 _PORT_ATTEMPTS = 5
 _READY = re.compile(rb"^ready (\S+):(\d+)\s*$", re.MULTILINE)
 _REPOSITORY = Path(__file__).resolve().parent.parent
-
-# respkv's bus and cluster ports are derived by adding to the client port; Redis adds 10000 for its bus.
-_PORTS = range(20000, 45000)
 
 
 class ServerDidNotStart(Exception):
@@ -88,20 +86,6 @@ def respkv_server(*args: str, data_dir: Path | None = None) -> Iterator[RunningS
 
     with _running(command, _said_ready) as server:
         yield server
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now. Another process may still take it before its user does."""
-    for port in sorted(_PORTS, key=lambda _: os.urandom(4)):
-        with socket.socket() as probe:
-            # Without SO_REUSEADDR a port in TIME_WAIT would be refused here but not to the server.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
-    raise OSError("no free port")
 
 
 @contextlib.contextmanager

@@ -9,11 +9,9 @@ import pytest
 from bench import replicated_servers
 from bench.connection import ConnectionEnded
 from bench.replicated_servers import (
-    PORT_OFFSETS,
     Member,
     ask,
     cluster_toml,
-    free_ports,
     read_route,
     wait_until_serving,
 )
@@ -32,12 +30,6 @@ def test_the_file_of_a_cluster() -> None:
         "port": 7002,
         "data_dir": "/data/b",
     }
-
-
-def test_no_two_ports_of_a_cluster_are_the_same() -> None:
-    for _ in range(20):
-        ports = free_ports(3)
-        assert len({port + offset for port in ports for offset in PORT_OFFSETS}) == 12
 
 
 def test_the_cluster_port_is_a_hundred_above() -> None:

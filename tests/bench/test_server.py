@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import server
-from bench.server import PORTS, ServerNotReady, command_line, failure_text, free_port, running
+from bench.server import ServerNotReady, command_line, failure_text, running
 
 
 def test_respkv_gets_its_settings_one_by_one() -> None:
@@ -25,10 +25,6 @@ def test_redis_keeps_a_log_like_respkv_and_listens_here_only() -> None:
         *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
         *("--maxclients", "9"),
     ]
-
-
-def test_a_free_port_is_in_the_range() -> None:
-    assert free_port() in PORTS
 
 
 def test_a_server_that_does_not_come_up_leaves_its_last_words(

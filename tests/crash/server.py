@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.servers import free_port
+from bench.ports import free_port
 
 START_TIMEOUT_S = 60.0
 WORKER_GONE_S = 5.0

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import HOST, RunningServer, free_port, respkv_server
+from bench.ports import free_port
+from tests.servers import HOST, RunningServer, respkv_server
 
 PATIENCE_S = 20.0
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

@@ -22,6 +22,7 @@ from typing import Any
 
 import trio
 
+from bench.ports import free_port
 from cluster.gossip_message import Terms, VersionRange
 from cluster.handshake import Initiator
 from cluster.transport import Message
@@ -34,8 +35,6 @@ TERMS = Terms("example", VersionRange(1, 1))
 SECRET = b"a secret of sixteen bytes or more"
 PATIENCE_S = 20.0
 FLUSH_S = 0.005
-
-_ports = random.Random(os.getpid())
 
 
 class Loop:
@@ -201,18 +200,6 @@ async def until(is_met: Callable[[], bool]) -> None:
             await trio.sleep(0.001)
         return
     raise AssertionError("it does not come")
-
-
-def free_port() -> int:
-    """Nobody listens there, and no kernel gives it to a socket that dials."""
-    while True:
-        port = _ports.randrange(20000, 32000)
-        with socket.socket() as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
 
 
 class Stranger:

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from bench.ports import free_port
 from cluster.gossip_message import Terms, VersionRange
 from cluster.handshake import SecretRequired
 from cluster.topology import NodeInfo
@@ -38,7 +39,6 @@ from tests.respkv.bus_harness import (
     buses,
     certify,
     files,
-    free_port,
     quick,
     running,
     until,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,30 +13,9 @@ from pathlib import Path
 import pytest
 import redis
 
+from bench.ports import free_ports
+
 START_S = 40.0
-OFFSETS = (0, 100, 10000, 20000)  # Of the ports that a node listens on.
-
-
-def free_ports(count: int) -> list[int]:
-    """Client ports whose other ports are free too."""
-    rng = random.Random(os.getpid())
-    ports: list[int] = []
-    while len(ports) < count:
-        port = rng.randrange(20000, 35000)
-        if all(abs(port - other) > 200 for other in ports) and all(
-            _is_free(port + offset) for offset in OFFSETS
-        ):
-            ports.append(port)
-    return ports
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as sock:
-        try:
-            sock.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import re
 import signal
 import socket
@@ -19,6 +18,7 @@ import pytest
 import trio
 import trio.testing
 
+from bench.ports import free_ports
 from respkv import supervisor as module
 from respkv.setting import ConfigError
 from respkv.supervisor import LINE_BYTES_MAX, Pace, Supervisor, make_secret
@@ -459,26 +459,12 @@ def test_a_process_stops_when_its_standard_input_ends(before: str, expected: int
 # Real nodes
 
 
-def free_ports() -> tuple[int, int]:
-    """Two ports for nodes; those that are derived from them are free as well."""
-    while True:
-        first = random.randrange(20_000, 34_000)
-        try:
-            for base in (first, first + 1):
-                for port in (base, base + 100, base + 10_000, base + 20_000):
-                    with socket.socket() as probe:
-                        probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first, first + 1
-
-
 class RealCluster:
     """`respkv cluster` as a process, with two nodes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = free_ports()
+        self.ports = free_ports(2)
         self.file = folder / "cluster.toml"
         self.file.write_text(
             "".join(

@@ -7,7 +7,6 @@ a store of its own, which is enough for clients to find their way. There is no b
 from __future__ import annotations
 
 import contextlib
-import random
 import re
 import shutil
 import socket
@@ -23,6 +22,7 @@ import pytest
 from redis.cluster import LoadBalancingStrategy, RedisCluster
 from redis.exceptions import RedisError
 
+from bench.ports import free_port
 from cluster.claim import Claim
 from cluster.record import CODEC
 from cluster.slot import SLOT_COUNT, slot_of
@@ -42,7 +42,6 @@ needs_redis_cli = pytest.mark.skipif(
 SLOT_OF_A = 15495
 PRIMARIES = RedisCluster.PRIMARIES
 ROUND_ROBIN = LoadBalancingStrategy.ROUND_ROBIN
-PORTS = range(20000, 45000)
 
 
 def topology_of(names: str, n: int, me: str, ports: dict[str, int] | None = None) -> Topology:
@@ -396,9 +395,7 @@ class Members:
             block_on_close = False
             allow_reuse_address = True
 
-        while True:
-            with contextlib.suppress(OSError):
-                return Server(("127.0.0.1", random.choice(PORTS)), Handler)
+        return Server(("127.0.0.1", free_port()), Handler)
 
     def serve(self, name: str, sock: socket.socket) -> None:
         """One client's requests, until it leaves or the node is away."""
