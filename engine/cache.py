@@ -8,7 +8,8 @@ time. What takes more than an eighth of a cache is not admitted: one huge value 
 everything else.
 
 The block cache is keyed by table and block number. A table's number is never used for another
-table, so a dropped table is never mistaken for a live one; dropping only frees its memory early.
+table, so a dropped table is never mistaken for a live one. Its blocks are the first to make room: to
+remove tens of thousands of them at once, when a compaction ends, would hold up whoever is served.
 
 The row cache holds the joined, complete record of a key; `invalidate` is called before a write to
 the key can be seen. It does not know expiry: the record does.
@@ -40,7 +41,15 @@ _ROW_OVERHEAD_BYTES: Final = 250
 class BlockCache:
     """Decoded blocks of all tables, up to `bytes_max` of memory."""
 
-    __slots__ = ("_blocks", "_by_table", "bytes_max", "bytes_used", "hit_count", "miss_count")
+    __slots__ = (
+        "_blocks",
+        "_by_table",
+        "_dropped",
+        "bytes_max",
+        "bytes_used",
+        "hit_count",
+        "miss_count",
+    )
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
@@ -49,6 +58,7 @@ class BlockCache:
         self.miss_count = 0
         self._blocks: OrderedDict[BlockId, Block] = OrderedDict()
         self._by_table: dict[int, set[int]] = {}
+        self._dropped: list[int] = []  # Tables of which blocks may be here still.
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -64,7 +74,7 @@ class BlockCache:
         return block
 
     def put(self, block_id: BlockId, block: Block) -> None:
-        """Keep the block as the youngest; the oldest make room."""
+        """Keep the block as the youngest; those of dropped tables make room, and then the oldest."""
         if block_id in self._blocks:
             self._remove(block_id)
         weight = block.weight_bytes + _BLOCK_OVERHEAD_BYTES
@@ -73,26 +83,33 @@ class BlockCache:
         self._blocks[block_id] = block
         self._by_table.setdefault(block_id[0], set()).add(block_id[1])
         self.bytes_used += weight
-        while self.bytes_used > self.bytes_max:
-            self._remove(next(iter(self._blocks)))
+        if self.bytes_used > self.bytes_max:
+            self._make_room()
 
     def resize(self, bytes_max: int) -> None:
-        """Take another limit; the oldest make room if it is lower."""
+        """Take another limit; if it is lower, room is made as by `put`."""
         self.bytes_max = bytes_max
-        while self.bytes_used > bytes_max:
-            self._remove(next(iter(self._blocks)))
+        self._make_room()
 
     def drop_table(self, table_id: int) -> None:
-        """Forget all blocks of a table."""
-        for block_no in list(self._by_table.get(table_id, ())):
-            self._remove((table_id, block_no))
+        """Nobody will ask for the blocks of a table any more."""
+        self._dropped.append(table_id)
+
+    def _make_room(self) -> None:
+        while self.bytes_used > self.bytes_max:
+            if not self._dropped:
+                self._remove(next(iter(self._blocks)))
+            elif numbers := self._by_table.get(self._dropped[-1]):
+                self._remove((self._dropped[-1], numbers.pop()))
+            else:
+                self._dropped.pop()
 
     def _remove(self, block_id: BlockId) -> None:
         block = self._blocks.pop(block_id)
         self.bytes_used -= block.weight_bytes + _BLOCK_OVERHEAD_BYTES
         table_id, block_no = block_id
         numbers = self._by_table[table_id]
-        numbers.remove(block_no)
+        numbers.discard(block_no)
         if not numbers:
             del self._by_table[table_id]
 

@@ -30,6 +30,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from typing import Protocol
 
 from engine.errors import (
@@ -53,6 +54,12 @@ _CLOSED = (1 << 31) - 1
 # 64 MiB take 160 ms; in pieces, which fit into memory that was in use a moment ago, it takes 25. Where nothing is
 # given back, the pieces cost a few per cent (`bench/large_value.py`).
 WRITE_BYTES_MAX = 512 * 1024
+
+# To give back the blocks of a large file keeps the disk busy at one stretch, where it is told of it at once (`mount -o
+# discard`) for tens of milliseconds, and whoever needs a block meanwhile waits: a sync of the log, and behind
+# it the next write to it. So space goes back in pieces, with time between for the others.
+REMOVED_BYTES_MAX = 4 * 1024 * 1024
+REMOVAL_REST_S = 0.005
 
 _FULL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_NOWAIT_CODES = (errno.EOPNOTSUPP, errno.ENOSYS)
@@ -131,6 +138,13 @@ class Disk(Protocol):
 
     def remove(self, name: str) -> None:
         """Take a name away. Handles that are open go on working."""
+
+    def remove_in_pieces(self, name: str) -> None:
+        """Do as `remove`, and give the space back little by little. Blocks for a while: for a thread.
+
+        For a file whose bytes nobody needs: those who have it open find it shorter. What has another name
+        (`link`) keeps all.
+        """
 
     def link(self, name: str, target: "Disk") -> None:
         """Give a file the same name in `target`, a folder of the same kind on the same file system.
@@ -237,6 +251,24 @@ class RealDisk:
             os.unlink(name, dir_fd=self._descriptor)
         except OSError as error:
             raise _typed(error, path, "remove") from error
+
+    def remove_in_pieces(self, name: str) -> None:
+        path = self._path_of(name)
+        try:
+            descriptor = os.open(name, os.O_RDWR, dir_fd=self._descriptor)
+        except OSError as error:
+            raise _typed(error, path, "open for removing") from error
+        try:
+            self.remove(name)
+            status = os.fstat(descriptor)
+            if status.st_nlink:
+                return
+            with contextlib.suppress(OSError):  # The rest goes with the descriptor.
+                for length in range(status.st_size - REMOVED_BYTES_MAX, 0, -REMOVED_BYTES_MAX):
+                    os.ftruncate(descriptor, length)
+                    time.sleep(REMOVAL_REST_S)
+        finally:
+            os.close(descriptor)
 
     def link(self, name: str, target: Disk) -> None:
         assert isinstance(target, RealDisk), target

@@ -9,8 +9,8 @@ has). Not what reads them: tables come here when no scan does any more.
                       that could not be removed: it waits for the next durable manifest
 
 Removing takes milliseconds a file: the kernel frees all that it has on the disk and in its cache. So
-an owner may do it in a thread, with `clear_away`; else it is done at once. If it is late, or does not
-happen before a crash, the next start does it (`engine/opening.py`).
+an owner may do it in a thread, with `clear_away`, where it takes its time; else it is done at once. If it
+is late, or does not happen before a crash, the next start does it (`engine/opening.py`).
 
 Shell over the disk seam, synchronous.
 """
@@ -86,8 +86,10 @@ class Leavings:
 
     def _remove(self, name: str) -> None:
         """Remove a file that no durable manifest names, now or after the next one."""
+        disk = self._disk
+        remove = disk.remove_in_pieces if self.is_cleared_by_owner else disk.remove
         try:
-            self._disk.remove(name)
+            remove(name)
         except MissingFileError:
             pass
         except DiskError:

@@ -29,6 +29,7 @@ from cluster.topology import Topology
 from engine.job import run_job
 from engine.store import PageFault, StoreSettings
 from tests.cluster.bus import claim_of, infos
+from tests.engine.stores import forget_pages
 from tests.sim.disk import SimDisk
 from tests.sim.history import History, Reply
 from tests.sim.history import Operation as Entry
@@ -289,9 +290,7 @@ class Node:
         store.write_manifest(prepared)
         store.install(job, result, prepared)
         self.disk.faults.is_cold = True
-        store.rows.clear()
-        for table in store.tables:
-            store.blocks.drop_table(table.id)
+        forget_pages(store)
 
     def value(self, key: bytes) -> bytes | None:
         raw = self.replica.store.read_now(*place_of(key))

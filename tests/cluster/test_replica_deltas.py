@@ -42,6 +42,7 @@ from cluster.slot_clocks import NOBODY, SlotClocks
 from engine.job import run_job
 from engine.log_format import COMPLETE, ENVELOPE
 from engine.store import PageFault, StoreSettings
+from tests.engine.stores import forget_pages
 from tests.sim.disk import SimDisk
 
 NOW_MS = 1_700_000_000_000
@@ -85,13 +86,6 @@ def flush_memtable(replica: Replica) -> None:
     prepared = store.prepare(job, result)
     store.write_manifest(prepared)
     store.install(job, result, prepared)
-
-
-def forget_pages(replica: Replica) -> None:
-    store = replica.store
-    store.rows.clear()
-    for table in store.tables:
-        store.blocks.drop_table(table.id)
 
 
 def blob_of(deltas: list[Delta]) -> bytes:
@@ -198,7 +192,7 @@ class World:
         node = rng.choice(self.nodes)
         for each in self.nodes:
             if disk_of(each.replica).faults.is_cold:
-                forget_pages(each.replica)
+                forget_pages(each.replica.store)
         choice = rng.random()
         if choice < 0.34:
             self.write(node)

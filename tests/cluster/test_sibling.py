@@ -32,11 +32,11 @@ from tests.cluster.test_replica_deltas import (
     capture_context,
     disk_of,
     flush_memtable,
-    forget_pages,
     opened,
     unpacked,
     with_faults,
 )
+from tests.engine.stores import forget_pages
 from tests.sim.disk import SimDisk
 
 Place = tuple[Slot, Row]
@@ -121,7 +121,7 @@ class World:
             self.exchange(*rng.sample(self.nodes, 2))
         elif choice < 0.95:
             flush_memtable(node.replica)
-            forget_pages(node.replica)
+            forget_pages(node.replica.store)
         elif choice < 0.97:
             node.replica.store.write()
             self.restart(node)

@@ -114,6 +114,7 @@ class World:
     rng: random.Random = field(init=False)
     aim_rng: random.Random = field(init=False)  # For faults at places where they are rare.
     short_rng: random.Random = field(init=False)  # For short logs.
+    slow_rng: random.Random = field(init=False)  # For when files go that are not needed.
     disk: SimDisk = field(init=False)
     replica: Replica = field(init=False)
     now_ms: int = START_MS
@@ -143,11 +144,14 @@ class World:
     _aim_chance: float = 0.0
     _sync_chance: float = 0.0
     _tail_chance: float = 0.0
+    _clears_slowly: bool = False
 
     def __post_init__(self) -> None:
         self.rng = random.Random(f"world-{self.seed}")
         self.aim_rng = random.Random(f"aim-{self.seed}")
         self.short_rng = random.Random(f"short-{self.seed}")
+        self.slow_rng = random.Random(f"slow-{self.seed}")
+        self._clears_slowly = self.slow_rng.random() < 0.5
         # Worlds differ, because some bugs need many power cuts, and others long lives or kills.
         self._cut_chance = self.rng.choice((0.0, 0.3, 0.9))
         self._aim_chance = self.rng.choice((0.0, 0.1, 0.6))
@@ -285,6 +289,7 @@ class World:
                 self._refuse(error, is_fault=self.faults.fired != before)
                 self.disk = self.disk.kill()
         self._calm()
+        self.replica.store.leavings.is_cleared_by_owner = self._clears_slowly
         self._recover(self.replica.store.recovery.end)
 
     def _refuse(self, error: EngineError, *, is_fault: bool) -> None:
@@ -417,6 +422,8 @@ class World:
             self._freeze()
         elif choice < 0.85:
             self._work()
+            if self.slow_rng.random() < 0.3:
+                self._clear_away()
         elif choice < 0.88:
             self.now_ms += rng.choice((1, 500, 5000))
             self.replica.expire(self.now_ms, lambda: False)
@@ -635,6 +642,13 @@ class World:
         if task in tasks and not task.is_written and self.rng.random() < 0.03:
             store.abandon(task.job)
             tasks.remove(task)
+
+    def _clear_away(self) -> None:
+        """Where the owner does that."""
+        leavings = self.replica.store.leavings
+        if leavings.has_files:
+            self.counts.late_removals += 1
+            leavings.clear_away()
 
     def _carried_out_by(self, job: Job) -> int:
         """The end of the last marker of this process whose drop a job carries out, or 0."""

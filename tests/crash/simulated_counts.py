@@ -30,6 +30,7 @@ class Counts:
     compactions: int = 0
     moves: int = 0
     removals: int = 0
+    late_removals: int = 0
     failed_jobs: int = 0
     levels_max: int = 0
     jobs_beside_another: int = 0

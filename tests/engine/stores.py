@@ -120,3 +120,11 @@ def weight_of(memtable: Memtable) -> int:
     entries = [item for rows in memtable.slots for item in rows.items()]
     entries += [(row, raw) for (_, row), raw in memtable.deltas.items()]
     return sum(len(row) + len(raw) + ENTRY_OVERHEAD_BYTES for row, raw in entries)
+
+
+def forget_pages(store: Store) -> None:
+    """Empty the caches: the next reads of tables go to their files."""
+    store.rows.clear()
+    bytes_max = store.blocks.bytes_max
+    store.blocks.resize(0)
+    store.blocks.resize(bytes_max)

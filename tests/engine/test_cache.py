@@ -37,31 +37,49 @@ def test_a_block_in_use_stays() -> None:
         assert cache.get((1, 0)) is not None
 
 
-def test_a_dropped_table_is_forgotten_and_frees_its_memory() -> None:
-    cache = BlockCache(100_000)
-    for number in range(5):
-        cache.put((1, number), block())
-    before = cache.bytes_used
-    for number in range(5):
-        cache.put((2, number), block())
+def test_the_blocks_of_a_dropped_table_make_room_first() -> None:
+    cache = BlockCache(20_000)
+    weight = filled(cache, 1, 5)
+    while cache.bytes_used + weight <= cache.bytes_max:
+        cache.put((2, len(cache)), block())
+    youngest = len(cache) - 1
     cache.drop_table(2)
     cache.drop_table(3)
-    assert cache.bytes_used == before
-    assert len(cache) == 5
-    assert all(cache.get((2, number)) is None for number in range(5))
-    assert all(cache.get((1, number)) is not None for number in range(5))
-    cache.drop_table(1)
-    assert (cache.bytes_used, len(cache)) == (0, 0)
-
-
-def test_what_is_pushed_out_can_be_dropped_and_put_again() -> None:
-    cache = BlockCache(20_000)
-    for number in range(100):
+    # As many as the dropped table had: none of the live ones goes for them, though they are older.
+    for number in range(5, youngest + 1):
         cache.put((1, number), block())
+        assert cache.bytes_used <= cache.bytes_max
+    assert all(cache.get((1, number)) is not None for number in range(youngest + 1))
+    assert all(cache.get((2, number)) is None for number in range(youngest + 1))
+    cache.put((1, youngest + 1), block())
+    assert cache.get((1, 0)) is None
+
+
+def test_dropping_a_table_takes_no_longer_for_many_blocks() -> None:
+    cache = BlockCache(100_000)
+    filled(cache, 1, 50)
+    before = len(cache)
     cache.drop_table(1)
+    assert len(cache) == before  # They go one by one, as others come.
+    cache.resize(0)
     assert (cache.bytes_used, len(cache)) == (0, 0)
+
+
+def test_a_block_that_comes_after_its_table_was_dropped_goes_with_it() -> None:
+    cache = BlockCache(20_000)
+    filled(cache, 1, 100)
+    cache.drop_table(1)
     cache.put((1, 3), block())
-    assert cache.get((1, 3)) is not None
+    filled(cache, 2, 100)
+    assert cache.get((1, 3)) is None
+    assert cache.bytes_used <= cache.bytes_max
+
+
+def filled(cache: BlockCache, table_id: int, count: int) -> int:
+    """Put blocks of a table; returns what one weighs."""
+    for number in range(count):
+        cache.put((table_id, number), block())
+    return cache.bytes_used // len(cache)
 
 
 def test_a_huge_block_does_not_drive_out_the_others() -> None:
@@ -82,7 +100,6 @@ def test_the_block_cache_keeps_its_bound_and_its_sum(seed: int) -> None:
         match rng.randrange(10):
             case 0:
                 cache.drop_table(block_id[0])
-                put = {id: block for id, block in put.items() if id[0] != block_id[0]}
             case 1 | 2 | 3 | 4:
                 put[block_id] = block(rng.choice([10, 1000, 4000, 60_000]))
                 cache.put(block_id, put[block_id])

@@ -7,13 +7,14 @@ import random
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from engine.disk import WRITE_BYTES_MAX, Disk, RealDisk
+from engine.disk import REMOVAL_REST_S, REMOVED_BYTES_MAX, WRITE_BYTES_MAX, Disk, RealDisk
 from engine.errors import (
     DiskError,
     DiskFullError,
@@ -214,6 +215,23 @@ def test_removed_file_stays_readable_for_open_handles(disk: Disk) -> None:
     assert read_file(disk, "a") == b"other"
 
 
+def test_what_is_removed_in_pieces_is_gone(disk: Disk) -> None:
+    write_file(disk, "a", bytes(100))
+    disk.remove_in_pieces("a")
+    assert disk.names() == []
+    write_file(disk, "a", b"other")
+    assert read_file(disk, "a") == b"other"
+
+
+def test_what_is_removed_in_pieces_stays_whole_under_its_other_name(disk: Disk) -> None:
+    write_file(disk, "a", b"data" * 1000)
+    other = disk.folder("other")
+    disk.link("a", other)
+    disk.remove_in_pieces("a")
+    assert disk.names() == ["other"]
+    assert read_file(other, "a") == b"data" * 1000
+
+
 def test_reader_sees_what_was_appended_after_it_opened(disk: Disk) -> None:
     with closing(disk.create("a")) as writer, closing(disk.open("a")) as reader:
         writer.append(b"data")
@@ -397,6 +415,30 @@ def test_no_call_writes_much_at_once(folder: Path, monkeypatch: pytest.MonkeyPat
         file.append(bytes(WRITE_BYTES_MAX))
         file.append(bytes(2 * WRITE_BYTES_MAX + 1))
     assert lengths == [WRITE_BYTES_MAX, WRITE_BYTES_MAX, WRITE_BYTES_MAX, 1]
+
+
+@pytest.mark.parametrize(
+    ("size", "lengths"),
+    [
+        (0, []),
+        (REMOVED_BYTES_MAX, []),
+        (REMOVED_BYTES_MAX + 1, [1]),
+        (3 * REMOVED_BYTES_MAX + 5, [2 * REMOVED_BYTES_MAX + 5, REMOVED_BYTES_MAX + 5, 5]),
+    ],
+)
+def test_the_space_of_a_large_file_goes_back_in_pieces(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, size: int, lengths: list[int]
+) -> None:
+    disk = RealDisk(str(folder))
+    write_file(disk, "a", bytes(size))
+    cuts: list[int] = []
+    rests: list[float] = []
+    monkeypatch.setattr(os, "ftruncate", lambda _, length: cuts.append(length))
+    monkeypatch.setattr(time, "sleep", rests.append)
+    disk.remove_in_pieces("a")
+    assert cuts == lengths
+    assert rests == [REMOVAL_REST_S] * len(lengths)
+    assert disk.names() == []
 
 
 def test_read_cached_takes_from_the_page_cache(folder: Path) -> None:

@@ -15,6 +15,7 @@ from respkv.execution import Execution
 from respkv.forwarding import Forwarding
 from respkv.operation import ExecOperation, Operation
 from respkv.unit import BYTES_MAX, COST_MAX, SLOW_COST, Unit
+from tests.engine.stores import forget_pages
 from tests.respkv.gather_harness import Cluster, Session, clustered
 from tests.respkv.test_dispatch import keys_of
 
@@ -305,9 +306,7 @@ def test_pages_that_a_transaction_misses_are_read_together(monkeypatch: pytest.M
             assert await session.ask("SET", key, "x" * 2000) == b"OK"
         assert await session.ask("SAVE") == b"OK"
         node = cluster.node("b")
-        node.store.rows.clear()
-        for table in node.store.tables:
-            node.store.blocks.drop_table(table.id)
+        forget_pages(node.store)
         cluster.world.machines["b"].disk.faults.is_cold = True
         faults = node.store.stats.faults
         assert await session.ask("MULTI") == b"OK"

@@ -354,6 +354,13 @@ class SimDisk:
         self._fail_if_due(f"{self.path}/{name}", "remove")
         self._change_name((name, None, inode))
 
+    def remove_in_pieces(self, name: str) -> None:
+        inode = self._find(name, "remove")
+        self.remove(name)
+        if all(inode not in platter.names.values() for platter in self._root.tree()):
+            # A power cut may bring the name back, and not all of the bytes.
+            self.change(lambda: inode.truncate(self._root.rng.randint(0, len(inode.content))))
+
     def link(self, name: str, target: Disk) -> None:
         assert isinstance(target, SimDisk), target
         assert target._root is self._root, "another file system"
