@@ -17,6 +17,7 @@ Core.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cluster.case import past_of, restored
@@ -59,22 +60,19 @@ class Conflicts:
         is_blind = all(entry[0].is_blind for entry in entries)
         if not is_blind and not all(each.is_complete for each in rounds):
             return
-        states = [
-            refused[place]
-            for each in rounds
-            for refused in each.answers.values()
-            if refused.get(place)
-        ]
         is_clean = all(each.is_clean(place) for each in rounds)
         contested = {(slot, row) for _, _, slot, row, _ in entries}
+        # Of all rows that are lost together: what came of one of them was refused for another.
+        states = {each: _states_of(rounds, each) for each in [place, *sorted(contested - {place})]}
         coordinator.replica.contested |= contested
         try:
-            coordinator.repairs.join(place, states)
+            for each, others in states.items():
+                coordinator.repairs.join(each, others)
             is_undone = (
                 is_clean
                 and not is_blind
                 and place not in coordinator.inquest.cases
-                and self._take_back(rounds, entries, place, states)
+                and self._take_back(rounds, entries, states)
             )
         except PageFault as fault:
             coordinator.fetch(fault, lambda: self._judge(place))
@@ -147,8 +145,7 @@ class Conflicts:
         self,
         rounds: list[WriteRound],
         entries: list[WriteEntry],
-        place: Place,
-        states: list[bytes],
+        states: Mapping[Place, list[bytes]],
     ) -> bool:
         """Undo writes of rows that all others refused: what they replaced is there again, and what others have.
 
@@ -171,7 +168,7 @@ class Conflicts:
         held = {each: coordinator.repairs.record(each) for each in dots}
         shown: dict[Place, tuple[Version, ...]] = {}
         for each, own in dots.items():
-            others = [decode(state) for state in states] if each == place else []
+            others = [decode(state) for state in states[each]]
             every = own | blind_dots.get(each, set())
             known = [past for past in pasts[each] if past.dots.isdisjoint(every)]
             if known or others:
@@ -192,3 +189,9 @@ class Conflicts:
         for place in list(self.doomed):
             if place in self.doomed:
                 self._judge(place)
+
+
+def _states_of(rounds: list[WriteRound], place: Place) -> list[bytes]:
+    """What those hold who refused a row."""
+    answers = (refused.get(place) for each in rounds for refused in each.answers.values())
+    return [state for state in answers if state]

@@ -35,6 +35,7 @@ from tests.sim.trial import run
 NOW_MS = 1_700_000_000_000
 SETTINGS = StoreSettings(1 << 30, row_cache_bytes=0, block_cache_bytes=0, log_bytes_max=1 << 30)
 FOUND = {
+    14: "a DEL of two keys was refused for one and run again for the other, beside a value that a RENAME had removed",
     351: "with N = 5, a write that two had taken and that its author took back won over what others had acknowledged",
     1019: "after a failed sync a node noted that it had stopped well, and used its dots again",
     1023: "an error said that nothing was done, of a SET that had been tried at a node that was lost",
