@@ -186,6 +186,11 @@ class Inquest:
             for case in cases[1:]:
                 unite(cases[0], case)
 
+    def groups(self) -> list[list[Place]]:
+        """The rows that are judged together."""
+        groups = {id(case.group): case.group for case in self.cases.values()}
+        return [[case.place for case in group] for group in groups.values()]
+
     def _begin(self, place: Place) -> Case:
         case = self.cases[place] = Case(place, set(), [], [], self._coordinator.now_s)
         self._slots[place[0]] = self._slots.get(place[0], 0) + 1
@@ -294,6 +299,8 @@ class Inquest:
             case.seen, case.noted = case.noted.seen, None
         elif len(case.dots) > 1:
             case.dots.clear()  # Siblings: they were written beside each other, and stay.
+        elif case.dots == held.dots:  # What the row has seen, its only write had.
+            case.seen = joined(case.seen, clock_of(held))
         if not case.dots:
             self.close(case, is_known=False)
         return bool(case.dots)
@@ -369,10 +376,23 @@ class Inquest:
         if held.dots.isdisjoint(case.dots):
             self.close(case, is_known=False)
             return
-        case.chosen |= self._chosen(case)
-        case.dots -= case.chosen
+        chosen = self._chosen(case)
+        if chosen and case.seen is not None:
+            self._catch_up(case)
+        case.chosen |= chosen
+        case.dots -= chosen
         if held.dots.isdisjoint(case.dots):
             self.close(case, is_known=True)
+
+    def _catch_up(self, case: Case) -> None:
+        """What others have of a row whose write from before the start is not the last any more. Raises PageFault.
+
+        It may have been taken back and made again under another dot, of which nothing is left here.
+        """
+        coordinator = self._coordinator
+        for peer, state in case.answers.items():
+            if peer not in case.doubts:
+                coordinator.replica.merge(*case.place, state, coordinator.now_ms)
 
     def _resolved(self, group: list[Case]) -> list[tuple[Slot, Row, bytes]]:
         """The rows as they are to be, for a majority to take; none if that has to wait. Raises PageFault."""

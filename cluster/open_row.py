@@ -9,15 +9,15 @@ the log as a row of the system's slot; what is open when the log is cut is in th
 
 A process that did not end well may have had writes under way that it could not note. So the rows that it wrote in
 its last moments count as open as well. Those that were written unchecked do not: such a write stays, whatever others
-have. Rows that one command wrote stand in the log with one timestamp, one after the other: they are judged together
-after a start, too.
+have. Rows that one command wrote stand in the log with one timestamp, one after the other, and those that are open
+when it is cut are in the manifest's state as such: they are judged together after a start, too.
 
 Core: it writes nothing itself, `Replica.note_open` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -54,11 +54,16 @@ class OpenWrites:
 class OpenRows:
     """One per replica. By row the packed `OpenWrites`, or nothing where they are to be found."""
 
-    def __init__(self, rows: Mapping[tuple[Slot, Row], bytes] | None = None) -> None:
+    def __init__(
+        self,
+        rows: Mapping[tuple[Slot, Row], bytes] | None = None,
+        together: Iterable[Sequence[tuple[Slot, Row]]] = (),
+    ) -> None:
         self.rows: dict[tuple[Slot, Row], bytes] = dict(rows or {})
         self._recent: dict[tuple[Slot, Row], Hlc] = {}  # Found at recovery: when they were written.
         self._last: tuple[tuple[Slot, Row], Hlc] | None = None  # The last of these.
-        self._together: list[list[tuple[Slot, Row]]] = []  # Of these, what one command wrote.
+        # Of all of these, what one command wrote.
+        self._together: list[list[tuple[Slot, Row]]] = list(map(list, together))
 
     def change(self, place: tuple[Slot, Row], packed: bytes | None) -> bool:
         """A row is open, or (None) known. Whether that is new, and has to be logged."""

@@ -43,7 +43,7 @@ class Recovery:
     def capture(self) -> bytes:
         """The state to keep of a new folder."""
         rows = self.open_rows.rows.items()
-        return encode_state(self.clocks, self.clock.last, self.unsettled, self.origin, rows)
+        return encode_state(self.clocks, self.clock.last, self.unsettled, self.origin, rows, [])
 
     def begin(self, state: bytes, before: Life | None, boot: str) -> None:
         """Take back the state, as the actor of the process before or a new one. `boot`: as in `Life`."""
@@ -68,7 +68,8 @@ class Recovery:
             for slot, (base, beyond) in kept.unsettled.items()
         }
         packed = kept.open_writes or [b""] * len(kept.open_rows)  # Not kept before.
-        self.open_rows = OpenRows(dict(zip(kept.open_rows, packed, strict=True)))
+        rows = dict(zip(kept.open_rows, packed, strict=True))
+        self.open_rows = OpenRows(rows, kept.together)
 
     def observe(self, slot: Slot, row: Row, raw: bytes) -> None:
         """Learn from an entry of the log: its dot is used, its timestamp is past, it may expire."""

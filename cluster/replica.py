@@ -124,6 +124,8 @@ class Replica:
         self.open_rows = recovery.open_rows
         # Those that are not decided yet: the log that tells of them may be gone when the next process looks.
         self.rows_under_way: Callable[[], Iterable[tuple[Slot, Row]]] = tuple
+        # Of these and of the open ones, those that one command wrote.
+        self.written_together: Callable[[], list[list[tuple[Slot, Row]]]] = list
 
     @classmethod
     def open(
@@ -203,7 +205,12 @@ class Replica:
     def capture(self) -> bytes:
         """The state to keep, as `Recovery.restore` takes it."""
         return encode_state(
-            self.clocks, self.clock.last, self.unsettled, self.origin, self._rows_open()
+            self.clocks,
+            self.clock.last,
+            self.unsettled,
+            self.origin,
+            self._rows_open(),
+            self.written_together(),
         )
 
     def _rows_open(self) -> Iterator[tuple[tuple[Slot, Row], bytes]]:

@@ -32,6 +32,7 @@ class ReplicaState(msgspec.Struct, array_like=True):
     origin: Actor = 0  # The first actor of this data, of which copies are made too.
     open_rows: list[tuple[Slot, Row]] = []  # See `cluster/open_row.py`.
     open_writes: list[bytes] = []  # Of each of them, packed.
+    together: list[list[tuple[Slot, Row]]] = []  # Those among them that one command wrote.
 
 
 def state_of_copy(state: bytes) -> bytes:
@@ -49,6 +50,7 @@ def encode_state(
     unsettled: Mapping[Slot, SlotClock],
     origin: Actor,
     open_rows: Iterable[tuple[tuple[Slot, Row], bytes]],
+    together: list[list[tuple[Slot, Row]]],
 ) -> bytes:
     """The state to keep, as `Recovery.restore` takes it. `open_rows` is read last."""
     counters = clocks.capture()
@@ -71,6 +73,7 @@ def encode_state(
             origin,
             list(rows),
             list(rows.values()),
+            together,
         )
     )
 

@@ -80,6 +80,16 @@ class Undecided:
         places = [(entry[2], entry[3]) for round_, entry in self.writes() if round_.is_checked]
         return [*places, *self._doomed]
 
+    def written_together(self) -> list[list[Place]]:
+        """Of these and of the open ones, those that one command wrote: they are to be judged together."""
+        self._seal()
+        rounds = dict.fromkeys(round_ for round_, _ in self.writes() if round_.is_unit)
+        rounds.update(
+            (each, None) for lost in self._doomed.values() for each in lost if each.is_unit
+        )
+        written = [[(slot, row) for _, _, slot, row, raw in each.entries if raw] for each in rounds]
+        return [each for each in (*written, *self._inquest.groups()) if len(each) > 1]
+
     def has_slot(self, slot: Slot) -> bool:
         """Whether `is_hidden` is true of some row of a slot."""
         self._seal()
