@@ -83,14 +83,18 @@ class OpenRows:
             packed = None if raw[0] == DELETION else raw[HEADER_BYTES:]
             self.change(unpack_place(row[len(OPEN_ROW) :]), packed)
 
-    def observe_write(self, place: tuple[Slot, Row], hlc: Hlc) -> None:
-        """A write of the process before was found at recovery."""
-        recent = self._recent
-        recent.pop(place, None)
-        recent[place] = hlc
-        if len(recent) > 2 * RECENT_MAX:
-            # Many at once: what is deleted at the front of a dict is passed by each later look at its first one.
-            self._recent = dict(islice(recent.items(), RECENT_MAX, None))
+    def observe_write(self, place: tuple[Slot, Row], hlc: Hlc, *, is_last: bool = True) -> None:
+        """A write of a process before was found at recovery. `is_last`: of the last one, which may have left it open.
+
+        What earlier ones had left open the next has noted, but for what goes together.
+        """
+        if is_last:
+            recent = self._recent
+            recent.pop(place, None)
+            recent[place] = hlc
+            if len(recent) > 2 * RECENT_MAX:
+                # Many at once: what is deleted at the front of a dict is passed by each later look at its first one.
+                self._recent = dict(islice(recent.items(), RECENT_MAX, None))
         last, self._last = self._last, (place, hlc)
         if last is None or last[1] != hlc:
             return

@@ -39,6 +39,9 @@ class Recovery:
         self.open_rows = OpenRows()
         self.origin = new_actor
         self._before: Life | None = None
+        self._mine: tuple[
+            Actor, ...
+        ] = ()  # The actors of the processes before, the last one first.
 
     def capture(self) -> bytes:
         """The state to keep of a new folder."""
@@ -49,6 +52,8 @@ class Recovery:
         """Take back the state, as the actor of the process before or a new one. `boot`: as in `Life`."""
         actor = self.clocks.actor
         self._before = before
+        if before is not None:
+            self._mine = (before.actor, *before.earlier)
         if before is not None and before.lost_nothing(boot):
             actor = before.actor
         self.restore(state)
@@ -91,10 +96,11 @@ class Recovery:
             self.unsettled[slot] = context if expected is None else joined(expected, context)
         for actor, counter, hlc in seen:
             self.has_heard |= actor != self.clocks.actor
-            is_mine = self._before is not None and actor == self._before.actor
             # Not where a write of this node comes back in a row that others have sent.
-            if is_mine and slot != SYSTEM_SLOT and not self.clocks.covers(slot, (actor, counter)):
-                self.open_rows.observe_write((slot, row), hlc)
+            is_mine = actor in self._mine and slot != SYSTEM_SLOT
+            if is_mine and not self.clocks.covers(slot, (actor, counter)):
+                is_last = actor == self._mine[0]
+                self.open_rows.observe_write((slot, row), hlc, is_last=is_last)
             self.clocks.add(slot, (actor, counter))
             self.clock.observe(hlc)
         if at_ms := CODEC.expires_at_ms(raw):
