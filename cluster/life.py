@@ -27,6 +27,7 @@ from engine.disk import Disk, replace_file
 NAME: Final = "life"
 _TEMPORARY: Final = "life.tmp"
 BYTES_MAX: Final = 4096
+EARLIER_MAX: Final = 16  # Processes in a row that ended before they had looked into what was open.
 
 
 class Life(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from cluster.clock import Actor, HybridClock, SlotClock
 from cluster.delta import clock_of, joined, lacks
 from cluster.delta_wire import decode_clock
 from cluster.expiry import ExpiryIndex
-from cluster.life import Life
+from cluster.life import EARLIER_MAX, Life
 from cluster.open_row import OpenRows
 from cluster.record import CODEC, HEADER, HEADER_BYTES, MANY, decode
 from cluster.replica_state import decode_state, encode_state
@@ -99,8 +99,7 @@ class Recovery:
             # Not where a write of this node comes back in a row that others have sent.
             is_mine = actor in self._mine and slot != SYSTEM_SLOT
             if is_mine and not self.clocks.covers(slot, (actor, counter)):
-                is_last = actor == self._mine[0]
-                self.open_rows.observe_write((slot, row), hlc, is_last=is_last)
+                self.open_rows.observe_write((slot, row), hlc)
             self.clocks.add(slot, (actor, counter))
             self.clock.observe(hlc)
         if at_ms := CODEC.expires_at_ms(raw):
@@ -138,12 +137,14 @@ class Recovery:
         )
 
     def _earlier(self) -> tuple[Actor, ...]:
-        """The actors of the processes before; while no write of theirs is open, only the last one counts."""
+        """The actors of the processes before; while no write of theirs can be open, only the last one counts."""
         before = self._before
         if before is None:
             return ()
-        known = (before.actor, *before.earlier) if self.open_rows.rows else (before.actor,)
-        return tuple(actor for actor in dict.fromkeys(known) if actor != self.clocks.actor)
+        may_be_open = self.open_rows.rows or self.open_rows.may_have_more
+        known = (before.actor, *before.earlier) if may_be_open else (before.actor,)
+        others = [actor for actor in dict.fromkeys(known) if actor != self.clocks.actor]
+        return tuple(others[:EARLIER_MAX])
 
 
 def clock_row(slot: Slot) -> Row:

@@ -8,8 +8,8 @@ time. What takes more than an eighth of a cache is not admitted: one huge value 
 everything else.
 
 The block cache is keyed by table and block number. A table's number is never used for another
-table, so a dropped table is never mistaken for a live one. Its blocks are the first to make room: to
-remove tens of thousands of them at once, when a compaction ends, would hold up whoever is served.
+table, so a dropped table is never mistaken for a live one. Its blocks go some at a time, as others come:
+to remove tens of thousands of them at once, when a compaction ends, would hold up whoever is served.
 
 The row cache holds the joined, complete record of a key; `invalidate` is called before a write to
 the key can be seen. It does not know expiry: the record does.
@@ -30,6 +30,9 @@ BlockId = tuple[int, int]
 
 _SHARE_MAX: Final = 8
 """An item may take one part in so many of a cache."""
+
+_DROPPED_PER_PUT: Final = 4
+"""Blocks of dropped tables that go when one comes."""
 
 _BLOCK_OVERHEAD_BYTES: Final = 350
 """A place in the block cache: key tuple and number, ordered and plain dict, the table's set."""
@@ -83,8 +86,9 @@ class BlockCache:
         self._blocks[block_id] = block
         self._by_table.setdefault(block_id[0], set()).add(block_id[1])
         self.bytes_used += weight
-        if self.bytes_used > self.bytes_max:
-            self._make_room()
+        for _ in range(_DROPPED_PER_PUT if self._dropped else 0):
+            self._remove_dropped()
+        self._make_room()
 
     def resize(self, bytes_max: int) -> None:
         """Take another limit; if it is lower, room is made as by `put`."""
@@ -97,9 +101,16 @@ class BlockCache:
 
     def _make_room(self) -> None:
         while self.bytes_used > self.bytes_max:
-            if not self._dropped:
+            if self._dropped:
+                self._remove_dropped()
+            else:
                 self._remove(next(iter(self._blocks)))
-            elif numbers := self._by_table.get(self._dropped[-1]):
+
+    def _remove_dropped(self) -> None:
+        """Remove a block of a dropped table, if there are any."""
+        if self._dropped:
+            numbers = self._by_table.get(self._dropped[-1])
+            if numbers:
                 self._remove((self._dropped[-1], numbers.pop()))
             else:
                 self._dropped.pop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from cluster.life import EARLIER_MAX
 from cluster.open_row import RECENT_MAX, OpenRows
 from cluster.record import STRING
 from cluster.recovery import Recovery
@@ -86,3 +87,51 @@ def test_what_is_noted_stays_noted_until_it_is_known() -> None:
     kept = Recovery(7)
     kept.restore(again.capture())  # As after a flush, when the log is gone.
     assert list(kept.open_rows.rows) == [place_of(b"one")]
+
+
+def test_what_was_known_meanwhile_is_not_open() -> None:
+    disk = SimDisk(random.Random(1))
+    replica = opened(disk)
+    for key in (b"one", b"two"):
+        write(replica, key, NOW_MS)
+    replica = opened(disk.kill())
+    for key in (b"one", b"two"):
+        replica.note_open(*place_of(key), NOW_MS)
+    replica.note_known(*place_of(b"two"), NOW_MS)
+    replica.store.write()
+    again = opened(disk.kill())
+    assert list(again.open_rows.at_start(2000)) == [place_of(b"one")]
+
+
+def test_a_process_that_noted_nothing_leaves_open_what_the_one_before_wrote() -> None:
+    disk = SimDisk(random.Random(1))
+    write(Replica.open(disk, SETTINGS, 7, boot="one", is_durable=True), b"key", NOW_MS)
+    for boot, actor in (("two", 8), ("three", 9), ("four", 10)):  # The power went away each time.
+        disk = disk.kill()
+        replica = Replica.open(disk, SETTINGS, actor, boot=boot, is_durable=True)
+        assert replica.actor == actor
+    assert list(replica.open_rows.at_start(2000)) == [place_of(b"key")]
+    assert 7 in replica.actors
+
+
+def test_only_so_many_processes_are_remembered() -> None:
+    disk = SimDisk(random.Random(1))
+    write(Replica.open(disk, SETTINGS, 7, boot="one", is_durable=True), b"key", NOW_MS)
+    counts = []
+    for number in range(3 * EARLIER_MAX):
+        disk = disk.kill()
+        replica = Replica.open(disk, SETTINGS, 8 + number, boot=f"run {number}", is_durable=True)
+        counts.append(len(replica.life.earlier))
+    assert max(counts) == EARLIER_MAX
+
+
+def test_what_goes_together_is_kept_when_the_log_is_cut() -> None:
+    disk = SimDisk(random.Random(1))
+    replica = opened(disk)
+    places = [place_of(key) for key in (b"one", b"two", b"three")]
+    replica.rows_under_way = lambda: places
+    replica.written_together = lambda: [places[:2]]
+    kept = Recovery(7)
+    kept.restore(replica.capture())
+    assert kept.open_rows.written_together() == [places[:2]]
+    assert list(kept.open_rows.rows) == places
