@@ -39,9 +39,7 @@ class Recovery:
         self.open_rows = OpenRows()
         self.origin = new_actor
         self._before: Life | None = None
-        self._mine: tuple[
-            Actor, ...
-        ] = ()  # The actors of the processes before, the last one first.
+        self._mine: tuple[Actor, ...] = ()  # Of the processes before, the last one first.
 
     def capture(self) -> bytes:
         """The state to keep of a new folder."""
