@@ -77,7 +77,7 @@ class BlockCache:
         return block
 
     def put(self, block_id: BlockId, block: Block) -> None:
-        """Keep the block as the youngest; those of dropped tables make room, and then the oldest."""
+        """Keep the block as the youngest; some of dropped tables make room, and then the oldest."""
         if block_id in self._blocks:
             self._remove(block_id)
         weight = block.weight_bytes + _BLOCK_OVERHEAD_BYTES
@@ -91,7 +91,7 @@ class BlockCache:
         self._make_room()
 
     def resize(self, bytes_max: int) -> None:
-        """Take another limit; if it is lower, room is made as by `put`."""
+        """Take another limit; the oldest make room if it is lower."""
         self.bytes_max = bytes_max
         self._make_room()
 
@@ -101,10 +101,7 @@ class BlockCache:
 
     def _make_room(self) -> None:
         while self.bytes_used > self.bytes_max:
-            if self._dropped:
-                self._remove_dropped()
-            else:
-                self._remove(next(iter(self._blocks)))
+            self._remove(next(iter(self._blocks)))
 
     def _remove_dropped(self) -> None:
         """Remove a block of a dropped table, if there are any."""

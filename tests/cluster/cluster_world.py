@@ -19,7 +19,7 @@ from cluster.batch import Quorums
 from cluster.coordinator import Coordinator
 from cluster.errors import ClusterError
 from cluster.participant import Participant
-from cluster.record import CODEC, STRING, decode
+from cluster.record import CODEC, DELETION, STRING, decode
 from cluster.replica import Effect, Replica
 from cluster.ring import NodeId
 from cluster.round import ConflictLost, Pending, QuorumNotMet
@@ -44,7 +44,8 @@ SETTINGS = StoreSettings(
     block_cache_bytes=1 << 20,
     log_bytes_max=1 << 30,
 )
-WRITES = (b"SET", b"INCR", b"INCRBY", b"SETNX", b"DEL", b"MOVE", b"APPEND", b"PUT")
+WRITES = (b"SET", b"INCR", b"INCRBY", b"SETNX", b"DEL", b"MOVE", b"BOTH", b"APPEND", b"PUT")
+OF_TWO = (b"MOVE", b"BOTH")
 
 
 @dataclass
@@ -191,7 +192,7 @@ class Node:
         is_write = op.args[0] in WRITES
         is_put = op.args[0] == b"PUT"
         is_checked = not is_put and (quorums.checks_all or not op.is_blind)
-        places = [place_of(key) for key in op.args[1:3]] if op.args[0] == b"MOVE" else []
+        places = [place_of(key) for key in op.args[1:3]] if op.args[0] in OF_TWO else []
         places = places or [place_of(op.args[1])]
         for slot, _ in places:
             lack = self.coordinator.lack(slot, quorums, is_write=is_write, is_checked=is_checked)
@@ -217,7 +218,7 @@ class Node:
                     clock = self.replica.clocks.view(slot)
                     besides[row] = beside(raw or b"", clock, Seen(), now_ms)
                 elif not op.is_blind:
-                    op.before = {(slot, row): raw}
+                    op.before = {(s, r): before for s, r, before in stored if r in effects}
                 self.replica.write(effects, now_ms, written, besides)
         except PageFault as fault:
             self.fetch(fault, partial(self._resume, op, op.attempt))
@@ -237,10 +238,16 @@ class Node:
             self.execute(op)
 
     def _run(self, op: Op, stored: list[tuple[Slot, Row, bytes | None]]) -> dict[Row, Effect]:
-        slot, row, raw = stored[-1]  # Of MOVE the second key is the one that is written.
-        version = decode(raw).winner(self.coordinator.now_ms) if raw is not None else None
-        value = version.payload if version is not None else None
         name = op.args[0]
+        if name == b"BOTH":  # Counts each of two keys.
+            counts = [int(self._value(raw) or b"0") + 1 for _, _, raw in stored]
+            op.reply = [*counts]
+            return {
+                row: (slot, STRING, 0, b"%d" % count)
+                for (slot, row, _), count in zip(stored, counts, strict=True)
+            }
+        slot, row, raw = stored[-1]  # Of MOVE the second key is the one that is written.
+        value = self._value(raw)
         after: bytes | None
         if name == b"GET":
             op.reply = value
@@ -257,9 +264,16 @@ class Node:
         elif name == b"APPEND":
             after = (value or b"") + op.args[2]
             op.reply = len(after)
+        elif name == b"DEL":
+            op.reply = int(value is not None)
+            return {row: (slot, DELETION, 0, b"")} if value is not None else {}
         else:
             after, op.reply = op.args[2], b"OK"
         return {row: (slot, STRING, 0, after)}
+
+    def _value(self, raw: bytes | None) -> bytes | None:
+        version = decode(raw).winner(self.coordinator.now_ms) if raw is not None else None
+        return version.payload if version is not None else None
 
     def end_tick(self) -> None:
         parked, self.parked = self.parked, []

@@ -14,10 +14,11 @@ from cluster.batch import Quorums
 from cluster.case import restored
 from cluster.coordinator import Coordinator
 from cluster.inquest import Inquest
-from cluster.record import STRING, Record, Version
+from cluster.record import STRING, Record, Version, decode
 from cluster.recovery import Recovery
+from cluster.round import WriteEntry, WriteRound
 from cluster.undecided import Undecided
-from tests.cluster.cluster_world import Weather, World, place_of
+from tests.cluster.cluster_world import Node, Op, Weather, World, place_of
 
 HERE, THERE = 1, 2
 
@@ -37,6 +38,67 @@ def test_what_is_under_way_when_the_memtable_is_flushed_is_open_for_the_next_pro
     again = Recovery(8)
     again.restore(node.replica.capture())
     assert not again.open_rows.rows
+
+
+def new_world() -> World:
+    world = World(1, 3, Quorums(3, 2, 2), Weather(delay_s=0.001))
+    world.run(0.05)
+    return world
+
+
+def kept_together(node: Node) -> list[list[tuple[int, bytes]]]:
+    """As the next process finds it when the log is gone."""
+    kept = Recovery(7)
+    kept.restore(node.replica.capture())
+    return kept.open_rows.written_together()
+
+
+def test_what_one_command_has_under_way_is_open_together() -> None:
+    world = new_world()
+    node = world.nodes["n01"]
+    places = [place_of(b"{k}one"), place_of(b"{k}two")]
+    op = Op(node, (b"SET", b"{k}one", b"raw"))
+    entries: list[WriteEntry] = [(op, 0, slot, row, b"raw") for slot, row in places]
+    coordinator = node.coordinator
+    for number, is_unit in ((98, False), (99, True)):
+        coordinator.writes[number] = WriteRound(
+            number, ("n02", "n03"), 1, entries, world.now_s + 1, is_unit=is_unit, weight_bytes=0
+        )
+    assert kept_together(node) == [places]
+    coordinator.writes[99].is_decided = True
+    assert kept_together(node) == []
+
+
+def test_what_is_judged_together_is_open_together() -> None:
+    world = new_world()
+    node = world.nodes["n01"]
+    one, two, three = (place_of(key) for key in (b"{k}one", b"{k}two", b"{k}three"))
+    node.coordinator.inquest.open_at_start(
+        dict.fromkeys((one, two, three), b""), [[two, three]], world.now_s
+    )
+    assert kept_together(node) == [[two, three]]
+
+
+def test_a_write_of_before_the_start_that_others_have_replaced_is_replaced_here() -> None:
+    """Its next form is not in the log any more, and nothing tells but what others hold."""
+    world = new_world()
+    slot, row = place_of(b"k")
+    node = world.nodes["n01"]
+    lost = b""
+    for value in (b"1", b"2"):
+        lost = node.replica.store.get(slot, row) or b""
+        assert world.do("n01", b"SET", b"k", value) is not None
+        world.run(0.2)
+    latest = node.replica.store.get(slot, row)
+    node.replica.store.apply(slot, row, lost)
+    node.replica.clocks.own[slot] = 1
+    node.coordinator.inquest.open_at_start({(slot, row): b""}, (), world.now_s)
+    world.run(2.5)
+    assert not node.coordinator.inquest.cases
+    found = node.replica.store.get(slot, row)
+    assert found is not None
+    assert latest is not None
+    assert decode(found).versions == decode(latest).versions != decode(lost).versions
 
 
 def version(actor: int, counter: int, payload: bytes = b"") -> Version:
@@ -175,3 +237,23 @@ def test_a_doubt_that_is_not_told_loses_what_was_acknowledged(
 
     monkeypatch.setattr(Inquest, "testimony", told)
     assert meet(late("ac", "ab"), ("ac", "ab", "bc")) == {b"14"}
+
+
+def test_what_one_of_two_rows_was_refused_for_counts_for_it_when_both_are_taken_back() -> None:
+    """The removal came here otherwise as well, and so beside what it had removed, as far as this node could tell."""
+    world = new_world()
+    one, two = b"{k}one", b"{k}two"
+    for key in (one, two):
+        world.do("n01", b"SET", key, b"1")
+        world.run(0.2)
+    world.cut = {frozenset(("n01", other)) for other in ("n02", "n03")}
+    removed = world.do("n02", b"DEL", two)
+    world.run(0.2)
+    assert removed.outcome == 1
+    world.cut = set()
+    counted = world.do("n01", b"BOTH", one, two)
+    node = world.nodes["n01"]
+    there = decode(world.nodes["n02"].replica.state_of(*place_of(two)))
+    node.replica.merge(*place_of(two), there, node.coordinator.now_ms)
+    world.run(0.5)
+    assert counted.outcome == [2, 1]

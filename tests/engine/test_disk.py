@@ -223,7 +223,10 @@ def test_what_is_removed_in_pieces_is_gone(disk: Disk) -> None:
     assert read_file(disk, "a") == b"other"
 
 
-def test_what_is_removed_in_pieces_stays_whole_under_its_other_name(disk: Disk) -> None:
+def test_what_is_removed_in_pieces_stays_whole_under_its_other_name(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.disk.REMOVED_BYTES_MAX", 1000)
     write_file(disk, "a", b"data" * 1000)
     other = disk.folder("other")
     disk.link("a", other)
