@@ -27,7 +27,9 @@ from engine.disk import Disk, replace_file
 NAME: Final = "life"
 _TEMPORARY: Final = "life.tmp"
 BYTES_MAX: Final = 4096
-EARLIER_MAX: Final = 16  # Processes in a row that ended before they had looked into what was open.
+EARLIER_MAX: Final = (
+    16  # So many actors of processes before are remembered, as long as rows are open.
+)
 
 
 class Life(msgspec.Struct, frozen=True):

@@ -80,20 +80,22 @@ class OpenRows:
         if row == UNCHECKED_ROW:
             self._recent.pop(unpack_place(raw[HEADER_BYTES:]), None)
         if row.startswith(OPEN_ROW):
-            place = unpack_place(row[len(OPEN_ROW) :])
             packed = None if raw[0] == DELETION else raw[HEADER_BYTES:]
-            self.change(place, packed)
-            if packed is None:
-                self._recent.pop(place, None)
+            self.change(unpack_place(row[len(OPEN_ROW) :]), packed)
 
-    def observe_write(self, place: tuple[Slot, Row], hlc: Hlc) -> None:
-        """A write of a process before was found at recovery."""
-        recent = self._recent
-        recent.pop(place, None)
-        recent[place] = hlc
-        if len(recent) > 2 * RECENT_MAX:
-            # Many at once: what is deleted at the front of a dict is passed by each later look at its first one.
-            self._recent = dict(islice(recent.items(), RECENT_MAX, None))
+    def observe_write(self, place: tuple[Slot, Row], hlc: Hlc, *, is_last: bool = True) -> None:
+        """A write of a process before was found at recovery. `is_last`: of the last one, which may have left it open.
+
+        What earlier ones had left open the next has noted, but for what goes together. (If it ended before it got to
+        that, the row counts as known. To take all their last writes for open would be worse: most were acknowledged.)
+        """
+        if is_last:
+            recent = self._recent
+            recent.pop(place, None)
+            recent[place] = hlc
+            if len(recent) > 2 * RECENT_MAX:
+                # Many at once: what is deleted at the front of a dict is passed by each later look at its first one.
+                self._recent = dict(islice(recent.items(), RECENT_MAX, None))
         last, self._last = self._last, (place, hlc)
         if last is None or last[1] != hlc:
             return
@@ -103,11 +105,6 @@ class OpenRows:
             self._together.append([last[0], place])
         if len(self._together) > 2 * RECENT_MAX:
             del self._together[:RECENT_MAX]
-
-    @property
-    def may_have_more(self) -> bool:
-        """Whether rows may be open that the process before has not noted: it had not got to it, or they are its own."""
-        return bool(self._recent)
 
     def written_together(self) -> list[list[tuple[Slot, Row]]]:
         """The rows that one command wrote, for each that wrote several and was found at recovery. Once."""

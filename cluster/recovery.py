@@ -97,7 +97,8 @@ class Recovery:
             # Not where a write of this node comes back in a row that others have sent.
             is_mine = actor in self._mine and slot != SYSTEM_SLOT
             if is_mine and not self.clocks.covers(slot, (actor, counter)):
-                self.open_rows.observe_write((slot, row), hlc)
+                is_last = actor == self._mine[0]
+                self.open_rows.observe_write((slot, row), hlc, is_last=is_last)
             self.clocks.add(slot, (actor, counter))
             self.clock.observe(hlc)
         if at_ms := CODEC.expires_at_ms(raw):
@@ -135,12 +136,11 @@ class Recovery:
         )
 
     def _earlier(self) -> tuple[Actor, ...]:
-        """The actors of the processes before; while no write of theirs can be open, only the last one counts."""
+        """The actors of the processes before; while no write of theirs is open, only the last one counts."""
         before = self._before
         if before is None:
             return ()
-        may_be_open = self.open_rows.rows or self.open_rows.may_have_more
-        known = (before.actor, *before.earlier) if may_be_open else (before.actor,)
+        known = (before.actor, *before.earlier) if self.open_rows.rows else (before.actor,)
         others = [actor for actor in dict.fromkeys(known) if actor != self.clocks.actor]
         return tuple(others[:EARLIER_MAX])
 

@@ -89,40 +89,30 @@ def test_what_is_noted_stays_noted_until_it_is_known() -> None:
     assert list(kept.open_rows.rows) == [place_of(b"one")]
 
 
-def test_what_was_known_meanwhile_is_not_open() -> None:
-    disk = SimDisk(random.Random(1))
-    replica = opened(disk)
-    for key in (b"one", b"two"):
-        write(replica, key, NOW_MS)
-    replica = opened(disk.kill())
-    for key in (b"one", b"two"):
-        replica.note_open(*place_of(key), NOW_MS)
-    replica.note_known(*place_of(b"two"), NOW_MS)
-    replica.store.write()
-    again = opened(disk.kill())
-    assert list(again.open_rows.at_start(2000)) == [place_of(b"one")]
-
-
-def test_a_process_that_noted_nothing_leaves_open_what_the_one_before_wrote() -> None:
-    disk = SimDisk(random.Random(1))
-    write(Replica.open(disk, SETTINGS, 7, boot="one", is_durable=True), b"key", NOW_MS)
-    for boot, actor in (("two", 8), ("three", 9), ("four", 10)):  # The power went away each time.
-        disk = disk.kill()
-        replica = Replica.open(disk, SETTINGS, actor, boot=boot, is_durable=True)
-        assert replica.actor == actor
-    assert list(replica.open_rows.at_start(2000)) == [place_of(b"key")]
-    assert 7 in replica.actors
-
-
 def test_only_so_many_processes_are_remembered() -> None:
     disk = SimDisk(random.Random(1))
-    write(Replica.open(disk, SETTINGS, 7, boot="one", is_durable=True), b"key", NOW_MS)
-    counts = []
+    replica = Replica.open(disk, SETTINGS, 7, boot="one", is_durable=True)
+    replica.note_open(*place_of(b"key"), NOW_MS)
+    replica.store.write()
     for number in range(3 * EARLIER_MAX):
         disk = disk.kill()
         replica = Replica.open(disk, SETTINGS, 8 + number, boot=f"run {number}", is_durable=True)
-        counts.append(len(replica.life.earlier))
-    assert max(counts) == EARLIER_MAX
+        assert list(replica.open_rows.at_start(2000)) == [place_of(b"key")]
+    assert len(replica.life.earlier) == EARLIER_MAX
+
+
+def test_what_earlier_processes_wrote_together_is_found_together() -> None:
+    disk = SimDisk(random.Random(1))
+    replica = opened(disk)
+    keys = [b"one", b"two"]
+    replica.write({row_of(0, key): (slot_of(key), STRING, 0, b"v") for key in keys}, NOW_MS, [])
+    for key in keys:
+        replica.note_open(*place_of(key), NOW_MS)
+    replica.store.write()
+    for number in range(2):
+        disk = disk.kill()
+        replica = Replica.open(disk, SETTINGS, 8 + number, boot=f"run {number}", is_durable=True)
+        assert replica.open_rows.written_together() == [[place_of(key) for key in keys]]
 
 
 def test_what_goes_together_is_kept_when_the_log_is_cut() -> None:

@@ -184,16 +184,16 @@ def compaction_that_believes_drops_before_the_log(patch: pytest.MonkeyPatch) -> 
 
 
 def log_that_forgets_what_found_no_room(patch: pytest.MonkeyPatch) -> None:
-    original = CommitLog.write
+    original = CommitLog.write_frame
 
-    def write(self: CommitLog) -> int:
+    def write_frame(self: CommitLog) -> int:
         try:
             return original(self)
         except DiskError:
             self.pieces.clear()
             raise
 
-    patch.setattr(CommitLog, "write", write)
+    patch.setattr(CommitLog, "write_frame", write_frame)
 
 
 def table_names_that_are_used_again(patch: pytest.MonkeyPatch) -> None:
