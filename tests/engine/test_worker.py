@@ -205,7 +205,9 @@ async def test_all_jobs_of_a_worker_that_is_killed_are_lost(folder: Path) -> Non
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run, held_job())
             await wait_for_file(folder / "new.sst.tmp")
-            nursery.start_soon(run, new_job("in.sst", "next.sst"))
+            nursery.start_soon(
+                run, new_job(HELD, "next.sst")
+            )  # Another one might be done before the end.
             await wait_until_read(worker)
             nursery.start_soon(kill_when_in_the_middle, worker, folder)
     assert sorted(lost) == ["new.sst", "next.sst"]
