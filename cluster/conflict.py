@@ -125,11 +125,13 @@ class Conflicts:
         coordinator = self._coordinator
         op, attempt, slot, row, raw = entry
         if is_undone or (op.is_blind and not (raw and round_.unreachable)):
+            if raw and op.may_have_run and not is_undone:
+                coordinator.inquest.open(round_, entry)  # It may find that it need not run again.
             coordinator.retries_total += 1
             op.again(attempt, (slot, row))
             return
         if op.is_blind:
-            if raw and coordinator.is_many:
+            if raw and (coordinator.is_many or op.may_have_run):
                 coordinator.inquest.open(round_, entry)
             # A replica that is gone may have taken it, and others may have built upon that.
             op.fail(attempt, ConflictLost(is_partial=True), (slot, row))

@@ -67,6 +67,11 @@ class Pending(ABC):
         # The rows that this attempt wrote, as they were stored before. Of a blind command: nothing.
         self.before: Mapping[Place, bytes | None] = NOTHING_BEFORE
 
+    @property
+    def may_have_run(self) -> bool:
+        """Whether an earlier attempt, here or elsewhere, may last, and two of its writes stand beside each other."""
+        return False
+
     @abstractmethod
     def settled(self) -> None:
         """All that it shows and wrote is on enough replicas."""

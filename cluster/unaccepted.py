@@ -62,8 +62,10 @@ class Unaccepted:
         """Nobody knows whether enough replicas have this row: answer that, and find out."""
         op, attempt, slot, row, raw = entry
         coordinator = self._coordinator
-        # A blind one just writes again; where a few may hold it, they have to be told.
-        if raw and round_.is_checked and (coordinator.is_many or not op.is_blind):
+        # A blind one just writes again; where a few may hold it, they have to be told. One that may stand
+        # elsewhere, too, could come back over what has replaced it there.
+        is_alone = op.is_blind and not (coordinator.is_many or op.may_have_run)
+        if raw and round_.is_checked and not is_alone:
             coordinator.inquest.open(round_, entry)
         error = QuorumNotMet(round_.needed + 1, len(round_.answers) + 1, True)
         op.fail(attempt, error, (slot, row))

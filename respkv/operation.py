@@ -127,7 +127,7 @@ class Operation(Pending):
 
     @property
     def may_have_run(self) -> bool:
-        """Whether an earlier attempt, here or elsewhere, may last: then no error may say that nothing was done."""
+        """Then no error may say that nothing was done, either."""
         return bool(self.hlc) or (self.is_blind and 0 <= self.written < self.attempt)
 
     def settled(self) -> None:

@@ -13,10 +13,11 @@ import pytest
 from cluster.batch import Quorums
 from cluster.case import restored
 from cluster.coordinator import Coordinator
+from cluster.errors import ClusterError
 from cluster.inquest import Inquest
 from cluster.record import STRING, Record, Version, decode
 from cluster.recovery import Recovery
-from cluster.round import WriteEntry, WriteRound
+from cluster.round import ConflictLost, WriteEntry, WriteRound
 from cluster.undecided import Undecided
 from tests.cluster.cluster_world import Node, Op, Weather, World, place_of
 
@@ -257,3 +258,37 @@ def test_what_one_of_two_rows_was_refused_for_counts_for_it_when_both_are_taken_
     node.replica.merge(*place_of(two), there, node.coordinator.now_ms)
     world.run(0.5)
     assert counted.outcome == [2, 1]
+
+
+class TriedBefore(Op):
+    """A SET that may have been made elsewhere: it cannot be made again."""
+
+    __slots__ = ()
+
+    @property
+    def may_have_run(self) -> bool:
+        return True
+
+    def stale(self) -> None:
+        self.is_over = True
+        self.end(ConflictLost(is_partial=True))
+
+
+def test_a_set_that_was_made_elsewhere_as_well_does_not_stay_beside_what_replaced_it() -> None:
+    world = new_world()
+    world.cut = {frozenset(("n01", other)) for other in ("n02", "n03")}
+    replaced = world.do("n02", b"SET", b"k", b"new")
+    world.run(0.2)
+    assert replaced.outcome == b"OK"
+    world.cut.discard(frozenset(("n01", "n02")))
+    node = world.nodes["n01"]
+    op = TriedBefore(node, (b"SET", b"k", b"again"))
+    world.in_tick(node, lambda: node.execute(op))
+    world.run(1.5)
+    assert isinstance(op.outcome, ClusterError)
+    world.cut = set()
+    world.settle()
+    for each in world.nodes.values():
+        raw = each.replica.store.get(*place_of(b"k"))
+        assert raw is not None
+        assert [version.payload for version in decode(raw).versions] == [b"new"]
