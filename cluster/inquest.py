@@ -181,6 +181,7 @@ class Inquest:
                 if case.is_guess:
                     # The next process might not find it among the last writes of the process before.
                     coordinator.replica.note_open(*place, coordinator.now_ms)
+        coordinator.replica.note_looked(coordinator.now_ms)
         for group in together:
             cases = [self.cases[place] for place in group if place in self.cases]
             for case in cases[1:]:

@@ -6,11 +6,13 @@ the log as a row of the system's slot; what is open when the log is cut is in th
     open + slot and row    a value: the row is open; a deletion: it is known now. The value may say which writes in
                            the row are open, and what those had seen (`OpenWrites`)
     unchecked              the place of the row that was written so last
+    looked into            the process that begins now has noted above what the ones before it had left open
 
 A process that did not end well may have had writes under way that it could not note. So the rows that it wrote in
-its last moments count as open as well. Those that were written unchecked do not: such a write stays, whatever others
-have. Rows that one command wrote stand in the log with one timestamp, one after the other, and those that are open
-when it is cut are in the manifest's state as such: they are judged together after a start, too.
+its last moments count as open as well, until a later one says that it has looked. Those that were written unchecked
+do not: such a write stays, whatever others have. Rows that one command wrote stand in the log with one timestamp, one
+after the other, and those that are open when it is cut are in the manifest's state as such: they are judged together
+after a start, too.
 
 Core: it writes nothing itself, `Replica.note_open` does.
 """
@@ -29,6 +31,7 @@ from cluster.slot import Row, Slot
 
 UNCHECKED_ROW: Final = b"unchecked"
 OPEN_ROW: Final = b"open"
+LOOKED_ROW: Final = b"looked into"
 RECENT_MAX: Final = (
     100_000  # Rows that are remembered while the log is read; for a while twice as many.
 )
@@ -60,7 +63,8 @@ class OpenRows:
         together: Iterable[Sequence[tuple[Slot, Row]]] = (),
     ) -> None:
         self.rows: dict[tuple[Slot, Row], bytes] = dict(rows or {})
-        self._recent: dict[tuple[Slot, Row], Hlc] = {}  # Found at recovery: when they were written.
+        # Found at recovery: when they were written. Nobody has looked yet whether they are open.
+        self._recent: dict[tuple[Slot, Row], Hlc] = {}
         self._last: tuple[tuple[Slot, Row], Hlc] | None = None  # The last of these.
         # Of all of these, what one command wrote.
         self._together: list[list[tuple[Slot, Row]]] = list(map(list, together))
@@ -79,23 +83,20 @@ class OpenRows:
         """Learn from an entry of the system's slot, found at recovery, if it is one of these."""
         if row == UNCHECKED_ROW:
             self._recent.pop(unpack_place(raw[HEADER_BYTES:]), None)
+        if row == LOOKED_ROW:
+            self._recent.clear()
         if row.startswith(OPEN_ROW):
             packed = None if raw[0] == DELETION else raw[HEADER_BYTES:]
             self.change(unpack_place(row[len(OPEN_ROW) :]), packed)
 
-    def observe_write(self, place: tuple[Slot, Row], hlc: Hlc, *, is_last: bool = True) -> None:
-        """A write of a process before was found at recovery. `is_last`: of the last one, which may have left it open.
-
-        What earlier ones had left open the next has noted, but for what goes together. (If it ended before it got to
-        that, the row counts as known. To take all their last writes for open would be worse: most were acknowledged.)
-        """
-        if is_last:
-            recent = self._recent
-            recent.pop(place, None)
-            recent[place] = hlc
-            if len(recent) > 2 * RECENT_MAX:
-                # Many at once: what is deleted at the front of a dict is passed by each later look at its first one.
-                self._recent = dict(islice(recent.items(), RECENT_MAX, None))
+    def observe_write(self, place: tuple[Slot, Row], hlc: Hlc) -> None:
+        """A write of a process before was found at recovery."""
+        recent = self._recent
+        recent.pop(place, None)
+        recent[place] = hlc
+        if len(recent) > 2 * RECENT_MAX:
+            # Many at once: what is deleted at the front of a dict is passed by each later look at its first one.
+            self._recent = dict(islice(recent.items(), RECENT_MAX, None))
         last, self._last = self._last, (place, hlc)
         if last is None or last[1] != hlc:
             return
@@ -107,16 +108,25 @@ class OpenRows:
             del self._together[:RECENT_MAX]
 
     def written_together(self) -> list[list[tuple[Slot, Row]]]:
-        """The rows that one command wrote, for each that wrote several and was found at recovery. Once."""
-        together, self._together = self._together, []
-        return together
+        """The rows that one command wrote, for each that wrote several and was found at recovery."""
+        return self._together
+
+    @property
+    def is_any(self) -> bool:
+        """Whether anything that processes before wrote is open, or may be."""
+        return bool(self.rows or self._recent)
 
     def at_start(self, within_ms: int) -> dict[tuple[Slot, Row], bytes]:
-        """The rows that the process before may have left open: noted, or written in its last moments. Once."""
-        recent, self._recent = self._recent, {}
+        """The rows that processes before may have left open: noted, or written in their last moments."""
+        recent = self._recent
         last = max(recent.values(), default=0)
         found = [place for place, hlc in recent.items() if hlc >= last - (within_ms << 16)]
         return {**dict.fromkeys(found, b""), **self.rows}
+
+    def forget_found(self) -> None:
+        """Who had to know what was found at recovery has asked: give its memory back."""
+        self._recent = {}
+        self._together = []
 
 
 def open_row(place: tuple[Slot, Row]) -> Row:

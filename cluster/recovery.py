@@ -97,8 +97,7 @@ class Recovery:
             # Not where a write of this node comes back in a row that others have sent.
             is_mine = actor in self._mine and slot != SYSTEM_SLOT
             if is_mine and not self.clocks.covers(slot, (actor, counter)):
-                is_last = actor == self._mine[0]
-                self.open_rows.observe_write((slot, row), hlc, is_last=is_last)
+                self.open_rows.observe_write((slot, row), hlc)
             self.clocks.add(slot, (actor, counter))
             self.clock.observe(hlc)
         if at_ms := CODEC.expires_at_ms(raw):
@@ -140,7 +139,7 @@ class Recovery:
         before = self._before
         if before is None:
             return ()
-        known = (before.actor, *before.earlier) if self.open_rows.rows else (before.actor,)
+        known = (before.actor, *before.earlier) if self.open_rows.is_any else (before.actor,)
         others = [actor for actor in dict.fromkeys(known) if actor != self.clocks.actor]
         return tuple(others[:EARLIER_MAX])
 

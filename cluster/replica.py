@@ -44,7 +44,7 @@ from cluster.delta_wire import (
     record_of,
 )
 from cluster.life import Life
-from cluster.open_row import UNCHECKED_ROW, OpenWrites, open_row
+from cluster.open_row import LOOKED_ROW, UNCHECKED_ROW, OpenWrites, open_row
 from cluster.record import (
     CODEC,
     DELETION,
@@ -585,6 +585,10 @@ class Replica:
     def note_known(self, slot: Slot, row: Row, now_ms: int) -> None:
         """What was noted is over."""
         self._change_open((slot, row), now_ms, None)
+
+    def note_looked(self, now_ms: int) -> None:
+        """All that processes before this one may have left open has been noted."""
+        self.write({LOOKED_ROW: (SYSTEM_SLOT, STRING, 0, b"")}, now_ms)
 
     def _change_open(self, place: tuple[Slot, Row], now_ms: int, packed: bytes | None) -> None:
         if self.open_rows.change(place, packed):

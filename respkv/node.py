@@ -170,6 +170,8 @@ class Node:
             if isinstance(self.peers.transport, Bus):
                 self.bus = self.peers.transport
             self.runner.lead_through(self.peers.dispatch)
+        else:
+            self.replica.open_rows.forget_found()  # No other replica could tell.
         self.apply_limits()
 
     # What the runner and the commands use

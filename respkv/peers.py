@@ -138,6 +138,7 @@ class Peers:
             rows = self.replica.open_rows.at_start(settings.timeout_ms + 1000)
             together = self.replica.open_rows.written_together()
             self.coordinator.inquest.open_at_start(rows, together, now_s)
+        self.replica.open_rows.forget_found()
         self.participant = Participant(
             self.replica,
             promise=self.promise,
