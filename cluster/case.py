@@ -40,6 +40,10 @@ class Case:
     doubts: dict[NodeId, frozenset[Dot]] = field(
         default_factory=dict
     )  # In answers, if there are any.
+    # Of these, what a majority was known to have seen before the question went out.
+    borne_out: dict[NodeId, frozenset[Dot]] = field(default_factory=dict)
+    # When that was: what this node had seen of the slot, and the answers that were there.
+    known: tuple[SlotClock, dict[NodeId, Record]] = field(default_factory=lambda: (SlotClock(), {}))
     incomplete: set[NodeId] = field(default_factory=set)  # They were asked, and cannot tell.
     refusing: set[NodeId] = field(
         default_factory=set

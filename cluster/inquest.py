@@ -26,11 +26,13 @@ that only its author has is dropped, unless the author comes first in the slot's
 
 A case is in the log, so that the next process of this node goes on with it; and that process begins with all
 rows that were written in the last moments before it (`cluster/open_row.py`), since it does not know which of these
-had their answers. What such a row was before is not known: if its write has to go, what others have is taken.
-So others are told the row as it is, and which of its writes are *in doubt*. An answer with a doubt counts when a
-majority has seen the write after all, or when all have answered: then the write was never confirmed, and is
-looked away from. Where all others are in doubt, and nobody can tell what was before, a node that drops its own
-write takes that of the first, which keeps it.
+had their answers. What such a row was before is not known: if its write has to go, what others have is taken, once
+one of them has seen all that this node had, or so many were heard that one of them must have it. So others are
+told the row as it is, and which of its writes are *in doubt*. An answer with a doubt counts when a majority has seen
+the write after all, or when all have answered: then the write was never confirmed, and is looked away from. The
+majority must be known before the question goes out: once a node has dropped a write, its clock goes round, and
+whoever gets that seems to have seen the write. Where all others are in doubt, and nobody can tell what was before, a
+node that drops its own write takes that of the first, which keeps it.
 
 Replicas that are incomplete cannot say what they had. Where no majority of the others is left, the write is sent
 again as it is, if nobody contradicts: they take writes like any other replica. They would be incomplete for ever
@@ -53,7 +55,7 @@ from typing import TYPE_CHECKING, Final
 
 from cluster.case import Case, past_of, restored, seen_by, unite, without
 from cluster.clock import Dot
-from cluster.delta import clock_of, joined
+from cluster.delta import clock_of, joined, lacks
 from cluster.delta_wire import record_of
 from cluster.errors import ClusterError
 from cluster.open_row import OpenWrites
@@ -249,6 +251,7 @@ class Inquest:
         case.next_s = coordinator.now_s + case.wait_s
         case.wait_s = min(2 * case.wait_s, ASK_MOST_S)
         self._forget_questions(case)
+        case.known = coordinator.replica.clocks.clock(case.place[0]), dict(case.answers)
         for peer in coordinator.batches[case.place[0]].peers:
             is_clear = peer in case.answers and peer not in case.doubts
             if not is_clear and coordinator.topology.is_reachable(peer):  # Also with its clock off.
@@ -277,6 +280,7 @@ class Inquest:
             case.doubts.pop(peer, None)
             if len(told) > 1 and told[1]:
                 case.doubts[peer] = unpack_dots(told[1])
+                case.borne_out[peer] = self._borne_out(case, peer)
         elif is_incomplete:
             case.incomplete.add(peer)
         self._judge(case.group)
@@ -335,7 +339,7 @@ class Inquest:
         unseen, clear = self._clear(case)
         if len(clear) >= needed:
             case.heard = clear
-        elif self._votes.have_all_answered(case):
+        elif self._votes.have_all_answered(case) and not self._is_unclear(case, unseen):
             case.heard = [without(state, unseen) for state in case.answers.values()]
         elif len(clear) + len(case.incomplete) >= needed:
             case.heard, case.is_short = clear, True
@@ -344,13 +348,34 @@ class Inquest:
         return True
 
     def _clear(self, case: Case) -> tuple[set[Dot], list[Record]]:
-        """The writes in doubt that no majority has seen, and the answers without any of them."""
+        """The writes in doubt that no majority has seen, and the answers that count as they are."""
         unseen = self._unseen(case)
-        return unseen, [
-            state
-            for peer, state in case.answers.items()
-            if unseen.isdisjoint(case.doubts.get(peer, ()))
-        ]
+        if self._coordinator.is_many:
+            clear = [peer for peer in case.answers if unseen.isdisjoint(case.doubts.get(peer, ()))]
+        else:
+            clear = [
+                peer
+                for peer in case.answers
+                if peer not in case.doubts or case.doubts[peer] <= case.borne_out[peer]
+            ]
+        return unseen, [case.answers[peer] for peer in clear]
+
+    def _borne_out(self, case: Case, peer: NodeId) -> frozenset[Dot]:
+        """The writes that a replica doubts, and that a majority with it was known to have seen before it was asked."""
+        clock, answers = case.known
+        others = [state for each, state in answers.items() if each != peer]
+        return frozenset(
+            dot
+            for dot in case.doubts[peer]
+            if 1 + clock.covers(dot) + sum(state.has_seen(dot) for state in others)
+            >= self._coordinator.quorums.majority
+        )
+
+    def _is_unclear(self, case: Case, unseen: set[Dot]) -> bool:
+        """Whether a majority has come to have seen a write that a replica doubted before, or to know of its end."""
+        return not self._coordinator.is_many and any(
+            not dots - unseen <= case.borne_out[peer] for peer, dots in case.doubts.items()
+        )
 
     def _unseen(self, case: Case) -> set[Dot]:
         """The writes in doubt that no majority has seen, as far as is known.
@@ -416,6 +441,8 @@ class Inquest:
             for case in group:
                 case.is_beside = True
             is_undone = False
+        elif is_undone and not all(map(self._is_past_told, group)):
+            return []
         elif is_refused and not coordinator.is_first(group[0].place[0]):
             is_dropped = all(map(self._is_nowhere, group))
             # Not before all have answered that can: two that write again and again would refuse each other.
@@ -469,6 +496,22 @@ class Inquest:
             for version in state.versions
         )
 
+    def _is_past_told(self, case: Case) -> bool:
+        """Whether those who were heard have what was in the row before, where this node does not know it.
+
+        It may have been one of the few who had taken that.
+        """
+        quorums = self._coordinator.quorums
+        if case.seen is None or len(case.heard) > quorums.n - quorums.majority:
+            return True
+        slot, seen = case.place[0], case.seen
+        open_dots = {
+            dot for each in self.cases.values() if each.place[0] == slot for dot in each.dots
+        }
+        return self._votes.can_nobody_tell(case) or not all(
+            lacks(clock_of(state), seen, open_dots) for state in case.heard
+        )
+
     def _held(self, case: Case) -> Record:
         return self._coordinator.repairs.record(case.place)
 
@@ -515,6 +558,7 @@ class Inquest:
     def _forget_answers(self, case: Case) -> None:
         case.answers.clear()
         case.doubts.clear()
+        case.borne_out.clear()
         case.incomplete.clear()
         self._forget_questions(case)
 
