@@ -19,7 +19,7 @@ from cluster.record import STRING, Record, Version, decode
 from cluster.recovery import Recovery
 from cluster.round import ConflictLost, WriteEntry, WriteRound
 from cluster.undecided import Undecided
-from tests.cluster.cluster_world import Node, Op, Weather, World, place_of
+from tests.cluster.cluster_world import NOW_MS, Node, Op, Weather, World, place_of
 
 HERE, THERE = 1, 2
 
@@ -292,3 +292,64 @@ def test_a_set_that_was_made_elsewhere_as_well_does_not_stay_beside_what_replace
         raw = each.replica.store.get(*place_of(b"k"))
         assert raw is not None
         assert [version.payload for version in decode(raw).versions] == [b"new"]
+
+
+def test_a_row_is_not_set_back_to_what_a_replica_has_that_had_missed_the_last_one() -> None:
+    """Of two rows that were written together one was overtaken. What was in the other is on two replicas of three."""
+    world = new_world()
+    first, second, third = world.names
+    one, two = b"{k}one", b"{k}two"
+    world.cut = {frozenset((first, third)), frozenset((second, third))}
+    assert world.do(first, b"INCR", two) is not None
+    world.run(0.2)
+    world.cut = {frozenset((first, second)), frozenset((first, third))}
+    both = world.do(first, b"BOTH", one, two)
+    counted = world.do(third, b"INCR", one)
+    world.run(1.5)
+    assert isinstance(both.outcome, ClusterError)
+    assert counted.outcome == 1
+    coordinator = world.nodes[first].coordinator
+    forget_cases(coordinator)
+    places = [place_of(one), place_of(two)]
+    coordinator.inquest.open_at_start(dict.fromkeys(places, b""), [places], world.now_s)
+    world.cut = {frozenset((first, second))}
+    world.run(3)
+    assert len(coordinator.inquest.cases) == 2, "decided with the one that had missed it"
+    world.cut = set()
+    world.settle()
+    assert not coordinator.inquest.cases
+    assert {node.value(two) for node in (world.nodes[first], world.nodes[second])} == {b"1"}
+    read = world.do(third, b"GET", two)
+    world.run(0.5)
+    assert read.outcome == b"1"
+
+
+def test_a_doubt_is_not_borne_out_by_the_clock_of_who_has_dropped_the_write_since() -> None:
+    world = new_world()
+    asking, doubting, _ = world.names
+    place = place_of(b"k")
+    assert world.do(asking, b"SET", b"k", b"10") is not None
+    world.run(0.2)
+    before = decode(world.nodes[doubting].replica.store.get(*place) or b"").versions
+    world.cut = {frozenset(pair) for pair in permutations(world.names, 2)}
+    for name, step in ((asking, b"1"), (doubting, b"2")):
+        counted = world.do(name, b"INCRBY", b"k", step)
+        world.run(1.5)
+        assert isinstance(counted.outcome, ClusterError)
+    other = world.nodes[doubting]
+    forget_cases(other.coordinator)
+    other.coordinator.inquest.open_at_start({place: b""}, (), world.now_s)
+    world.run(0.3)
+    other.coordinator.inquest.cases[place].next_s += 1000  # It only answers.
+    world.cut.discard(frozenset((asking, doubting)))
+    world.run(1)
+    asked = world.nodes[asking]
+    case = asked.coordinator.inquest.cases[place]
+    assert case.doubts
+    # It drops its write, and a slot that is compared has all that the other one has seen.
+    forget_cases(other.coordinator)
+    other.replica.put_back(*place, before)
+    asked.replica.join_clock(place[0], other.replica.clocks.clock(place[0]), NOW_MS)
+    world.run(3)
+    assert not asked.coordinator.inquest.cases
+    assert [world.nodes[name].value(b"k") for name in (asking, doubting)] == [b"11", b"11"]
