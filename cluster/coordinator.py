@@ -153,8 +153,7 @@ class Coordinator:
         self._looked = -1
         replica.may_be_dropped = self.is_many
         replica.before_hearing = self.seal
-        replica.rows_under_way = self.undecided.rows_under_way
-        replica.written_together = self.undecided.written_together
+        replica.under_way = self.undecided.under_way
         replica.is_undecided = self.undecided.is_hidden
         replica.has_siblings = self.unaccepted.note_siblings
         replica.testimony = lambda slot, row: self.inquest.testimony((slot, row))

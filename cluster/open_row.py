@@ -54,6 +54,17 @@ class OpenWrites:
         return cls(unpack_dots(packed[2:end]), decode_clock(packed[end:]))
 
 
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """What a process has begun and not ended. `rows`: with writes that may yet be taken back; nothing is noted of them.
+
+    `together`: of these and of the open rows, those that one command wrote.
+    """
+
+    rows: Sequence[tuple[Slot, Row]] = ()
+    together: Sequence[Sequence[tuple[Slot, Row]]] = ()
+
+
 class OpenRows:
     """One per replica. By row the packed `OpenWrites`, or nothing where they are to be found."""
 

@@ -43,7 +43,7 @@ class Recovery:
 
     def capture(self) -> bytes:
         """The state to keep of a new folder."""
-        rows = self.open_rows.rows.items()
+        rows = self.open_rows.rows
         return encode_state(self.clocks, self.clock.last, self.unsettled, self.origin, rows, [])
 
     def begin(self, state: bytes, before: Life | None, boot: str) -> None:
@@ -136,10 +136,7 @@ class Recovery:
 
     def _earlier(self) -> tuple[Actor, ...]:
         """The actors of the processes before; while no write of theirs is open, only the last one counts."""
-        before = self._before
-        if before is None:
-            return ()
-        known = (before.actor, *before.earlier) if self.open_rows.is_any else (before.actor,)
+        known = self._mine if self.open_rows.is_any else self._mine[:1]
         others = [actor for actor in dict.fromkeys(known) if actor != self.clocks.actor]
         return tuple(others[:EARLIER_MAX])
 

@@ -24,7 +24,7 @@ Core: synchronous; time is an argument. PageFault goes to the caller before anyt
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from operator import add
 from typing import Final
@@ -44,7 +44,7 @@ from cluster.delta_wire import (
     record_of,
 )
 from cluster.life import Life
-from cluster.open_row import LOOKED_ROW, UNCHECKED_ROW, OpenWrites, open_row
+from cluster.open_row import LOOKED_ROW, UNCHECKED_ROW, OpenWrites, UnderWay, open_row
 from cluster.record import (
     CODEC,
     DELETION,
@@ -122,10 +122,8 @@ class Replica:
         # Rows of which a write of this node was lost, and is about to be taken back.
         self.contested: set[tuple[Slot, Row]] = set()
         self.open_rows = recovery.open_rows
-        # Those that are not decided yet: the log that tells of them may be gone when the next process looks.
-        self.rows_under_way: Callable[[], Iterable[tuple[Slot, Row]]] = tuple
-        # Of these and of the open ones, those that one command wrote.
-        self.written_together: Callable[[], list[list[tuple[Slot, Row]]]] = list
+        # What is not decided yet: the log that tells of it may be gone when the next process looks.
+        self.under_way: Callable[[], UnderWay] = UnderWay
 
     @classmethod
     def open(
@@ -204,19 +202,11 @@ class Replica:
 
     def capture(self) -> bytes:
         """The state to keep, as `Recovery.restore` takes it."""
+        under_way = self.under_way()
+        rows = {**dict.fromkeys(under_way.rows, b""), **self.open_rows.rows}
         return encode_state(
-            self.clocks,
-            self.clock.last,
-            self.unsettled,
-            self.origin,
-            self._rows_open(),
-            self.written_together(),
+            self.clocks, self.clock.last, self.unsettled, self.origin, rows, under_way.together
         )
-
-    def _rows_open(self) -> Iterator[tuple[tuple[Slot, Row], bytes]]:
-        """What is open, and what may come to be. Asking for it seals what was gathered: all else is captured before."""
-        yield from self.open_rows.rows.items()
-        yield from ((place, b"") for place in self.rows_under_way())
 
     def changes(self) -> array[int]:
         """A count for each slot that grows with every change: to see which changed."""

@@ -8,7 +8,7 @@ Core.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -49,18 +49,15 @@ def encode_state(
     last_hlc: Hlc,
     unsettled: Mapping[Slot, SlotClock],
     origin: Actor,
-    open_rows: Iterable[tuple[tuple[Slot, Row], bytes]],
-    together: list[list[tuple[Slot, Row]]],
+    open_rows: Mapping[tuple[Slot, Row], bytes],
+    together: Sequence[Sequence[tuple[Slot, Row]]],
 ) -> bytes:
-    """The state to keep, as `Recovery.restore` takes it. `open_rows` is read last."""
+    """The state to keep, as `Recovery.restore` takes it."""
     counters = clocks.capture()
     expected = {}
-    rows: dict[tuple[Slot, Row], bytes] = {}
     for slot, clock in sorted(unsettled.items()):
         base, beyond = clock.freeze()
         expected[slot] = (list(base), list(beyond))
-    for place, packed in open_rows:
-        rows.setdefault(place, packed)
     return msgspec.msgpack.encode(
         ReplicaState(
             counters.actor,
@@ -71,9 +68,9 @@ def encode_state(
             counters.beyond,
             expected,
             origin,
-            list(rows),
-            list(rows.values()),
-            together,
+            list(open_rows),
+            list(open_rows.values()),
+            list(map(list, together)),
         )
     )
 

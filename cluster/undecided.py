@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from cluster.conflict import Conflicts
 from cluster.held import Held
 from cluster.inquest import Inquest
+from cluster.open_row import UnderWay
 from cluster.round import Pending, Place, WriteEntry, WriteRound
 from cluster.slot import Row, Slot
 
@@ -74,21 +75,22 @@ class Undecided:
                         return round_
         return None
 
-    def rows_under_way(self) -> list[Place]:
+    def under_way(self) -> UnderWay:
         """The rows with checked writes of this node that may yet have to be taken back."""
         self._seal()
-        places = [(entry[2], entry[3]) for round_, entry in self.writes() if round_.is_checked]
-        return [*places, *self._doomed]
-
-    def written_together(self) -> list[list[Place]]:
-        """Of these and of the open ones, those that one command wrote: they are to be judged together."""
-        self._seal()
-        rounds = dict.fromkeys(round_ for round_, _ in self.writes() if round_.is_unit)
-        rounds.update(
-            (each, None) for lost in self._doomed.values() for each in lost if each.is_unit
-        )
-        written = [[(slot, row) for _, _, slot, row, raw in each.entries if raw] for each in rounds]
-        return [each for each in (*written, *self._inquest.groups()) if len(each) > 1]
+        rows = []
+        units: dict[WriteRound, None] = {}  # The rounds that one command wrote.
+        for round_, entry in self.writes():
+            if round_.is_checked:
+                rows.append((entry[2], entry[3]))
+            if round_.is_unit:
+                units[round_] = None
+        for place, lost in self._doomed.items():
+            rows.append(place)
+            units.update((each, None) for each in lost if each.is_unit)
+        written = [[(slot, row) for _, _, slot, row, raw in each.entries if raw] for each in units]
+        together = [each for each in (*written, *self._inquest.groups()) if len(each) > 1]
+        return UnderWay(rows, together)
 
     def has_slot(self, slot: Slot) -> bool:
         """Whether `is_hidden` is true of some row of a slot."""

@@ -152,7 +152,7 @@ def forget_cases(coordinator: Coordinator) -> None:
         coordinator.seal,
     )
     coordinator.replica.is_undecided = coordinator.undecided.is_hidden
-    coordinator.replica.rows_under_way = coordinator.undecided.rows_under_way
+    coordinator.replica.under_way = coordinator.undecided.under_way
 
 
 def parted(open_at: str, acknowledged: str) -> World:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from cluster.life import EARLIER_MAX
-from cluster.open_row import RECENT_MAX, OpenRows
+from cluster.open_row import RECENT_MAX, OpenRows, UnderWay
 from cluster.record import STRING
 from cluster.recovery import Recovery
 from cluster.replica import Replica
@@ -117,8 +117,7 @@ def test_what_goes_together_is_kept_when_the_log_is_cut() -> None:
     disk = SimDisk(random.Random(1))
     replica = opened(disk)
     places = [place_of(key) for key in (b"one", b"two", b"three")]
-    replica.rows_under_way = lambda: places
-    replica.written_together = lambda: [places[:2]]
+    replica.under_way = lambda: UnderWay(places, [places[:2]])
     kept = Recovery(7)
     kept.restore(replica.capture())
     assert kept.open_rows.written_together() == [places[:2]]
