@@ -53,7 +53,7 @@ def test_transactions_that_meet_in_some_keys_are_whole(seed: int) -> None:
     assert result.acknowledged > 50
 
 
-@pytest.mark.parametrize("seed", [3021, 3022, 3029, 3130, 3155])
+@pytest.mark.parametrize("seed", [3021, 3022, 3029, 3059, 3110, 3130, 3155, 3188, 3280])
 def test_a_transaction_whose_node_begins_again_is_whole(seed: int) -> None:
     """What it had written together is judged together afterwards, too."""
     drawn = Plan.contended(seed, nodes=3, seconds=30, rate=30)

@@ -38,6 +38,7 @@ FOUND = {
     14: "a DEL of two keys was refused for one and run again for the other, beside a value that a RENAME had removed",
     351: "with N = 5, a write that two had taken and that its author took back won over what others had acknowledged",
     413: "a SET NX that nobody confirmed was dropped, came back with an old disk, and stayed where others had none",
+    959: "a SET that was tried at two nodes came back beside what had replaced it, and looked later",
     1019: "after a failed sync a node noted that it had stopped well, and used its dots again",
     1023: "an error said that nothing was done, of a SET that had been tried at a node that was lost",
     1027: "the same, in a cluster of N = 5 and W = 4",
