@@ -20,13 +20,14 @@ disk and the simulated one (`tests/sim/disk.py`) keep, and that their common tes
 - A failed `sync` is final. The kernel may drop the unwritten data, keep showing it to readers from
   its cache, and report success the next time. `drop_cache` is the way back to the truth: the next
   `read` comes from the disk.
-- `sync` may run in one thread while another one appends to the same file. Nothing else may overlap
+- `sync` and `reserve` may run in one thread while another one appends to the same file. Nothing else may overlap
   on one file, and `close` least of all: the number of a closed descriptor is used again.
 
 Linux is assumed: `fdatasync`, `flock` and `preadv` with `RWF_NOWAIT`.
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -60,6 +61,12 @@ WRITE_BYTES_MAX = 512 * 1024
 # it the next write to it. So space goes back in pieces, with time between for the others.
 REMOVED_BYTES_MAX = 4 * 1024 * 1024
 REMOVAL_REST_S = 0.005
+
+# `os.posix_fallocate` would change the size.
+_fallocate = getattr(ctypes.CDLL(None), "fallocate", None)
+if _fallocate is not None:
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+_KEEP_SIZE = 1
 
 _FULL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_NOWAIT_CODES = (errno.EOPNOTSUPP, errno.ENOSYS)
@@ -99,6 +106,12 @@ class File(Protocol):
 
     def will_read(self, offset: int, length: int) -> None:
         """Say that these bytes will be read soon, so that several reads wait for the disk together."""
+
+    def reserve(self, length: int) -> None:
+        """Say that the file will grow to `length` bytes, so that room is found before the bytes come.
+
+        Advice: nothing tells whether there was any. The size stays. It may wait for the disk.
+        """
 
     def sync(self) -> None:
         """Make all bytes durable. Raises `SyncError`, after which no retry is allowed."""
@@ -394,6 +407,10 @@ class RealFile:
     def will_read(self, offset: int, length: int) -> None:
         with contextlib.suppress(OSError):  # Only advice: `read` will tell what is wrong.
             os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def reserve(self, length: int) -> None:
+        if _fallocate is not None and length > self.size:
+            _fallocate(self._descriptor, _KEEP_SIZE, self.size, length - self.size)
 
     def sync(self) -> None:
         try:

@@ -40,6 +40,13 @@ from engine.log_recovery import Recovery
 # What is this long is written by itself: copying it into the frame would cost more than the call.
 _LONG_PIECE_BYTES = 1 << 18
 
+# Room for the next bytes is found while they are not there yet: a sync that has to find it for those that came
+# keeps the file from taking more, and so the next write waits (on ext4 for tens of milliseconds where tables are
+# written as well). For so many times what came since the last sync, and at least a part of the segment.
+_AHEAD_TIMES = 2
+_AHEAD_PART = 8
+_AHEAD_BYTES_MAX = 32 << 20
+
 
 class CommitLog:
     """The log of this process, open for writing. Made by `CommitLog.open` after `recover`.
@@ -52,6 +59,7 @@ class CommitLog:
         "_disk",
         "_file",
         "_has_new_names",
+        "_reserved",
         "_sealed",
         "_segment",
         "_segment_synced",
@@ -81,6 +89,10 @@ class CommitLog:
         # is one step under the interpreter's lock.
         self._unsynced: list[File] = []
         self._sync_lock = threading.Lock()
+        self._reserved: tuple[File | None, int] = (
+            None,
+            0,
+        )  # Up to which size there is room in a file.
         self._has_new_names = False
         self._start_segment()
 
@@ -235,6 +247,7 @@ class CommitLog:
             if target == self.synced:
                 return target
             files = list(self._unsynced)
+            self._reserve(files[-1], target - self.synced)
             try:
                 for file in files:
                     file.sync()
@@ -247,6 +260,16 @@ class CommitLog:
             self._drop_files(files[:-1])
             self.synced = target
             return target
+
+    def _reserve(self, file: File, since_bytes: int) -> None:
+        """Find room for what comes until the next sync, if it is as much as since the last one."""
+        ahead = max(_AHEAD_TIMES * since_bytes, file.size // _AHEAD_PART)
+        wanted = file.size + min(ahead, _AHEAD_BYTES_MAX)
+        reserved = self._reserved[1] if self._reserved[0] is file else 0
+        if reserved < wanted:
+            wanted += min(ahead, _AHEAD_BYTES_MAX)
+            file.reserve(wanted)
+            self._reserved = file, wanted
 
     def _drop_files(self, files: list[File]) -> None:
         """Close sealed files. The caller holds the lock, so that none of them is being synced."""

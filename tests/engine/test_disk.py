@@ -107,6 +107,27 @@ def test_what_is_announced_is_read_as_always(disk: Disk, offset: int, length: in
         assert file.read(offset, length) == b"0123456789"[offset : offset + length]
 
 
+def test_reserved_room_is_not_in_the_file(disk: Disk) -> None:
+    with closing(disk.create("a")) as file:
+        file.append(b"0123456789")
+        file.reserve(1 << 20)
+        file.reserve(5)
+        assert file.size == disk.size("a") == 10
+        file.append(b"more")
+        assert file.read(0, 100) == b"0123456789more"
+        file.truncate(3)
+        file.append(b"!")
+        file.sync()
+    assert read_file(disk, "a") == b"012!"
+
+
+def test_a_disk_without_room_to_reserve_says_so_when_it_is_needed(disk: Disk) -> None:
+    with closing(disk.create("a")) as file:
+        file.reserve(1 << 62)
+        file.append(b"0123456789")
+    assert read_file(disk, "a") == b"0123456789"
+
+
 def test_created_name_is_taken(disk: Disk) -> None:
     write_file(disk, "a", b"first")
     with pytest.raises(NameTakenError) as caught:

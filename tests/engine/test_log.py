@@ -21,7 +21,7 @@ from tests.engine.segments import (
     replay,
     write,
 )
-from tests.sim.disk import SimDisk
+from tests.sim.disk import SimDisk, SimFile
 
 
 @pytest.fixture
@@ -360,3 +360,33 @@ def test_sync_runs_while_another_thread_writes(tmp_path: Path) -> None:
     log.close()
     expected = {end: frame for end, frame in written.items() if end > start}
     assert replay(disk, start=start).frames == expected
+
+
+# -- Room for what comes ---------------------------------------------------------------------
+
+
+def test_what_comes_until_the_next_sync_has_room_already(
+    disk: SimDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserved: dict[str, int] = {}
+    asked = 0
+
+    def reserve(file: SimFile, length: int) -> None:
+        nonlocal asked
+        asked += 1
+        reserved[file.name] = length
+
+    monkeypatch.setattr(SimFile, "reserve", reserve)
+    log = open_log(disk)
+    for number in range(200):
+        write(log, *numbered(100))
+        if number > 1:
+            assert disk.size(log.segment.name) <= reserved[log.segment.name]
+        log.sync()
+    assert asked < 80, "once for several syncs"
+    log.roll()
+    write(log, *numbered(100))
+    log.sync()
+    assert reserved[log.segment.name] > disk.size(log.segment.name)
+    # Not far more than that.
+    assert reserved[log.sealed[0].name] < 2 * disk.size(log.sealed[0].name)

@@ -620,6 +620,9 @@ class SimFile:
     def will_read(self, offset: int, length: int) -> None:
         self._check("read")
 
+    def reserve(self, length: int) -> None:
+        self._check("reserve")
+
     def sync(self) -> None:
         self._disk.check_alive()
         if self._is_closed:
