@@ -153,6 +153,8 @@ def test_a_disk_that_fills_up_under_load_loses_nothing(small: Small) -> None:
         time.sleep(rng.uniform(0.3, 1))
         small.fill(left_bytes)
         if left_bytes < SIZE_BYTES // 20:
+            with contextlib.suppress(Refused, TimeoutError):
+                small.ask(b"SET", b"large", bytes(4 << 20))  # More than the log has reserved.
             small.await_refusal()
         time.sleep(rng.uniform(0.3, 1.5))
         assert small.ask(b"GET", b"kept") == b"value", "reads do not go on"
@@ -173,7 +175,7 @@ def test_a_disk_that_fills_up_under_load_loses_nothing(small: Small) -> None:
 
 
 def test_nobody_is_shown_what_a_kill_would_take_back(small: Small) -> None:
-    old, new = b"old" * 20_000, b"new" * 20_000  # More than a page that the log has already.
+    old, new = b"old" * 20_000, b"new" * 1_000_000  # More than the log has reserved.
     for _ in range(20):
         small.await_writes()
         assert small.ask(b"SET", b"key", old) == b"OK"
