@@ -67,6 +67,9 @@ _fallocate = getattr(ctypes.CDLL(None), "fallocate", None)
 if _fallocate is not None:
     _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 _KEEP_SIZE = 1
+PLENTY_TIMES = (
+    8  # Where less than so many times is free, others may need it more than who reserves it.
+)
 
 _FULL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_NOWAIT_CODES = (errno.EOPNOTSUPP, errno.ENOSYS)
@@ -409,8 +412,11 @@ class RealFile:
             os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
     def reserve(self, length: int) -> None:
-        if _fallocate is not None and length > self.size:
-            _fallocate(self._descriptor, _KEEP_SIZE, self.size, length - self.size)
+        if _fallocate is None or length <= self.size:
+            return
+        with contextlib.suppress(DiskError):
+            if self._disk.free_bytes() > PLENTY_TIMES * (length - self.size):
+                _fallocate(self._descriptor, _KEEP_SIZE, self.size, length - self.size)
 
     def sync(self) -> None:
         try:
