@@ -28,7 +28,7 @@ from engine.log_format import COMPLETE, MARKER
 from engine.log_segment import read_frames
 from engine.manifest import Drop
 from engine.merge import Drops, groups_of, merge_groups
-from engine.sstable import Compression, OnDamage, Table, TableWriter
+from engine.sstable import SCAN_READ_BYTES, Compression, OnDamage, Table, TableWriter
 
 EVERYTHING: Final = (1 << 63) - 1
 """As a horizon: whatever is dead may be forgotten."""
@@ -46,7 +46,7 @@ class Job(msgspec.Struct):
 
     The last two need no work: only the manifest changes. The positions are those of a flush. What
     is dead is forgotten at the bottom, if all of it was made up to `horizon_position`. Tables are
-    cut at `table_bytes`, if that is not 0.
+    cut at `table_bytes`, if that is not 0. A compaction reads no more than `bytes_per_s`, if that is not 0.
     """
 
     kind: str
@@ -62,6 +62,7 @@ class Job(msgspec.Struct):
     horizon_position: int = EVERYTHING
     table_bytes: int = 0
     level: int = 0
+    bytes_per_s: int = 0
 
     def output_name(self, number: int) -> str:
         """Return the name of the table `number`, counted from 0."""
@@ -85,11 +86,12 @@ def load_codec(path: str) -> RecordCodec:
 
 
 def run_job(
-    disk: Disk, job: Job, codec: RecordCodec, pause: Callable[[], None] | None = None
+    disk: Disk, job: Job, codec: RecordCodec, pause: Callable[[int], None] | None = None
 ) -> JobResult:
     """Do a job. Raises EngineError; then nothing is left behind, as far as the disk lets it be removed.
 
-    A compaction calls `pause` after each group of entries that it has read: what is more urgent can be done there.
+    A compaction calls `pause` after each group of entries that it has read, with their bytes: what is more urgent can
+    be done there.
 
     The tables' bytes are durable when it returns, their names are not: that is for
     `Store.write_manifest`.
@@ -129,11 +131,12 @@ def run_job(
 
 
 def _with_pauses(
-    groups: Iterator[list[Entry]], pause: Callable[[], None] | None
+    groups: Iterator[list[Entry]], pause: Callable[[int], None] | None
 ) -> Iterator[list[Entry]]:
     for group in groups:
         if pause is not None:
-            pause()
+            # What one read gave; nearly always about as much as one may.
+            pause(SCAN_READ_BYTES if len(group) > 1 else len(group[0][2]))
         yield group
 
 

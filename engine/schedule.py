@@ -93,7 +93,18 @@ class Schedule:
         job.level = choice.level
         # A table of level 0 stays one: each costs every read a look.
         job.table_bytes = terms.settings.table_bytes if choice.level else 0
+        if not self._is_pressed(levels, terms.settings):
+            job.bytes_per_s = terms.settings.compaction_bytes_per_s
         return job
+
+    def must_hurry(self, levels: Levels, settings: StoreSettings) -> bool:
+        """Whether the compaction under way has a budget, and writes have to wait for it by now."""
+        job = self.compaction
+        return job is not None and job.bytes_per_s > 0 and self._is_pressed(levels, settings)
+
+    @staticmethod
+    def _is_pressed(levels: Levels, settings: StoreSettings) -> bool:
+        return settings.level_0_pressure(len(levels.levels[0])) >= 0.0
 
     def _give(self, kind: str, inputs: list[str], start: int, end: int, terms: Terms) -> Job:
         name = f"{self.next_table:016d}{SUFFIX}"

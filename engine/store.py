@@ -556,6 +556,11 @@ class Store:
             return None
         return self._schedule.give_compaction(self.levels, room_bytes, self._terms(now_ms))
 
+    @property
+    def must_hurry(self) -> bool:
+        """Whether the compaction under way should no longer keep to its budget: writes wait for it."""
+        return self._schedule.must_hurry(self.levels, self.settings)
+
     def _terms(self, now_ms: int) -> Terms:
         return Terms(self.settings, self._durable_drops(), self.horizon_position, now_ms)
 

@@ -6,10 +6,11 @@ killed says nothing else. It is started by exec, not fork, and holds no lock: it
 and its output becomes live only when the parent has put it into the manifest.
 
 A flush that comes in the middle of a compaction is done at once, and the compaction goes on after it. One
-process is enough for that, and takes less memory than two: the flush is what is urgent.
+process is enough for that, and takes less memory than two: the flush is what is urgent. A compaction rests
+where its budget is used up (`engine/pace.py`).
 
     python -m engine.worker DATA_DIR CODEC
-    in   MessagePack of Job, as a line of hexadecimal
+    in   MessagePack of Job, as a line of hexadecimal; or "hurry": the compaction need not keep to its budget
     out  the name of the job's output, "ok" or "error", and MessagePack of JobResult, or a text, as hexadecimal:
          a line of three words
 
@@ -21,24 +22,30 @@ Shell.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from functools import partial
 from typing import IO, NoReturn
 
 import msgspec
 import trio
 
+from engine.codec import RecordCodec
 from engine.disk import RealDisk
 from engine.errors import EngineError
 from engine.job import Job, JobResult, load_codec, run_job
+from engine.pace import Pace
 
 NICENESS = 10
 LINE_BYTES_MAX = 1 << 24
+REST_MIN_S = 0.002  # Shorter ones are put together.
+HURRY = b"hurry\n"
 
 
 class WorkerLost(EngineError):
@@ -80,6 +87,12 @@ class Worker:
             raise JobFailed(data.decode())
         return msgspec.msgpack.decode(data, type=JobResult)
 
+    async def hurry(self) -> None:
+        """Have the compaction under way done as fast as it can be, if there is one."""
+        if self._child is not None:
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._child.tell(HURRY)
+
     async def _living_child(self) -> _Child:
         async with self._starting:
             child = self._child
@@ -119,8 +132,7 @@ class _Child:
 
     async def ask(self, job: Job) -> tuple[bytes, bytes]:
         """Have a job done; returns how it went, and the result. Raises WorkerLost and what the pipes raise."""
-        async with self._sending:
-            await self._input.send_all(msgspec.msgpack.encode(job).hex().encode() + b"\n")
+        await self.tell(msgspec.msgpack.encode(job).hex().encode() + b"\n")
         name = job.output.encode()
         while name not in self._answers:
             try:
@@ -136,6 +148,11 @@ class _Child:
                 self._has_read.set()
                 self._has_read = trio.Event()
         return self._answers.pop(name)
+
+    async def tell(self, line: bytes) -> None:
+        """Send a line. Raises what the pipe raises."""
+        async with self._sending:
+            await self._input.send_all(line)
 
     async def _read_line(self) -> bytes:
         while (end := self._unread.find(b"\n")) < 0:
@@ -153,34 +170,59 @@ def main(arguments: list[str]) -> NoReturn:
     data_dir, codec_path = arguments
     os.nice(NICENESS)
     gc.disable()  # A job makes millions of small objects and no cycles.
-    jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(sys.stdin.buffer, jobs), daemon=True).start()
-    disk = RealDisk(data_dir)
-    codec = load_codec(codec_path)
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(sys.stdin.buffer, lines), daemon=True).start()
+    work = _Work(RealDisk(data_dir), load_codec(codec_path), lines)
+    while True:
+        work.do(lines.get())
 
-    def work(line: bytes, pause: Callable[[], None] | None) -> None:
+
+class _Work:
+    """What a worker process does, line by line."""
+
+    def __init__(self, disk: RealDisk, codec: RecordCodec, lines: queue.SimpleQueue[bytes]) -> None:
+        self._disk = disk
+        self._codec = codec
+        self._lines = lines
+        self._pace: Pace | None = None  # Of the compaction under way.
+
+    def do(self, line: bytes) -> None:
+        """Do a job and send its answer; or hurry."""
+        if line == HURRY:
+            if self._pace is not None:
+                self._pace.lift()
+            return
         job = msgspec.msgpack.decode(bytes.fromhex(line.decode()), type=Job)
+        is_first = self._pace is None  # Else it is done in a pause of another one.
+        pace = self._pace = self._pace or Pace(job.bytes_per_s, time.monotonic())
+        pause = partial(self._pause, pace) if is_first else None
         try:
-            result = run_job(disk, job, codec, pause)
+            result = run_job(self._disk, job, self._codec, pause)
         except EngineError as error:
             kind, data = b"error", str(error).encode()
         else:
             kind, data = b"ok", msgspec.msgpack.encode(result)
+        if is_first:
+            self._pace = None
         answer = b"%b %b %b\n" % (job.output.encode(), kind, data.hex().encode())
         sys.stdout.buffer.write(answer)
         sys.stdout.buffer.flush()
 
-    def pause() -> None:
-        while not jobs.empty():
-            work(jobs.get(), None)
+    def _pause(self, pace: Pace, byte_count: int) -> None:
+        """Do what has come meanwhile, and rest."""
+        rest_s = pace.rest_s(byte_count, time.monotonic())
+        while True:
+            try:
+                line = self._lines.get(rest_s >= REST_MIN_S, rest_s)
+            except queue.Empty:
+                return
+            self.do(line)
+            rest_s = pace.rest_s(0, time.monotonic())
 
-    while True:
-        work(jobs.get(), pause)
 
-
-def _receive(source: IO[bytes], jobs: queue.SimpleQueue[bytes]) -> None:
+def _receive(source: IO[bytes], lines: queue.SimpleQueue[bytes]) -> None:
     for line in source:
-        jobs.put(line)
+        lines.put(line)
     os._exit(0)  # The parent is gone.
 
 

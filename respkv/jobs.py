@@ -43,6 +43,8 @@ class JobRunner(Protocol):
 
     async def run(self, job: Job) -> JobResult: ...
 
+    async def hurry(self) -> None: ...
+
     async def stop(self) -> None: ...
 
 
@@ -132,6 +134,8 @@ class Jobs:
             else:
                 lane.failures = 0
                 self._note_done(job)
+                if store.must_hurry:
+                    await self.worker.hurry()
             finally:
                 lane.kind = ""
 

@@ -233,6 +233,13 @@ class Storage:
         "lz4",
         "Compression of blocks; zstd is smaller and slower. Holds for new tables.",
     )
+    compaction_bytes_per_s: int = setting(
+        Size(0, TIB),
+        64 * MIB,
+        "The most that compaction reads of tables in a second, before compression, while no write has to "
+        "wait for it; 0 means no limit.",
+        is_live=True,
+    )
 
 
 @dataclass(slots=True)

@@ -27,4 +27,5 @@ def store_settings(config: Config) -> StoreSettings:
         log_bytes_max=memtable * LOG_BYTES_PER_MEMTABLE_BYTE,
         block_bytes=config.storage.block_bytes,
         compression=cast(Compression, config.storage.compression),
+        compaction_bytes_per_s=config.storage.compaction_bytes_per_s,
     )

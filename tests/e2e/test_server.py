@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from bench.ports import free_port
 from tests.servers import HOST, RunningServer, respkv_server
@@ -259,3 +260,23 @@ def test_memory_stays_small_when_nobody_reads() -> None:
 
 def _resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_compaction_with_a_small_budget_does_not_hold_up_writes() -> None:
+    """It would take days. Writes that have to wait for it have it hurry."""
+    settings = ["memory.bytes_max=16MiB", "storage.compaction_bytes_per_s=1"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    with (
+        respkv_server(*arguments) as server,
+        redis.Redis(server.host, server.port, socket_timeout=PATIENCE_S) as client,
+    ):
+        deadline_s = time.monotonic() + 3 * PATIENCE_S
+        number = 0
+        while not client.info("respkv")["compactions"]:
+            assert time.monotonic() < deadline_s, client.info("respkv")
+            pipeline = client.pipeline(transaction=False)
+            for _ in range(200):
+                number += 1
+                pipeline.set(f"{number * 7919 % 100_000}", os.urandom(10_000))
+            assert all(pipeline.execute())
+        assert client.info("respkv")["flushes"] > 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engine.compaction import L0_COUNT
 from engine.job import run_job
 from tests.engine.stores import SETTINGS, SLOT_COUNT, compact, finish, flush, new_store
@@ -55,3 +57,33 @@ def test_a_table_that_overlaps_nothing_is_moved_as_it_is() -> None:
     assert store.stats.bytes_compacted == 0
     assert store.stats.write_amplification == 1.0
     assert [store.get(slot, b"a1") for slot in range(SLOT_COUNT)] == [b"x" * 100] * SLOT_COUNT
+
+
+def test_a_compaction_has_a_budget_until_writes_have_to_wait_for_it() -> None:
+    settings = replace(SETTINGS["no caches"], compaction_bytes_per_s=1000)
+    store = new_store(settings)
+
+    def add_table() -> None:
+        store.apply(0, b"a", b"x")
+        store.freeze()
+        job = store.next_flush(0)
+        assert job is not None
+        assert job.bytes_per_s == 0
+        finish(store, job, run_job(store.disk, job, SETS))
+
+    for _ in range(L0_COUNT):
+        assert not store.must_hurry
+        add_table()
+    job = store.next_compaction(0)
+    assert job is not None
+    assert job.bytes_per_s == 1000
+    for _ in range(settings.l0_slow_count - L0_COUNT):
+        assert not store.must_hurry
+        add_table()
+    assert store.must_hurry
+    store.abandon(job)
+    assert not store.must_hurry
+    again = store.next_compaction(0)
+    assert again is not None
+    assert again.bytes_per_s == 0
+    assert not store.must_hurry

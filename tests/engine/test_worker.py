@@ -177,6 +177,42 @@ async def test_what_comes_in_the_middle_of_a_compaction_is_done_at_once(folder: 
         await worker.stop()
 
 
+async def test_a_compaction_that_rests_does_what_comes_and_is_done_when_it_has_to_hurry(
+    folder: Path,
+) -> None:
+    long = "long.sst"
+    disk = RealDisk(str(folder))
+    writer = TableWriter(disk, long, block_bytes=4096, compression="lz4", codec=SETS)
+    rest: list[Entry] = [(b"\0\2%05d" % n, COMPLETE, b"v" * 100) for n in range(3000)]
+    for entry in rest:
+        writer.add_key(*entry)
+    writer.finish(0, 9)
+    disk.close()
+    worker = Worker(str(folder), CODEC_PATH)
+    done: list[str] = []
+
+    async def run(job: Job) -> None:
+        done.extend((await worker.run(job)).tables)
+
+    job = new_job(long, "new.sst")
+    job.bytes_per_s = 1000  # Several minutes.
+    try:
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run, job)
+                await wait_for_file(folder / "new.sst.tmp")
+                await run(new_job("in.sst", "urgent.sst"))
+                assert done == ["urgent.sst"]
+                await worker.hurry()
+            assert done == ["urgent.sst", "new.sst"]
+            assert entries_of(folder, "new.sst") == rest
+            await worker.hurry()  # Nothing is under way.
+            assert await worker.run(new_job("in.sst", "next.sst")) == JobResult(["next.sst"], 1)
+    finally:
+        await worker.stop()
+    await worker.hurry()
+
+
 async def wait_until_read(worker: Worker) -> None:
     """The worker has taken from its pipe what was sent to it."""
     assert worker._child is not None

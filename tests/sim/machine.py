@@ -75,6 +75,9 @@ class Worker:
         result = await self._process.blocking(lambda: run_job(self._process.disk, copy, CODEC))
         return cast(JobResult, result)
 
+    async def hurry(self) -> None:
+        """It never rests."""
+
     async def stop(self) -> None:
         """Nothing outlives a job."""
 
