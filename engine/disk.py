@@ -181,7 +181,7 @@ class Disk(Protocol):
         """Return how many bytes may still be written."""
 
     def total_bytes(self) -> int:
-        """Return the size of the file system that holds the folder."""
+        """Return how many bytes the file system that holds the folder has for its users: used ones and free ones."""
 
     def lock(self, name: str) -> None:
         """Own the folder until `close` or the end of the process. Raises `LockedError`."""
@@ -319,7 +319,8 @@ class RealDisk:
             space = os.fstatvfs(self._descriptor)
         except OSError as error:
             raise _typed(error, self.path, "measure") from error
-        return space.f_blocks * space.f_frsize
+        # As `df` counts: without what only root may fill.
+        return (space.f_blocks - space.f_bfree + space.f_bavail) * space.f_frsize
 
     def lock(self, name: str) -> None:
         assert self._lock_descriptor is None, "the folder is locked already"

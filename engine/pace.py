@@ -1,6 +1,6 @@
 """How fast a compaction may read: a budget of bytes a second, so that it leaves the disk and the CPU to others.
 
-Not when there is one: the schedule gives it with the job, and none where level 0 is so long that writes are held up.
+Not when there is one: the schedule gives it with the job, and none where compaction is behind.
 
 Core: time is an argument. Source: Cassandra's limit of compaction throughput.
 """

@@ -93,18 +93,14 @@ class Schedule:
         job.level = choice.level
         # A table of level 0 stays one: each costs every read a look.
         job.table_bytes = terms.settings.table_bytes if choice.level else 0
-        if not self._is_pressed(levels, terms.settings):
+        if not _is_behind(levels, terms.settings):
             job.bytes_per_s = terms.settings.compaction_bytes_per_s
         return job
 
     def must_hurry(self, levels: Levels, settings: StoreSettings) -> bool:
-        """Whether the compaction under way has a budget, and writes have to wait for it by now."""
+        """Whether the compaction under way has a budget, and is too slow with it."""
         job = self.compaction
-        return job is not None and job.bytes_per_s > 0 and self._is_pressed(levels, settings)
-
-    @staticmethod
-    def _is_pressed(levels: Levels, settings: StoreSettings) -> bool:
-        return settings.level_0_pressure(len(levels.levels[0])) >= 0.0
+        return job is not None and job.bytes_per_s > 0 and _is_behind(levels, settings)
 
     def _give(self, kind: str, inputs: list[str], start: int, end: int, terms: Terms) -> Job:
         name = f"{self.next_table:016d}{SUFFIX}"
@@ -130,3 +126,8 @@ class Schedule:
         else:
             assert job is self.compaction
             self.compaction = None
+
+
+def _is_behind(levels: Levels, settings: StoreSettings) -> bool:
+    """Whether level 0 grows beyond where it is merged: long before writes are held up."""
+    return len(levels.levels[0]) > settings.l0_count

@@ -20,7 +20,7 @@ class StoreSettings:
     """Limits in bytes. `log_bytes_max`: a memtable is flushed when its log grew to this, however small it is.
 
     `table_bytes`: where compaction cuts its output. `level_1_bytes`: the least target of level 1.
-    `compaction_bytes_per_s`: so much compaction reads while writes need not wait for it (0: as fast as it can).
+    `compaction_bytes_per_s`: so much compaction reads as long as it is not behind (0: as fast as it can).
     `l0_count`: so many tables of level 0 are merged into it. Writes are delayed, by up to
     `write_delay_max_s`, from `l0_slow_count` tables of level 0 on, and stopped at `l0_stop_count`.
     """

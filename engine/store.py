@@ -558,7 +558,7 @@ class Store:
 
     @property
     def must_hurry(self) -> bool:
-        """Whether the compaction under way should no longer keep to its budget: writes wait for it."""
+        """Whether the compaction under way should no longer keep to its budget."""
         return self._schedule.must_hurry(self.levels, self.settings)
 
     def _terms(self, now_ms: int) -> Terms:

@@ -3,8 +3,8 @@
 It is not where they are refused: whoever executes a write asks `Node.refusal`, and `Gate.is_stalled` for whether it
 has to wait. Reads go on in any case. What it looks at, and what comes of it:
 
-    free disk, once a second, after each job, and whenever the log has grown by a part of the reserve
-        nearly full, or the log could not be written      -> refused: DISK_FULL
+    free disk, once a second, after each job, and whenever the log has grown by a part of what is kept free
+        more of it in use than `storage.disk_used_max`, or the log could not be written      -> refused: DISK_FULL
         memory is full, and jobs or freezes fail          -> refused: MEMORY_FULL
     the store's urgency, after each tick that wrote, each job, and at the end of a delay
         a delay or a stop, as `throttle` has it           -> held back; they run again when it is over
@@ -25,7 +25,10 @@ from respkv.throttle import Throttle
 if TYPE_CHECKING:
     from respkv.node import Node
 
-DISK_RESERVE_BYTES: Final = 64 << 20
+# What compaction leaves of the room that writes may not take, and after how much of the log it is looked at again.
+ROOM_KEPT_BYTES: Final = 64 << 20
+LOOK_BYTES_MIN: Final = 1 << 20
+LOOK_BYTES_MAX: Final = 8 << 20
 DISK_FULL: Final = ReplyError(
     "MISCONF The disk that holds the data is nearly full: writes are refused until there is room. Reads go on."
 )
@@ -47,7 +50,8 @@ class Admission:
         self.is_log_full = False  # The disk did not take all that was applied.
         self.are_flushes_failing = self.are_compactions_failing = False
         self.check_position = 0  # Of the log: beyond it, look at the disk again.
-        self._reserve_bytes = DISK_RESERVE_BYTES
+        self.disk_bytes = 0  # As they were found last.
+        self.disk_free_bytes = 0
         self._is_retry_due = False  # Of the writes that wait for the end of a stall.
 
     def check_stall(self) -> None:
@@ -64,19 +68,19 @@ class Admission:
             gate.try_again(self._node.now_ms())
 
     def check_disk(self) -> None:
-        """Refuse writes before the disk is full, and take them again when there is room.
-
-        Once a second, and whenever the log has grown by a part of the reserve.
-        """
+        """Refuse writes before the disk is full, and take them again when there is room."""
         store, node = self._store, self._node
         disk = store.disk
         try:
-            free = disk.free_bytes()
-            reserve = self._reserve_bytes = min(DISK_RESERVE_BYTES, disk.total_bytes() // 20)
+            free = self.disk_free_bytes = disk.free_bytes()
+            self.disk_bytes = disk.total_bytes()
         except DiskError:
             return
-        self.check_position = store.log.position + reserve // 8
-        if free < reserve or self.is_log_full:
+        kept = self._kept_bytes
+        self.check_position = store.log.position + max(
+            LOOK_BYTES_MIN, min(LOOK_BYTES_MAX, kept // 8)
+        )
+        if free < kept or self.is_log_full:
             reason: ReplyError | None = DISK_FULL
         elif self._waits_in_vain:
             reason = MEMORY_FULL
@@ -93,6 +97,11 @@ class Admission:
         self._is_retry_due = True
 
     @property
+    def _kept_bytes(self) -> int:
+        """What writes leave free."""
+        return int((1.0 - self._node.config.storage.disk_used_max) * self.disk_bytes)
+
+    @property
     def _waits_in_vain(self) -> bool:
         """The worker cannot do what writes are held back for: they may wait for long."""
         store = self._store
@@ -107,8 +116,10 @@ class Admission:
             self._gate.try_again(now_ms)
 
     def room_bytes(self) -> int:
-        """What a compaction may fill."""
+        """What a compaction may fill: more than writes may, since it is what gives room."""
         try:
-            return max(0, self._store.disk.free_bytes() - self._reserve_bytes)
+            return max(
+                0, self._store.disk.free_bytes() - min(ROOM_KEPT_BYTES, self._kept_bytes // 2)
+            )
         except DiskError:
             return 0

@@ -473,6 +473,8 @@ def _respkv(node: Node) -> Fields:
         "table_bytes": store.table_bytes,
         "table_entries": sum(table.meta.entry_count for table in store.tables),
         "table_memory_bytes": sum(table.memory_bytes for table in store.tables),
+        "disk_bytes": node.admission.disk_bytes,
+        "disk_free_bytes": node.admission.disk_free_bytes,
         "memtable_bytes": store.memtable_bytes,
         "memtables_frozen": len(store.frozen),
         "is_stalled": int(store.is_stalled),

@@ -233,11 +233,18 @@ class Storage:
         "lz4",
         "Compression of blocks; zstd is smaller and slower. Holds for new tables.",
     )
+    disk_used_max: float = setting(
+        Number(0.1, 1.0),
+        0.95,
+        "Writes are refused while more of the disk is in use than this share, by whatever it is. Reads and "
+        "compaction go on, and writes are taken again when there is room.",
+        is_live=True,
+    )
     compaction_bytes_per_s: int = setting(
         Size(0, TIB),
         64 * MIB,
-        "The most that compaction reads of tables in a second, before compression, while no write has to "
-        "wait for it; 0 means no limit.",
+        "The most that compaction reads of tables in a second, before compression, as long as it is not "
+        "behind; 0 means no limit.",
         is_live=True,
     )
 
