@@ -242,7 +242,7 @@ class Storage:
     )
     compaction_bytes_per_s: int = setting(
         Size(0, TIB),
-        64 * MIB,
+        128 * MIB,
         "The most that compaction reads of tables in a second, before compression, as long as it is not "
         "behind; 0 means no limit.",
         is_live=True,
