@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # What compaction leaves of the room that writes may not take, and after how much of the log it is looked at again.
 ROOM_KEPT_BYTES: Final = 64 << 20
-LOOK_BYTES_MIN: Final = 1 << 20
+LOOK_BYTES_MIN: Final = 64 << 10
 LOOK_BYTES_MAX: Final = 8 << 20
 DISK_FULL: Final = ReplyError(
     "MISCONF The disk that holds the data is nearly full: writes are refused until there is room. Reads go on."
