@@ -27,9 +27,8 @@ from engine.disk import Disk, replace_file
 NAME: Final = "life"
 _TEMPORARY: Final = "life.tmp"
 BYTES_MAX: Final = 4096
-EARLIER_MAX: Final = (
-    16  # So many actors of processes before are remembered, as long as rows are open.
-)
+# So many actors of processes before are remembered, as long as rows are open.
+EARLIER_MAX: Final = 16
 
 
 class Life(msgspec.Struct, frozen=True):

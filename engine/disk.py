@@ -67,9 +67,8 @@ _fallocate = getattr(ctypes.CDLL(None), "fallocate", None)
 if _fallocate is not None:
     _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 _KEEP_SIZE = 1
-PLENTY_TIMES = (
-    8  # Where less than so many times is free, others may need it more than who reserves it.
-)
+# Where less than so many times as much is free, others may need it more than who reserves it.
+PLENTY_TIMES = 8
 
 _FULL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_NOWAIT_CODES = (errno.EOPNOTSUPP, errno.ENOSYS)

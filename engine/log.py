@@ -89,10 +89,8 @@ class CommitLog:
         # is one step under the interpreter's lock.
         self._unsynced: list[File] = []
         self._sync_lock = threading.Lock()
-        self._reserved: tuple[File | None, int] = (
-            None,
-            0,
-        )  # Up to which size there is room in a file.
+        # In which file there is room already, and up to which size.
+        self._reserved: tuple[File | None, int] = (None, 0)
         self._has_new_names = False
         self._start_segment()
 

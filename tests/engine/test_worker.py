@@ -47,14 +47,18 @@ def folder(tmp_path: Path) -> Path:
     """A data folder with a table, and one whose merging is held up while there is a file `hold`."""
     (tmp_path / HOLD).touch()
     held_entries: list[Entry] = [(b"\0\1row", COMPLETE, bytes(tmp_path / HOLD))]
-    disk = RealDisk(str(tmp_path))
-    for name, entries in [("in.sst", ENTRIES), (HELD, held_entries)]:
-        writer = TableWriter(disk, name, block_bytes=4096, compression="lz4", codec=SETS)
-        for entry in entries:
-            writer.add_key(*entry)
-        writer.finish(0, 9)
-    disk.close()
+    make_table(tmp_path, "in.sst", ENTRIES)
+    make_table(tmp_path, HELD, held_entries)
     return tmp_path
+
+
+def make_table(folder: Path, name: str, entries: list[Entry]) -> None:
+    disk = RealDisk(str(folder))
+    writer = TableWriter(disk, name, block_bytes=4096, compression="lz4", codec=SETS)
+    for entry in entries:
+        writer.add_key(*entry)
+    writer.finish(0, 9)
+    disk.close()
 
 
 def new_job(name: str = "in.sst", output: str = "out.sst") -> Job:
@@ -149,14 +153,8 @@ async def test_a_worker_killed_in_the_middle_is_lost_and_its_job_can_be_done_aga
 async def test_what_comes_in_the_middle_of_a_compaction_is_done_at_once(folder: Path) -> None:
     """And the compaction goes on after it. Each gets its own answer."""
     long = "long.sst"
-    disk = RealDisk(str(folder))
-    writer = TableWriter(disk, long, block_bytes=4096, compression="lz4", codec=SETS)
-    writer.add_key(b"\0\1row", COMPLETE, bytes(folder / HOLD))
     rest: list[Entry] = [(b"\0\2%05d" % n, COMPLETE, b"v") for n in range(10 * GROUP_ENTRIES)]
-    for entry in rest:
-        writer.add_key(*entry)
-    writer.finish(0, 9)
-    disk.close()
+    make_table(folder, long, [(b"\0\1row", COMPLETE, bytes(folder / HOLD)), *rest])
     worker = Worker(str(folder), CODEC_PATH)
     done: list[JobResult] = []
 
@@ -181,13 +179,8 @@ async def test_a_compaction_that_rests_does_what_comes_and_is_done_when_it_has_t
     folder: Path,
 ) -> None:
     long = "long.sst"
-    disk = RealDisk(str(folder))
-    writer = TableWriter(disk, long, block_bytes=4096, compression="lz4", codec=SETS)
     rest: list[Entry] = [(b"\0\2%05d" % n, COMPLETE, b"v" * 100) for n in range(3000)]
-    for entry in rest:
-        writer.add_key(*entry)
-    writer.finish(0, 9)
-    disk.close()
+    make_table(folder, long, rest)
     worker = Worker(str(folder), CODEC_PATH)
     done: list[str] = []
 
