@@ -77,7 +77,8 @@ from respkv.unlogged import Unlogged
 
 CODEC_PATH: Final = "cluster.record:CODEC"
 # Commands are lists, and waiting ones are many: with the usual thresholds everything would be looked
-# through every few seconds, for tens of milliseconds. All of it about once a day: what is served leaves no cycles.
+# through every few seconds, for tens of milliseconds. All of it about twice a day: what is served
+# leaves next to no cycles.
 GC_THRESHOLDS: Final = (5_000, 10, 100_000)
 # What the caches take in is balanced by what they free. So the collector does not count it, until a new
 # memtable sets it off: it would look through all that came since the one before, for 50 ms.
