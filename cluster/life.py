@@ -8,7 +8,8 @@ acknowledgement had waited for the disk it is *incomplete*: others may count on 
 The file belongs to one folder's history. No snapshot and no backup holds it, so that a copy of the
 data is never taken for its original.
 
-    life    JSON: {"actor": 17, "boot": "...", "is_durable": false, "is_clean": false, "is_complete": true}
+    life    JSON: {"actor": 17, "boot": "...", "is_durable": false, "is_clean": false, "is_complete": true,
+                   "earlier": [], "history": 1}
 
 It is replaced before the first write after a start and after the last one before a stop, durably.
 
@@ -35,7 +36,8 @@ class Life(msgspec.Struct, frozen=True):
     """`boot` names the run of the machine (empty: not known, or the log has failed in it).
 
     `is_durable`: nothing was acknowledged before it was on the disk. `earlier`: the actors of processes before, the
-    latest first, as far as some of their writes may still be open.
+    latest first, as far as some of their writes may still be open. `history`: how often what was promised may have
+    been lost, which others remember (`cluster/witness.py`).
     """
 
     actor: Actor
@@ -44,6 +46,7 @@ class Life(msgspec.Struct, frozen=True):
     is_clean: bool
     is_complete: bool
     earlier: tuple[Actor, ...] = ()
+    history: int = 0
 
     def lost_nothing(self, boot: str) -> bool:
         """Whether all that this process did is still there, seen from a start in `boot`."""

@@ -38,6 +38,7 @@ class Recovery:
         self.unsettled: dict[Slot, SlotClock] = {}  # The contexts that the slot's clock must reach.
         self.open_rows = OpenRows()
         self.origin = new_actor
+        self.goes_on = False  # As the actor of the process before.
         self._before: Life | None = None
         self._mine: tuple[Actor, ...] = ()  # Of the processes before, the last one first.
 
@@ -54,6 +55,7 @@ class Recovery:
             self._mine = (before.actor, *before.earlier)
         if before is not None and before.lost_nothing(boot):
             actor = before.actor
+            self.goes_on = True
         self.restore(state)
         self.clocks.change_actor(actor)
 
@@ -125,6 +127,7 @@ class Recovery:
             and before.is_complete
             and (before.is_durable or before.lost_nothing(boot))
         )
+        history = 0 if before is None else before.history
         return Life(
             self.clocks.actor,
             boot,
@@ -132,6 +135,7 @@ class Recovery:
             is_clean=False,
             is_complete=is_complete,
             earlier=self._earlier(),
+            history=history if is_complete else history + 1,
         )
 
     def _earlier(self) -> tuple[Actor, ...]:

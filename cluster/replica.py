@@ -66,6 +66,7 @@ from cluster.replica_state import encode_state
 from cluster.sibling import Beside
 from cluster.slot import DATABASE_COUNT, SLOT_COUNT, SYSTEM_SLOT, Row, Slot
 from cluster.slot_clocks import CLOCK_COUNT, NOBODY, SEVERAL
+from cluster.witness import Mark
 from engine.disk import Disk
 from engine.log_format import COMPLETE, ENVELOPE
 from engine.memtable import ENTRY_OVERHEAD_BYTES
@@ -96,6 +97,8 @@ class Replica:
         """It begins with what `recovery` found, which is its own from now on."""
         self.store = store
         self.life = own_life
+        self.goes_on = recovery.goes_on  # As the actor of the process before.
+        self._is_doubted = False
         self.expiry = recovery.expiry
         self.clock = recovery.clock
         self.clocks = recovery.clocks
@@ -170,6 +173,12 @@ class Replica:
         """Whether all that this node ever promised is here: see `cluster/life.py`."""
         return self.life.is_complete
 
+    @property
+    def mark(self) -> Mark:
+        """How far this node has got: a restart finds it at least there, unless it finds that something may be lost."""
+        log = self.store.log
+        return self.life.history, log.synced if self.life.is_durable else log.position
+
     def note(self, *, is_complete: bool | None = None, is_durable: bool | None = None) -> None:
         """Have it on the disk that the replica is complete now, or how it acknowledges. Raises DiskError."""
         changed = self.life
@@ -177,25 +186,35 @@ class Replica:
             changed = msgspec.structs.replace(changed, is_complete=is_complete)
         if is_durable is not None:
             changed = msgspec.structs.replace(changed, is_durable=is_durable)
+        self._rewrite(changed)
+
+    def begin_history(self, number: int) -> None:
+        """Others know more of this node than it does: it is incomplete, also after a restart. Raises DiskError.
+
+        Then it is incomplete all the same, and only the disk does not know.
+        """
+        self.life = msgspec.structs.replace(self.life, is_complete=False, history=number)
+        life.write(self.store.disk, self.life)
+
+    def _rewrite(self, changed: Life) -> None:
         if changed != self.life:
             life.write(self.store.disk, changed)
             self.life = changed
 
     def doubt(self) -> None:
-        """The log has failed: what this process did may be lost, though the machine goes on. Raises DiskError.
+        """What this process did may be lost, though the machine goes on. Raises DiskError.
 
         The next start is then one as after a power cut.
         """
-        changed = msgspec.structs.replace(self.life, boot="")
-        life.write(self.store.disk, changed)
-        self.life = changed
+        self._is_doubted = True
+        self._rewrite(msgspec.structs.replace(self.life, boot=""))
 
     def close(self) -> None:
         """Sync and close everything; the next start goes on where this ended. Raises EngineError.
 
-        After a failure of the log it does not: nobody knows what the disk has.
+        Not so after a failure of the log, or another doubt: nobody knows what the disk has.
         """
-        is_clean = self.store.log.failure is None
+        is_clean = self.store.log.failure is None and not self._is_doubted
         self.store.close()
         if is_clean:
             life.write(self.store.disk, msgspec.structs.replace(self.life, is_clean=True))

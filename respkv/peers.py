@@ -16,8 +16,9 @@ the log is as durable as the configuration asks for.
     arrivals       WAIT: who has what was written                cluster/arrival.py
     audiences      messages that clients publish                 respkv/audience.py
     roll_call      whether all nodes are here                    cluster/roll_call.py
+    witnesses      whether this node's disk is an old one        cluster/witness.py
 
-    STATE is_complete           to each peer, when it is connected, when it changes, and with each gossip
+    STATE is_complete word      to each peer, when it is connected, when it changes, and with each gossip
 
 Core, but for what it is handed: clocks, randomness, the transport.
 """
@@ -57,6 +58,7 @@ from cluster.roll_call import RollCall
 from cluster.slot import Row, Slot
 from cluster.topology import Topology
 from cluster.transport import Message, Transport
+from cluster.witness import Mark, OldDisk, Witnesses
 from engine.errors import DiskFullError, EngineError
 from engine.store import PageFault
 from respkv.audience import Audiences
@@ -96,6 +98,7 @@ class Peers:
         self.topology = Topology(config.me.name, config.nodes, config.n)
         self.topology.mark_complete(self.topology.me, is_complete=self.replica.is_complete)
         self.roll_call = RollCall(self.topology)
+        self.witnesses = Witnesses(self.replica.mark)
         self._say_joined: Callable[[], None] | None = None
         settings = config.cluster
         self.terms = Terms(settings.name, VERSIONS)
@@ -230,11 +233,7 @@ class Peers:
             elif verb.startswith(b"PUBSUB."):
                 self.audiences.receive(peer, message)
             elif verb == STATE:
-                is_complete = message[1] == b"1"
-                self.roll_call.told(peer)
-                if self.topology.mark_complete(peer, is_complete=is_complete):
-                    node.log.info("a peer's state", peer=peer, is_complete=is_complete)
-                self._call_roll()
+                self._take_state(peer, *message[1:3])
             else:
                 node.log.warning("unknown message", peer=peer, verb=verb[:40].decode("latin-1"))
                 return
@@ -300,6 +299,37 @@ class Peers:
         if events:
             self._call_roll()
 
+    def _take_state(self, peer: NodeId, state: bytes, word: bytes | None = None) -> None:
+        """Raises MalformedWord. (Releases before this one say no word.)"""
+        is_complete = state == b"1"
+        self.roll_call.told(peer)
+        if self.topology.mark_complete(peer, is_complete=is_complete):
+            self.node.log.info("a peer's state", peer=peer, is_complete=is_complete)
+        if word is not None:
+            mark = self.witnesses.hear(peer, word)
+            if mark is not None:
+                self._doubt_disk(peer, mark)
+        self._call_roll()
+
+    def _doubt_disk(self, peer: NodeId, mark: Mark) -> None:
+        """A peer has heard this node to be further than it is."""
+        was_complete = self.replica.is_complete
+        try:
+            self.replica.begin_history(mark[0] + 1)
+        except DiskFullError:
+            pass  # After a restart it is told again.
+        except EngineError as error:
+            self.node.fail(error)
+            return
+        if self.replica.goes_on:
+            self.node.fail(OldDisk(peer, mark))
+        elif was_complete:
+            self.node.log.warning(
+                "the data folder is older than what was done with it: incomplete until its data is compared",
+                known_to=peer,
+            )
+        self._note_fitness()
+
     def _lose(self, peer: NodeId) -> None:
         self.coordinator.now_s = self.node.now_s
         self.coordinator.disconnected(peer)
@@ -328,7 +358,8 @@ class Peers:
             self._say_joined()
 
     def _tell_state(self, peer: NodeId) -> None:
-        self.transport.send(peer, (STATE, b"1" if self.is_fit else b"0"))
+        word = self.witnesses.word_for(peer, self.replica.mark)
+        self.transport.send(peer, (STATE, b"1" if self.is_fit else b"0", word))
 
     # The way out
 

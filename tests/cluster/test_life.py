@@ -12,6 +12,7 @@ from cluster.life import Life
 from cluster.record import STRING
 from cluster.replica import Replica
 from cluster.slot import row_of, slot_of
+from engine.errors import DiskError
 from engine.store import StoreSettings
 from tests.sim.disk import PowerCut, SimDisk
 
@@ -141,3 +142,82 @@ def test_a_note_that_changes_nothing_writes_nothing() -> None:
     assert found is not None
     assert found.is_complete
     assert found.is_durable
+
+
+def mark_at_start(disk: SimDisk, boot: str) -> tuple[Replica, tuple[int, int]]:
+    replica = opened(disk, 50, boot)
+    return replica, replica.mark
+
+
+def test_a_history_goes_on_for_as_long_as_nothing_can_be_lost() -> None:
+    replica, first = mark_at_start(SimDisk(random.Random(1)), "1")
+    replica.note(is_complete=True)
+    replica.write({row_of(0, b"k"): (slot_of(b"k"), STRING, 0, b"v")}, NOW_MS)
+    replica.store.write()
+    before = replica.mark
+    assert before > first
+    replica, killed = mark_at_start(disk_of(replica).kill(), "1")
+    assert killed >= before
+    assert killed[0] == before[0]
+    replica.close()
+    replica, stopped = mark_at_start(disk_of(replica).crash(), "2")
+    assert stopped >= killed
+    assert stopped[0] == before[0]
+    _, lost = mark_at_start(disk_of(replica).crash(), "3")
+    assert lost[0] == before[0] + 1
+
+
+def test_where_acknowledgements_wait_for_the_disk_a_mark_does_too() -> None:
+    for seed in range(20):
+        replica = Replica.open(
+            SimDisk(random.Random(seed)), SETTINGS, 5, boot="1", is_durable=True
+        )
+        replica.note(is_complete=True)
+        for number in range(5):
+            row = row_of(0, b"k%d" % number)
+            replica.write({row: (slot_of(b"k"), STRING, 0, b"v")}, NOW_MS)
+            replica.store.write()
+            if number == 2:
+                replica.store.log.sync()
+        said = replica.mark
+        assert said[1] < replica.store.log.position
+        _, found = mark_at_start(disk_of(replica).crash(), "2")
+        assert found[0] == said[0]
+        assert found >= said
+
+
+def test_who_is_told_to_be_old_is_incomplete_also_after_a_restart() -> None:
+    replica, _ = mark_at_start(SimDisk(random.Random(1)), "1")
+    replica.note(is_complete=True)
+    replica.begin_history(9)
+    assert not replica.is_complete
+    replica, mark = mark_at_start(disk_of(replica).kill(), "1")
+    assert not replica.is_complete
+    assert mark[0] == 10
+    assert replica.goes_on
+    replica.doubt()
+    replica.close()
+    replica = opened(disk_of(replica).kill(), 51, "1")
+    assert replica.actor == 51
+    assert not replica.goes_on
+
+
+def test_on_a_full_disk_it_is_incomplete_all_the_same() -> None:
+    replica, _ = mark_at_start(SimDisk(random.Random(1)), "1")
+    replica.note(is_complete=True)
+    disk_of(replica).faults.write_error_in = 1
+    with pytest.raises(DiskError):
+        replica.begin_history(9)
+    assert not replica.is_complete
+    assert replica.mark[0] == 9
+
+
+def test_a_life_of_a_release_that_knew_no_history_goes_on() -> None:
+    disk = SimDisk(random.Random(1))
+    file = disk.create(life.NAME)
+    file.append(b'{"actor":7,"boot":"1","is_durable":true,"is_clean":true,"is_complete":true}')
+    file.close()
+    replica, mark = mark_at_start(disk, "2")
+    assert replica.actor == 7
+    assert replica.is_complete
+    assert mark[0] == 0

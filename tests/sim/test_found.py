@@ -79,6 +79,8 @@ def test_what_was_found_with_five_replicas_is_not_found_again(seed: int) -> None
 
 # The same with many crashes and few keys, on three nodes.
 FOUND_HARD = {
+    3415: "a node whose disk was put back as it was earlier counted for reads, and what it had acknowledged was missed",
+    7230: "the same, of single keys",
     7013: "an INCR that had failed won by its timestamp, after its node had been killed",
     7029: "a SET was made twice: the node that made it first had a clock behind that of the node that was asked",
     7050: "two rounds that asked a replica again gave it up twice: a traceback",
@@ -89,8 +91,10 @@ FOUND_HARD = {
 
 @pytest.mark.parametrize("seed", FOUND_HARD)
 def test_what_was_found_with_few_keys_is_not_found_again(seed: int) -> None:
-    result = run(Plan.contended(seed, nodes=3, seconds=60, rate=20))
-    assert result.findings == []
+    plan = Plan.contended(seed, nodes=3, seconds=60, rate=20)
+    if seed == 3415:
+        plan = replace(Plan.contended(seed, nodes=3, seconds=30, rate=30), transfers=0.7)
+    assert run(plan).findings == []
 
 
 def test_what_was_acknowledged_is_not_hidden_by_what_failed() -> None:
