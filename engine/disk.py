@@ -20,8 +20,8 @@ disk and the simulated one (`tests/sim/disk.py`) keep, and that their common tes
 - A failed `sync` is final. The kernel may drop the unwritten data, keep showing it to readers from
   its cache, and report success the next time. `drop_cache` is the way back to the truth: the next
   `read` comes from the disk.
-- `sync` and `reserve` may run in one thread while another one appends to the same file. Nothing else may overlap
-  on one file, and `close` least of all: the number of a closed descriptor is used again.
+- `sync`, `write_back` and `reserve` may run in one thread while another one appends to the same file. Nothing else may
+  overlap on one file, and `close` least of all: the number of a closed descriptor is used again.
 
 Linux is assumed: `fdatasync`, `flock` and `preadv` with `RWF_NOWAIT`.
 """
@@ -62,16 +62,23 @@ WRITE_BYTES_MAX = 512 * 1024
 REMOVED_BYTES_MAX = 4 * 1024 * 1024
 REMOVAL_REST_S = 0.005
 
+_libc = ctypes.CDLL(None, use_errno=True)
 # `os.posix_fallocate` would change the size.
-_fallocate = getattr(ctypes.CDLL(None), "fallocate", None)
+_fallocate = getattr(_libc, "fallocate", None)
 if _fallocate is not None:
     _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 _KEEP_SIZE = 1
+_sync_file_range = getattr(_libc, "sync_file_range", None)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_long, ctypes.c_long, ctypes.c_uint)
+_START, _FINISH = 2, 7  # Write; wait, write and wait.
 # Where less than so many times as much is free, others may need it more than who reserves it.
 PLENTY_TIMES = 8
 
 _FULL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_NOWAIT_CODES = (errno.EOPNOTSUPP, errno.ENOSYS)
+# The file system cannot, or the container must not: the bytes are written with the next `sync`.
+_NO_RANGE_CODES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ESPIPE, errno.EPERM)
 
 _ADVICE = {
     errno.EIO: "The disk may be failing: look at the kernel's log, and replace it if it is.",
@@ -113,6 +120,13 @@ class File(Protocol):
         """Say that the file will grow to `length` bytes, so that room is found before the bytes come.
 
         Advice: nothing tells whether there was any. The size stays. It may wait for the disk.
+        """
+
+    def write_back(self) -> None:
+        """Have written what came since the last call, and wait for what came before that.
+
+        So a large file goes to the disk evenly while it is made. Nothing is durable by that: `sync` is. Raises
+        `SyncError`, after which no retry is allowed, nor a `sync`.
         """
 
     def sync(self) -> None:
@@ -351,7 +365,7 @@ class RealDisk:
 class RealFile:
     """A file of a `RealDisk`. All methods are plain system calls on one descriptor."""
 
-    __slots__ = ("_descriptor", "_disk", "_path", "name", "size")
+    __slots__ = ("_descriptor", "_disk", "_path", "_writing", "name", "size")
 
     def __init__(self, disk: RealDisk, name: str, descriptor: int) -> None:
         self.name = name
@@ -359,6 +373,7 @@ class RealFile:
         self._path = os.path.join(disk.path, name)
         self._descriptor = descriptor
         self.size = os.fstat(descriptor).st_size
+        self._writing = (self.size, self.size)  # From where to where `write_back` has it written.
 
     def append(self, data: bytes) -> None:
         # The usual case is one system call and no slice: this is on the path of every write.
@@ -417,6 +432,21 @@ class RealFile:
         with contextlib.suppress(DiskError):
             if self._disk.free_bytes() > PLENTY_TIMES * (length - self.size):
                 _fallocate(self._descriptor, _KEEP_SIZE, self.size, length - self.size)
+
+    def write_back(self) -> None:
+        start, end = self._writing
+        self._writing = (end, self.size)
+        self._write_range(end, self.size, _START)
+        self._write_range(start, end, _FINISH)
+
+    def _write_range(self, start: int, end: int, flags: int) -> None:
+        if _sync_file_range is None or start == end:
+            return
+        if _sync_file_range(self._descriptor, start, end - start, flags) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in _NO_RANGE_CODES:
+            raise _sync_error(OSError(code, os.strerror(code)), self._path)
 
     def sync(self) -> None:
         try:

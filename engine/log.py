@@ -259,6 +259,21 @@ class CommitLog:
             self.synced = target
             return target
 
+    def write_back(self) -> None:
+        """Have what was written sent to the disk before `sync` asks for all of it. Nothing is durable by that.
+
+        As `sync`, it may run in another thread, raises `SyncError` the first time that it fails and
+        `LogFailedError` ever after.
+        """
+        with self._sync_lock:
+            if self.failure is not None:
+                raise LogFailedError(self._disk.path, str(self.failure))
+            try:
+                self._file.write_back()
+            except SyncError as error:
+                self.failure = error
+                raise
+
     def _reserve(self, file: File, since_bytes: int) -> None:
         """Find room for what comes until the next sync, if it is as much as since the last one."""
         ahead = max(_AHEAD_TIMES * since_bytes, file.size // _AHEAD_PART)

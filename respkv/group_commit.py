@@ -3,7 +3,7 @@
 It is not the log (`engine/log.py`), nor does it hold replies: the front and the peers do, and are told `release`.
 
     a tick ends -> `write`      one frame; the replies wait for its position
-    `run`          sync         in a thread: at once (`always`) or once a second (`everysec`)
+    `run`          sync         in a thread: at once (`always`) or once a second (`everysec`), and evenly in between
                 -> release      of the replies that wait for a position below `releasable`
                 -> `when_*`     those who asked for all that was written by then to be durable
 
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from respkv.node import Node
 
 STAGED_RETRY_S: Final = 0.1
+SYNC_S: Final = 1.0  # With `everysec`.
+WRITE_BACK_S: Final = (
+    0.1  # So often it is looked whether so much has come that it should be on its way:
+)
+WRITE_BACK_BYTES: Final = 1 << 20
 
 SyncWait = tuple[Session | None, Reply, Callable[[], Reply]]
 
@@ -182,8 +187,8 @@ class GroupCommit:
                 await self._wake.wait()
                 self._wake = trio.Event()
             else:
-                with trio.move_on_after(1):
-                    await self._wake.wait()
+                if not await self._rest(is_even=node.config.log.fsync == "everysec"):
+                    return
                 self._wake = trio.Event() if self._wake.is_set() else self._wake
                 # With `no` too, sealed segments are forced to the disk: they are closed then, and
                 # compaction learns that what they drop is dropped for good.
@@ -211,6 +216,26 @@ class GroupCommit:
             self._release()
             if waits:
                 self._end_waits(waits)
+
+    async def _rest(self, *, is_even: bool) -> bool:
+        """Wait for a second, or until a sync is wanted. False: the log has failed.
+
+        `is_even`: what comes meanwhile is sent to the disk, so that little is left for the sync, which reads wait for.
+        """
+        log = self._log
+        position = log.position
+        with trio.move_on_after(SYNC_S):
+            while not self._wake.is_set():
+                with trio.move_on_after(WRITE_BACK_S):
+                    await self._wake.wait()
+                if is_even and log.position - position >= WRITE_BACK_BYTES:
+                    position = log.position
+                    try:
+                        await self._offload(log.write_back)
+                    except (SyncError, LogFailedError) as error:
+                        self._node.fail(error)
+                        return False
+        return True
 
     def _end_waits(self, waits: list[SyncWait]) -> None:
         """Their writes are durable."""

@@ -169,9 +169,7 @@ def test_a_history_goes_on_for_as_long_as_nothing_can_be_lost() -> None:
 
 def test_where_acknowledgements_wait_for_the_disk_a_mark_does_too() -> None:
     for seed in range(20):
-        replica = Replica.open(
-            SimDisk(random.Random(seed)), SETTINGS, 5, boot="1", is_durable=True
-        )
+        replica = Replica.open(SimDisk(random.Random(seed)), SETTINGS, 5, boot="1", is_durable=True)
         replica.note(is_complete=True)
         for number in range(5):
             row = row_of(0, b"k%d" % number)

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -30,7 +31,7 @@ def cluster() -> Iterator[RunningCluster]:
         yield running
 
 
-def client(member: Member) -> redis.Redis:
+def client(member: Member) -> Any:
     return redis.Redis(host=HOST, port=member.port, socket_timeout=10, decode_responses=True)
 
 
@@ -60,7 +61,7 @@ def wait_until_it_holds(member: Member) -> None:
                 time.sleep(0.05)
 
 
-def held(node: redis.Redis, key: str) -> bool:
+def held(node: Any, key: str) -> bool:
     try:
         return bool(node.execute_command("KV.LOCAL", key))
     except redis.RedisError:

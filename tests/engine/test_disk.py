@@ -1,6 +1,7 @@
 """The disk seam: the real disk and the simulated one pass the same tests; then what is real
 only."""
 
+import ctypes
 import errno
 import os
 import random
@@ -119,6 +120,43 @@ def test_reserved_room_is_not_in_the_file(disk: Disk) -> None:
         file.append(b"!")
         file.sync()
     assert read_file(disk, "a") == b"012!"
+
+
+def test_what_is_written_back_is_in_the_file_as_always(disk: Disk) -> None:
+    with closing(disk.create("a")) as file:
+        file.write_back()
+        for piece in (b"01234", b"", b"56789", b"more"):
+            file.append(piece)
+            file.write_back()
+        file.append(b"!")
+        assert file.read(0, 100) == b"0123456789more!"
+        file.sync()
+    assert read_file(disk, "a") == b"0123456789more!"
+
+
+def test_a_file_that_cannot_be_written_back_says_so(disk: Disk) -> None:
+    """As when it cannot be synced: who hears of it is who asked first, and never again."""
+    file = disk.create("a")
+    file.append(b"0123456789")
+    file.close()
+    with pytest.raises(SyncError, match="Bad file descriptor"):
+        file.write_back()
+
+
+def test_where_files_cannot_be_written_back_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: int) -> int:
+        ctypes.set_errno(errno.ENOSYS)
+        return -1
+
+    monkeypatch.setattr("engine.disk._sync_file_range", refused)
+    disk = RealDisk(str(tmp_path))
+    with closing(disk.create("a")) as file:
+        file.append(b"0123456789")
+        file.write_back()
+        file.sync()
+    assert read_file(disk, "a") == b"0123456789"
 
 
 def test_a_disk_without_room_to_reserve_says_so_when_it_is_needed(disk: Disk) -> None:

@@ -299,6 +299,27 @@ def test_failed_sync_is_final(disk: SimDisk) -> None:
     assert replay(disk.crash()).entries == [ENTRY]
 
 
+def test_failed_write_back_is_final(disk: SimDisk) -> None:
+    """The kernel tells of a failure once: a sync after it would say that all is well."""
+    log = open_log(disk)
+    write(log, ENTRY)
+    disk.faults.sync_error_in = 1
+    with pytest.raises(SyncError):
+        log.write_back()
+    for operate in (log.sync, log.write_back, lambda: write(log, ENTRY)):
+        with pytest.raises(LogFailedError, match="restart the node"):
+            operate()
+    assert log.synced == 0
+
+
+def test_what_is_written_back_is_not_durable_yet(disk: SimDisk) -> None:
+    log = open_log(disk)
+    end = write(log, ENTRY)
+    log.write_back()
+    assert log.synced == 0
+    assert log.sync() == end
+
+
 def test_failed_sync_of_names_is_final(disk: SimDisk) -> None:
     log = open_log(disk)
     write(log, ENTRY)
@@ -338,6 +359,7 @@ def test_sync_runs_while_another_thread_writes(tmp_path: Path) -> None:
         try:
             while not is_done.is_set():
                 before = log.position
+                log.write_back()
                 assert before <= log.sync() <= log.position
         except BaseException as error:
             failures.append(error)

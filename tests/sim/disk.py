@@ -623,18 +623,28 @@ class SimFile:
     def reserve(self, length: int) -> None:
         self._check("reserve")
 
+    def write_back(self) -> None:
+        self._check_syncable()
+        self._fail_sync_if_due()  # What is not synced may be there after a crash in any case.
+
     def sync(self) -> None:
-        self._disk.check_alive()
-        if self._is_closed:
-            raise _error(SyncError, errno.EBADF, self._path, "sync")
+        self._check_syncable()
         self._disk.change(self._sync)
 
     def _sync(self) -> None:
+        self._fail_sync_if_due()
+        if not self._disk.faults.ignores_sync:
+            self._inode.sync()
+
+    def _check_syncable(self) -> None:
+        self._disk.check_alive()
+        if self._is_closed:
+            raise _error(SyncError, errno.EBADF, self._path, "sync")
+
+    def _fail_sync_if_due(self) -> None:
         if self._disk.is_due("sync_error_in"):
             self._inode.fail_sync(self._disk.faults.fired)
             raise _error(SyncError, errno.EIO, self._path, "sync")
-        if not self._disk.faults.ignores_sync:
-            self._inode.sync()
 
     def drop_cache(self) -> None:
         self._check("drop the cache of")
