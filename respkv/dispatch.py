@@ -78,12 +78,21 @@ HARMLESS_MODES: Final = (
 class SplitOperation(Operation):
     """A command on several slots: its parts answer for it."""
 
-    __slots__ = ("parts",)
+    __slots__ = ("_left", "parts")
 
     parts: list[Operation]
+    _left: int  # Of the parts, those that are not done.
+
+    def begin(self, parts: list[Operation]) -> None:
+        """It waits for these."""
+        self.parts = parts
+        self._left = len(parts)
 
     def part_done(self) -> None:
-        if all(part.is_done for part in self.parts):
+        self._left -= 1
+        if not self._left:
+            for part in self.parts:
+                part.parent = None  # Who holds each other waits for the collector.
             self.data = _joined(self.command.name, [part.data for part in self.parts])
             self.is_over = True
             self.dispatch.release(self)
@@ -459,7 +468,7 @@ class Dispatch:
                 group = by_slot.setdefault(slot_of(args[at]), [args[0]])
                 group += args[at : at + step]
             groups = list(by_slot.values())
-        operation.parts = []
+        parts = []
         for group in groups:
             part = Operation(
                 self, operation.session, command, group, operation.now_ms, operation.deadline_s
@@ -472,9 +481,10 @@ class Dispatch:
             part.is_plain = operation.is_plain
             part.is_tracked = operation.is_tracked
             part.parent = operation
-            operation.parts.append(part)
+            parts.append(part)
             self.in_flight += 1
-        for part in list(operation.parts):
+        operation.begin(parts)
+        for part in parts:
             anywhere = self.reads_here(part.quorums, part.session)
             target = self.place(command, part.slots, part.args, [1], (), anywhere=anywhere)
             self.start(part, target)

@@ -383,6 +383,7 @@ class Tracing:
             if traced.origin is None:
                 self._dispatch.show(traced, elapsed_ns)
             self._dispatch.release(traced)
+            traced.inner.parent = None  # Who holds each other waits for the collector.
 
     def _data_of(self, traced: Traced) -> bytes:
         if traced.origin is not None:

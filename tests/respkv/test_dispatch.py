@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from typing import Any
 
@@ -12,6 +13,7 @@ from cluster.record import decode
 from cluster.slot import row_of, slot_of
 from respkv.command import TABLE
 from respkv.lane import VALUE_BYTES_MAX
+from respkv.operation import Operation
 from tests.respkv.gather_harness import Cluster, clustered
 
 HANG_S = 1.2
@@ -209,3 +211,48 @@ def test_what_another_node_makes_of_a_write_is_later_than_the_write_came(count: 
             raw = store.get(slot_of(key), row_of(0, key))
             assert raw is not None
             assert decode(raw).versions[0].hlc >= came_ms << 16
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["MSET", "DEL", "MGET", "EXISTS", "MSETNX", "RENAME", "KV.TRACE SET", "KV.TRACE MSET", "EXEC"],
+)
+def test_what_is_done_waits_for_no_collection(command: str) -> None:
+    """Cycles that have survived two collections stay for hours: a node does not look through everything."""
+    count = 30
+
+    @clustered(nodes=3)
+    async def _(cluster: Cluster) -> None:
+        session = cluster.session("a")
+        await ask_for(session, command, 0)
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(count):
+                await ask_for(session, command, number)
+            await trio.sleep(2)  # Whatever waits for a deadline lets go.
+            kept = [o for o in gc.get_objects() if isinstance(o, Operation) and o.is_done]
+        finally:
+            gc.enable()
+        assert len(kept) < count / 2
+
+
+async def ask_for(session: Any, command: str, number: int) -> None:
+    """Have it done on a few keys of several slots."""
+    keys = [b"k%d:%d" % (number, other) for other in range(5)]
+    pairs = [word for key in keys for word in (key, b"v")]
+    name = command.rpartition(" ")[2]
+    words: dict[str, list[bytes]] = {
+        "SET": pairs[:2], "MSET": pairs, "MSETNX": pairs, "RENAME": keys[:2], "EXEC": [],
+    }  # fmt: skip
+    if name in ("RENAME", "EXEC"):
+        session.send("SET", keys[0], "v")
+        assert await session.reply() == b"OK"
+    if name == "EXEC":
+        session.send("MULTI")
+        session.send("SET", keys[0], "v")
+        session.send("SET", keys[1], "v")
+        assert [await session.reply() for _ in range(3)] == [b"OK", b"QUEUED", b"QUEUED"]
+    session.send(*command.split(), *words.get(name, keys))
+    reply = await session.reply()
+    assert not (isinstance(reply, bytes) and reply.startswith(b"-")), reply
