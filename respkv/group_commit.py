@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 
 STAGED_RETRY_S: Final = 0.1
 SYNC_S: Final = 1.0  # With `everysec`.
-WRITE_BACK_S: Final = (
-    0.1  # So often it is looked whether so much has come that it should be on its way:
-)
+# Of this the log is sent ahead of the next sync, if so much has come.
+WRITE_BACK_S: Final = 0.1
 WRITE_BACK_BYTES: Final = 1 << 20
 
 SyncWait = tuple[Session | None, Reply, Callable[[], Reply]]

@@ -233,7 +233,7 @@ class Peers:
             elif verb.startswith(b"PUBSUB."):
                 self.audiences.receive(peer, message)
             elif verb == STATE:
-                self._take_state(peer, *message[1:3])
+                self._take_state(peer, message)
             else:
                 node.log.warning("unknown message", peer=peer, verb=verb[:40].decode("latin-1"))
                 return
@@ -299,14 +299,14 @@ class Peers:
         if events:
             self._call_roll()
 
-    def _take_state(self, peer: NodeId, state: bytes, word: bytes | None = None) -> None:
-        """Raises MalformedWord. (Releases before this one say no word.)"""
-        is_complete = state == b"1"
+    def _take_state(self, peer: NodeId, message: Message) -> None:
+        """Raises IndexError, MalformedWord."""
+        is_complete = message[1] == b"1"
         self.roll_call.told(peer)
         if self.topology.mark_complete(peer, is_complete=is_complete):
             self.node.log.info("a peer's state", peer=peer, is_complete=is_complete)
-        if word is not None:
-            mark = self.witnesses.hear(peer, word)
+        if len(message) > 2:  # Releases before this one say no word.
+            mark = self.witnesses.hear(peer, message[2])
             if mark is not None:
                 self._doubt_disk(peer, mark)
         self._call_roll()

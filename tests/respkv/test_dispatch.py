@@ -213,6 +213,21 @@ def test_what_another_node_makes_of_a_write_is_later_than_the_write_came(count: 
             assert decode(raw).versions[0].hlc >= came_ms << 16
 
 
+def test_what_is_no_state_is_told_to_the_log_and_changes_nothing() -> None:
+    @clustered(nodes=3)
+    async def _(cluster: Cluster) -> None:
+        peers = cluster.node("a").peers
+        assert peers is not None
+        received = peers.received[b"STATE"]
+        for message in ([b"STATE"], [b"STATE", b"1", b"word"], [b"STATE", b"1", b""]):
+            peers.receive("b", message)
+            assert peers.received[b"STATE"] == received
+        peers.receive("b", [b"STATE", b"1"])  # Of an earlier release.
+        assert peers.received[b"STATE"] == received + 1
+        assert peers.replica.is_complete
+        assert await cluster.ask("a", "SET", "k", "v") == b"OK"
+
+
 @pytest.mark.parametrize(
     "command",
     ["MSET", "DEL", "MGET", "EXISTS", "MSETNX", "RENAME", "KV.TRACE SET", "KV.TRACE MSET", "EXEC"],
