@@ -80,8 +80,10 @@ from engine.table_reader import TableReader
 LOCK_NAME = "lock"
 FROZEN_MAX: Final = 2
 OVERFULL_MEMTABLES: Final = 3  # In the place of one. Owners hold back writes at two.
-# Slots of a memtable that was flushed, freed with each write of the log. All at once is a pause.
+# Slots of a memtable that was flushed, freed with each write of the log: all at once is a pause. More with a long
+# write, such that all are gone when a part in so many of the next memtable has come.
 FREED_PER_WRITE: Final = 8
+FREED_IN_PART: Final = 4
 
 
 @dataclass(slots=True)
@@ -301,10 +303,12 @@ class Store:
         LogFailedError.
         """
         log = self.log
-        position = log.write_frame() if log.pieces else log.position
-        if self._dead:
-            del self._dead[-FREED_PER_WRITE:]
+        before = log.position
+        position = log.write_frame() if log.pieces else before
         memtable, settings = self.memtable, self.settings
+        if self._dead:
+            part = FREED_IN_PART * (position - before) / settings.memtable_bytes
+            del self._dead[-max(FREED_PER_WRITE, int(part * settings.slot_count)) :]
         weight_bytes = memtable.weight_bytes
         logged_bytes = position - memtable.base_position
         if (

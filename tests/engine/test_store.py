@@ -422,3 +422,21 @@ def test_writes_slow_down_and_stop_where_level_0_gets_long() -> None:
     assert compact(store) == ["compact"]
     assert store.write_delay_s == 0.0
     assert not store.is_stalled
+
+
+@pytest.mark.parametrize("rows_per_write", [1, 100, 600])
+def test_what_was_flushed_is_freed_before_the_next_memtable_is_full(rows_per_write: int) -> None:
+    """However few writes of the log fill one: else memory grows with each flush."""
+    slot_count = 512
+    settings = replace(SETTINGS["tiny caches"], memtable_bytes=1 << 20, log_bytes_max=1 << 22)
+    store = new_store(replace(settings, slot_count=slot_count))
+    number = 0
+    for _ in range(3):
+        while not store.frozen:
+            for _ in range(rows_per_write):
+                number += 1
+                store.apply(number % slot_count, b"a%d" % number, b"v" * 400)
+            store.write()
+        assert not store._dead
+        assert do_job(store).kind == "flush"
+        assert len(store._dead) == slot_count
