@@ -271,7 +271,8 @@ async def test_signals_are_passed_on() -> None:
 async def test_a_node_that_was_killed_is_started_again() -> None:
     nodes = Nodes({"a": SERVE, "b": LATE})
     async with running(nodes) as output:
-        await output.until("ready 127.0.0.1:b")
+        for name in "ab":
+            await output.until(f"ready 127.0.0.1:{name}")
         first, other = nodes.pid_of("a"), nodes.pid_of("b")
         os.kill(other, signal.SIGUSR1)
         await output.until("cluster ready: .*")
