@@ -36,7 +36,7 @@ optimistic concurrency control by validation (Kung and Robinson); Riak's read re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from cluster.batch import Batch, Quorums, in_turn
@@ -88,9 +88,15 @@ from engine.log_format import COMPLETE, ENVELOPE
 ROUND_BYTES_MAX: Final = (
     1 << 20
 )  # Then a message goes out, and the next writes come into another one.
+EVERYTHING: Final = 1 << 62  # A position beyond all of the log.
 
 _NONE: Final[dict[Place, bytes]] = {}  # Never changed.
 _NO_CONTEXTS: Final[dict[Slot, bytes]] = {}  # Never changed.
+
+
+def remembering_of(quorums: Quorums) -> int:
+    """How many others that remember all have to take what depends on the old value: one of any earlier majority."""
+    return quorums.n - quorums.majority
 
 
 class Coordinator:
@@ -107,8 +113,12 @@ class Coordinator:
         retry_s: float,
         first_id: int,
         fetch: Fetch,
+        when_durable: Callable[[NodeId, Sequence[bytes]], None],
     ) -> None:
-        """`retry_s`: after that a second replica is asked to confirm a read. `first_id`: random, per process."""
+        """`retry_s`: after that a second replica is asked to confirm a read. `first_id`: random, per process.
+
+        `when_durable` sends a message once all that was applied by now is as safe as the configuration asks for.
+        """
         self.topology = topology
         self.replica = replica
         self.transport = transport
@@ -134,6 +144,11 @@ class Coordinator:
         ] = {}  # Of `writes`, by row: the last one of several rows.
         self.reads: dict[int, ReadRound] = {}
         self.outbox: list[tuple[NodeId, Sequence[bytes]]] = []
+        # Whether the outbox has writes that nobody may have before this node's disk has them,
+        # and up to where the log has those that had left it before.
+        self._is_late = False
+        self._late_position = 0
+        self._when_durable = when_durable
         self.in_flight_bytes = 0
         self.conflicts_total = self.retries_total = 0
         self._interned: dict[tuple[int, int], Quorums] = {(quorums.r, quorums.w): quorums}
@@ -221,7 +236,7 @@ class Coordinator:
     # What was executed
 
     def lack(
-        self, slot: Slot, quorums: Quorums, *, is_write: bool, is_checked: bool
+        self, slot: Slot, quorums: Quorums, *, is_write: bool, is_checked: bool, is_blind: bool
     ) -> QuorumNotMet | None:
         """Why a command on this slot has no chance now, or None."""
         needed = quorums.r
@@ -229,9 +244,13 @@ class Coordinator:
             needed = self.needed(quorums, is_checked=is_checked) + 1
         peers = self.batches[slot].peers
         reachable = 1 + sum(1 for peer in peers if self.topology.is_reachable(peer))
-        if reachable >= needed:
-            return None
-        return QuorumNotMet(needed, reachable, is_write)
+        if reachable < needed:
+            return QuorumNotMet(needed, reachable, is_write)
+        if is_write and is_checked and not is_blind and self.topology.incomplete:
+            remembering = sum(map(self.can_confirm, peers))
+            if remembering < remembering_of(quorums):
+                return QuorumNotMet(needed, 1 + remembering, is_write)
+        return None
 
     def begin(
         self,
@@ -266,6 +285,8 @@ class Coordinator:
         if len(writes) > 1 and is_checked:
             self._begin_unit(op, writes, quorums)
             return
+        if is_checked and not op.is_blind:
+            self._is_late = not self.is_many
         if self._others or not is_usual:
             self._keep_order(writes, quorums)
         is_waited_for = self.needed(quorums, is_checked=is_checked) > 0
@@ -360,6 +381,7 @@ class Coordinator:
         """A batch for each set of replicas that rows have. `is_whole`: the rows bring their contexts themselves."""
         self.seal()
         self.look()
+        self._is_late = not self.is_many
         units: dict[tuple[NodeId, ...], Batch] = {}
         for slot, row, raw in writes:
             usual = self.batches[slot]
@@ -432,6 +454,7 @@ class Coordinator:
             batch.contexts or _NO_CONTEXTS,
         )
         round_.is_checked = flags != UNCHECKED
+        round_.remembering = remembering_of(batch.quorums)
         self.writes[number] = round_
         if flags == UNIT:
             for entry in entries:
@@ -513,21 +536,31 @@ class Coordinator:
         self._next_id += 1
         return self._next_id
 
-    def flush(self, *, is_logged: bool = True) -> None:
-        """Send what was sealed, once the log has been written.
+    def flush(
+        self, *, is_logged: bool = True, position: int = 0, durable: int = EVERYTHING
+    ) -> None:
+        """Send what was sealed, once the log has been written, up to `position`. It is durable up to `durable`.
 
         If it could not be, only questions leave: nobody may have a write that this node may yet forget, and
         whose dot it would then give to another.
         """
         self.seal()
-        if self.outbox:
-            outbox, self.outbox = self.outbox, []
-            if not is_logged:
-                self.outbox = [each for each in outbox if each[1][0] != READ]
-                outbox = [each for each in outbox if each[1][0] == READ]
-            send = self.transport.send
+        if not self.outbox:
+            return
+        outbox, self.outbox = self.outbox, []
+        send = self.transport.send
+        if not is_logged:
+            self.outbox = [each for each in outbox if each[1][0] != READ]
+            outbox = [each for each in outbox if each[1][0] == READ]
+        elif self._is_late:
+            self._is_late = False
+            self._late_position = position
+        if self._late_position > durable:
             for peer, message in outbox:
-                send(peer, message)
+                (send if message[0] == READ else self._when_durable)(peer, message)
+            return
+        for peer, message in outbox:
+            send(peer, message)
 
     # Answers
 
@@ -564,9 +597,10 @@ class Coordinator:
         if round_ is None:
             return
         refused = _NONE if len(message) == 2 else refused_of(message)
-        if not round_.add_answer(peer, refused):
+        is_forgetful = peer in self.topology.incomplete
+        if not round_.add_answer(peer, refused, is_forgetful=is_forgetful):
             return
-        if refused or round_.has_refusals:
+        if refused or round_.forgetful or round_.has_refusals:
             self.conflicts_total += len(refused)
             self.unaccepted.judge(round_)
         elif not round_.is_decided and len(round_.answers) >= round_.needed:

@@ -98,10 +98,6 @@ class Participant:
             return False
         return True
 
-    def forget(self, peer: NodeId) -> None:
-        """The peer is another process now."""
-        self._answers.pop(peer, None)
-
     def _is_first(self, peer: NodeId, message: list[bytes], length_min: int) -> bool:
         """Whether this message has to be worked on; if not, its answer is given again if there is one."""
         if len(message) < length_min:

@@ -144,13 +144,20 @@ class WriteRound:
     is_decided: bool = False
     decided: dict[int, None] = field(default_factory=dict)  # Entries, once some row was refused.
     is_checked: bool = True
+    # Of the peers that take a row that depends on what was there, so many must remember what they had taken before.
+    remembering: int = 0
+    forgetful: dict[NodeId, None] = field(default_factory=dict)  # They answered, and may not.
 
-    def add_answer(self, peer: NodeId, refused: dict[Place, bytes]) -> bool:
+    def add_answer(
+        self, peer: NodeId, refused: dict[Place, bytes], *, is_forgetful: bool = False
+    ) -> bool:
         """Take an answer; False if it is none that was waited for."""
         if peer not in self.peers or peer in self.answers:
             return False
         self.unreachable.pop(peer, None)  # It answered after all.
         self.answers[peer] = refused
+        if is_forgetful:
+            self.forgetful[peer] = None
         return True
 
     def add_loss(self, peer: NodeId) -> bool:
@@ -171,18 +178,37 @@ class WriteRound:
 
     def verdict(self, place: Place) -> Verdict:
         refused = self.refusal_count(place)
+        left = len(self.peers) - refused
         if len(self.answers) - refused >= self.needed:
-            return Verdict.ACCEPTED
-        if len(self.peers) - refused < self.needed:
+            if not self.forgetful or not self._depends(place):
+                return Verdict.ACCEPTED
+            # Who may have forgotten what had been there has taken what nobody else might.
+            forgetful = sum(not self._refuses(peer, place) for peer in self.forgetful)
+            if len(self.answers) - refused - forgetful >= self.remembering:
+                return Verdict.ACCEPTED
+            if left - forgetful - len(self.unreachable) >= self.remembering:
+                return Verdict.OPEN
+            return Verdict.LOST if refused else Verdict.UNREACHED
+        if left < self.needed:
             return Verdict.LOST
-        if len(self.peers) - refused - len(self.unreachable) < self.needed:
+        if left - len(self.unreachable) < self.needed:
             return Verdict.LOST if refused else Verdict.UNREACHED
         return Verdict.OPEN
 
+    def _depends(self, place: Place) -> bool:
+        """Whether what was written there depends on what was there before."""
+        return self.is_checked and any(
+            entry[4] and not entry[0].is_blind
+            for entry in self.entries
+            if (entry[2], entry[3]) == place
+        )
+
     def refusal_count(self, place: Place) -> int:
-        if self.is_unit:
-            return sum(1 for refused in self.answers.values() if refused)
-        return sum(1 for refused in self.answers.values() if place in refused)
+        return sum(self._refuses(peer, place) for peer in self.answers)
+
+    def _refuses(self, peer: NodeId, place: Place) -> bool:
+        refused = self.answers[peer]
+        return bool(refused) if self.is_unit else place in refused
 
     def is_clean(self, place: Place) -> bool:
         """Whether no peer can have taken this row."""

@@ -70,7 +70,9 @@ class Execution:
         quorums = operation.quorums
         is_checked = not command.is_unchecked and (quorums.checks_all or not is_blind)
         for slot in operation.slots:
-            lack = coordinator.lack(slot, quorums, is_write=is_write, is_checked=is_checked)
+            lack = coordinator.lack(
+                slot, quorums, is_write=is_write, is_checked=is_checked, is_blind=is_blind
+            )
             if lack is not None:
                 self._dispatch.end(operation, text_of(lack, is_early=True))
                 return

@@ -374,10 +374,6 @@ class Forwarding:
             else:
                 self._try_another(forward, is_executed=True)
 
-    def forget(self, peer: NodeId) -> None:
-        """The peer is another process now."""
-        self._seen.pop(peer, None)
-
     def forward_sets(self, target: NodeId, members: list[Member], db: int, now_ms: int) -> None:
         self._next_id += 1
         deadline_s = self.node.now_s + self.timeout_s

@@ -410,10 +410,6 @@ class Gather:
         self._surveys.disconnected(peer)
         self.questions.disconnected(peer)
 
-    def forget(self, peer: NodeId) -> None:
-        """The peer is another process now."""
-        self._seen.pop(peer, None)
-
 
 class Pieces(list[bytes]):
     """A reply that is encoded already."""

@@ -266,7 +266,9 @@ class Answers:
                 continue
             quorums = self._coordinator.survey_quorums
             for slot in dict.fromkeys(slot for slot, _ in ready):
-                lack = self._coordinator.lack(slot, quorums, is_write=True, is_checked=True)
+                lack = self._coordinator.lack(
+                    slot, quorums, is_write=True, is_checked=True, is_blind=True
+                )
                 if lack is not None:
                     raise unreached(lack)
             removals = Removals(lambda: self._wake(task))

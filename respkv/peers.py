@@ -129,6 +129,7 @@ class Peers:
             retry_s=RETRY_S,
             first_id=node.rng.getrandbits(52),
             fetch=self._fetch,
+            when_durable=self.promise,
         )
         self._least_w = self.quorums.w
         if node.policies is not None:
@@ -279,9 +280,8 @@ class Peers:
                     self.node.log.warning("peer unreachable", peer=event.name, reason=event.reason)
                     self._lose(event.name)
                 case MemberRestarted():
-                    self.participant.forget(event.name)
-                    self.dispatch.forwarding.forget(event.name)
-                    self.gather.forget(event.name)
+                    # What its messages' numbers tell is not forgotten: those of each process begin elsewhere,
+                    # and this may be heard after the first of the new ones, which may come again.
                     self.interest.forget(event.name)
                 case ClockOff() | ClockBack():
                     self.is_clock_off = self.membership.is_clock_off
@@ -382,7 +382,11 @@ class Peers:
     def flush(self, position: int) -> None:
         """The tick has ended, and the log is written up to `position`, unless the disk took nothing."""
         self.interest.flush()
-        self.coordinator.flush(is_logged=not self.node.store.log.pieces)
+        self.coordinator.flush(
+            is_logged=not self.node.store.log.pieces,
+            position=position,
+            durable=self._commit.releasable,
+        )
         if self.tracing.active:
             self.tracing.logged(position)
         promises, self._new_promises = self._new_promises, []

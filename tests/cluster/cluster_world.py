@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from cluster.batch import Quorums
-from cluster.coordinator import Coordinator
+from cluster.coordinator import EVERYTHING, Coordinator
 from cluster.errors import ClusterError
 from cluster.participant import Participant
 from cluster.record import CODEC, DELETION, STRING, decode
@@ -133,6 +133,7 @@ class Node:
             retry_s=RETRY_S,
             first_id=1000 * number,
             fetch=self.fetch,
+            when_durable=self.promise,
         )
         self.participant = Participant(
             self.replica,
@@ -142,6 +143,7 @@ class Node:
         )
         self.parked: list[Op] = []
         self.promises: list[tuple[NodeId, Sequence[bytes]]] = []
+        self.is_disk_late = False  # What is written is not durable yet.
 
     # Transport
 
@@ -195,7 +197,9 @@ class Node:
         places = [place_of(key) for key in op.args[1:3]] if op.args[0] in OF_TWO else []
         places = places or [place_of(op.args[1])]
         for slot, _ in places:
-            lack = self.coordinator.lack(slot, quorums, is_write=is_write, is_checked=is_checked)
+            lack = self.coordinator.lack(
+                slot, quorums, is_write=is_write, is_checked=is_checked, is_blind=op.is_blind
+            )
             if lack is not None:
                 op.is_over = True
                 op.end(lack, is_refused=op.attempt == 0)
@@ -283,8 +287,11 @@ class Node:
                 op.end(ConflictLost(is_partial=False), is_refused=op.attempt == 0)
             else:
                 self.execute(op)
-        self.replica.store.write()
-        self.coordinator.flush()
+        position = self.replica.store.write()
+        durable = 0 if self.is_disk_late else EVERYTHING
+        self.coordinator.flush(position=position, durable=durable)
+        if self.is_disk_late:
+            return
         promises, self.promises = self.promises, []
         for peer, answer in promises:
             self.send(peer, answer)

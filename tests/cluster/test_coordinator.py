@@ -21,7 +21,7 @@ from cluster.replica import Replica
 from cluster.round import ConflictLost, QuorumNotMet, WriteRound
 from cluster.slot import Row, Slot
 from cluster.undecided import Undecided
-from tests.cluster.cluster_world import Op, Weather, World, place_of
+from tests.cluster.cluster_world import Node, Op, Weather, World, place_of
 from tests.sim.linearizable import Verdict, check
 
 REORDERING = Weather(repeat=0.2, delay_s=0.05, linger=0.3)
@@ -167,6 +167,72 @@ def test_a_write_is_on_a_majority_before_it_is_answered() -> None:
     world.run(0.1)
     assert outcome(op) == 1
     assert [world.nodes[name].value(b"k") for name in (a, b, c)] == [b"1"] * 3
+
+
+@pytest.mark.parametrize("args", [(b"INCR", b"k"), (b"BOTH", b"k", b"l")])
+def test_what_was_built_upon_leaves_once_its_own_disk_has_it(args: tuple[bytes, ...]) -> None:
+    """Else it may stay with another node alone, which then is no majority with its author: see 3444 in `test_found`."""
+    world = quiet()
+    a, b, c = world.names
+    world.nodes[a].is_disk_late = True
+    op = world.do(a, *args)
+    later = world.do(a, b"SET", b"x", b"1")  # It follows in order.
+    read = world.do(a, b"GET", b"m")  # A question need not wait.
+    world.run(0.1)
+    assert [world.nodes[name].value(b"k") for name in (a, b, c)] == [b"1", None, None]
+    assert [outcome(each) for each in (op, later, read)] == ["waits", "waits", None]
+    world.nodes[a].is_disk_late = False
+    world.run(0.1)
+    assert [outcome(each) for each in (op, later)] == [[1, 1] if args[0] == b"BOTH" else 1, b"OK"]
+
+
+def test_what_depends_on_nothing_does_not_wait_for_its_own_disk() -> None:
+    world = quiet()
+    a, b, _ = world.names
+    world.nodes[a].is_disk_late = True
+    world.do(a, b"SET", b"k", b"1")
+    world.run(0.1)
+    assert world.nodes[b].value(b"k") == b"1"
+
+
+def test_with_many_replicas_nothing_waits_for_its_own_disk() -> None:
+    """There an author and one other are no majority anyway (`cluster/held.py`)."""
+    world = World(0, 5, N5)
+    a, b = world.names[:2]
+    world.nodes[a].is_disk_late = True
+    world.do(a, b"INCR", b"k")
+    world.run(0.1)
+    assert world.nodes[b].value(b"k") == b"1"
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_who_may_have_forgotten_does_not_confirm_what_was_built_upon(is_known: bool) -> None:
+    """a and c have confirmed an INCR. c is away, and a has lost its disk: b must not count from what it has."""
+    world = quiet()
+    a, b, c = world.names
+    world.disconnect(a, b)
+    world.disconnect(b, c)
+    first = world.do(a, b"INCR", b"k")
+    world.run(0.1)
+    assert outcome(first) == 1
+    world.nodes[a] = Node(world, a, N3, 7)
+    world.disconnect(a, c)
+    world.connect(a, b)
+
+    def hear() -> None:
+        assert world.nodes[b].topology.mark_complete(a, is_complete=False)
+
+    if is_known:
+        hear()
+    op = world.do(b, b"INCR", b"k")
+    if not is_known:
+        hear()  # Before the answer comes.
+    world.run(0.1)
+    assert isinstance(outcome(op), QuorumNotMet)
+    assert (world.nodes[b].value(b"k") is None) == is_known  # Else it is found out about.
+    blind = world.do(b, b"SET", b"other", b"1")
+    world.run(0.1)
+    assert outcome(blind) == b"OK"
 
 
 def test_two_increments_at_two_nodes_at_the_same_time_both_count() -> None:
@@ -464,7 +530,9 @@ def telling(self: Undecided, place: tuple[Slot, Row]) -> None:
     return None
 
 
-def counting_twice(self: WriteRound, peer: str, refused: dict[object, bytes]) -> bool:
+def counting_twice(
+    self: WriteRound, peer: str, refused: dict[object, bytes], *, is_forgetful: bool
+) -> bool:
     """Each answer is taken as one of another peer."""
     self.answers[f"{peer}{len(self.answers)}"] = {}
     return True

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from cluster.errors import ClusterError
-from cluster.round import ConflictLost, Pending, QuorumNotMet, Verdict, WriteRound
+from cluster.round import ConflictLost, Pending, QuorumNotMet, Verdict, WriteEntry, WriteRound
 
 PLACE, OTHER = (1, b"row"), (1, b"other")
 STATE = b"state"
@@ -31,10 +31,14 @@ class Op(Pending):
 
 
 def round_of(peers: str, needed: int, *, is_unit: bool = False) -> WriteRound:
-    return WriteRound(1, tuple(peers), needed, [], 1.0, is_unit, 0)
+    """Of a row that depends on what was there."""
+    entries: list[WriteEntry] = [(Op(), 0, *PLACE, b"written")]
+    round_ = WriteRound(1, tuple(peers), needed, entries, 1.0, is_unit, 0)
+    round_.remembering = needed
+    return round_
 
 
-# What each peer said: + taken, - refused, x unreachable, . nothing yet.
+# What each peer said: + taken, f taken by one that may have forgotten, - refused, x unreachable, . nothing yet.
 VERDICTS = """
 1  ..   OPEN
 1  +.   ACCEPTED
@@ -62,6 +66,19 @@ VERDICTS = """
 2  +-x.  OPEN
 0  ..   ACCEPTED
 0  xx   ACCEPTED
+1  f.   OPEN
+1  f+   ACCEPTED
+1  ff   UNREACHED
+1  fx   UNREACHED
+1  f-   LOST
+2  f+..  OPEN
+2  f++.  ACCEPTED
+2  ff+.  OPEN
+2  ff++  ACCEPTED
+2  fff.  UNREACHED
+2  ff+-  LOST
+2  +x-f  LOST
+2  +xxf  UNREACHED
 """
 
 
@@ -70,8 +87,9 @@ def test_verdicts(line: str) -> None:
     needed, said, verdict = line.split()
     round_ = round_of("abcd"[: len(said)], int(needed))
     for peer, answer in zip("abcd", said, strict=False):
-        if answer in "+-":
-            assert round_.add_answer(peer, {PLACE: STATE} if answer == "-" else {})
+        if answer in "+f-":
+            refused = {PLACE: STATE} if answer == "-" else {}
+            assert round_.add_answer(peer, refused, is_forgetful=answer == "f")
         elif answer == "x":
             assert round_.add_loss(peer)
     assert round_.verdict(PLACE) is Verdict[verdict]
@@ -84,7 +102,7 @@ def test_verdicts(line: str) -> None:
 
 def test_a_verdict_never_changes_from_accepted_or_to_it_from_lost() -> None:
     """Whatever the order of four peers' answers: what was decided stays so."""
-    for said in product("+-x", repeat=4):
+    for said in product("+f-x", repeat=4):
         for needed in (1, 2, 3):
             round_ = round_of("abcd", needed)
             past = [round_.verdict(PLACE)]
@@ -92,7 +110,8 @@ def test_a_verdict_never_changes_from_accepted_or_to_it_from_lost() -> None:
                 if answer == "x":
                     round_.add_loss(peer)
                 else:
-                    round_.add_answer(peer, {PLACE: STATE} if answer == "-" else {})
+                    refused = {PLACE: STATE} if answer == "-" else {}
+                    round_.add_answer(peer, refused, is_forgetful=answer == "f")
                 past.append(round_.verdict(PLACE))
             decided = [verdict for verdict in past if verdict is not Verdict.OPEN]
             assert decided, (said, needed)
@@ -101,6 +120,21 @@ def test_a_verdict_never_changes_from_accepted_or_to_it_from_lost() -> None:
                 Verdict.LOST,
                 Verdict.UNREACHED,
             }, (said, needed, past)
+
+
+def test_who_may_have_forgotten_counts_for_what_depends_on_nothing() -> None:
+    round_ = round_of("ab", 1)
+    round_.entries[0][0].is_blind = True
+    round_.add_answer("a", {}, is_forgetful=True)
+    assert round_.verdict(PLACE) is Verdict.ACCEPTED
+
+
+def test_who_only_reads_what_was_written_does_not_make_it_depend() -> None:
+    round_ = round_of("ab", 1)
+    round_.entries[0][0].is_blind = True
+    round_.entries.append((Op(), 0, *PLACE, b""))
+    round_.add_answer("a", {}, is_forgetful=True)
+    assert round_.verdict(PLACE) is Verdict.ACCEPTED
 
 
 def test_an_answer_counts_once_and_only_of_a_peer() -> None:

@@ -83,9 +83,12 @@ def _early_promise(original: Callable[..., None]) -> Callable[..., None]:
 def _counted_twice(original: Callable[..., bool]) -> Callable[..., bool]:
     """An answer that comes twice counts as two."""
 
-    def add_answer(round_: WriteRound, peer: str, refused: dict[Place, bytes]) -> bool:
+    def add_answer(
+        round_: WriteRound, peer: str, refused: dict[Place, bytes], *, is_forgetful: bool
+    ) -> bool:
         is_again = peer in round_.answers
-        return original(round_, peer, refused) or (is_again and _note_twice(round_, peer, refused))
+        is_taken = original(round_, peer, refused, is_forgetful=is_forgetful)
+        return is_taken or (is_again and _note_twice(round_, peer, refused))
 
     return add_answer
 

@@ -88,6 +88,15 @@ FOUND_HARD = {
     7044: "the same of an INCR for which nobody had answered",
 }
 
+# The same with transactions that meet in five keys. Some with an old disk, which had nothing to do with it.
+FOUND_TOGETHER = {
+    3029: "two nodes wrote with a third that had forgotten all, and their transactions stood beside each other",
+    3068: "a message came again after it was heard that its sender is another process, and an INCRBY was done twice",
+    3444: "a node lost its own part of a transaction with its power, and the one that had it told of it key by key",
+    6114: "as 3444",
+    6133: "as 3444",
+}
+
 
 @pytest.mark.parametrize("seed", FOUND_HARD)
 def test_what_was_found_with_few_keys_is_not_found_again(seed: int) -> None:
@@ -95,6 +104,14 @@ def test_what_was_found_with_few_keys_is_not_found_again(seed: int) -> None:
     if seed == 3415:
         plan = replace(Plan.contended(seed, nodes=3, seconds=30, rate=30), transfers=0.7)
     assert run(plan).findings == []
+
+
+@pytest.mark.parametrize("seed", FOUND_TOGETHER)
+def test_what_was_found_with_transactions_is_not_found_again(seed: int) -> None:
+    plan = Plan.contended(seed, nodes=3, seconds=30, rate=30)
+    if seed in (6114, 6133):
+        plan = replace(plan, disk_fault="old")
+    assert run(replace(plan, transfers=0.7, pipeline=0.0)).findings == []
 
 
 def test_what_was_acknowledged_is_not_hidden_by_what_failed() -> None:
