@@ -44,11 +44,15 @@ class Case:
     borne_out: dict[NodeId, frozenset[Dot]] = field(default_factory=dict)
     # When that was: what this node had seen of the slot, and the answers that were there.
     known: tuple[SlotClock, dict[NodeId, Record]] = field(default_factory=lambda: (SlotClock(), {}))
+    # What this node had seen of the slot before any of the answers was asked for.
+    since: SlotClock = field(default_factory=SlotClock)
     incomplete: set[NodeId] = field(default_factory=set)  # They were asked, and cannot tell.
     refusing: set[NodeId] = field(
         default_factory=set
     )  # They have refused the open writes themselves.
     heard: list[Record] = field(default_factory=list)  # What counts of the answers.
+    # What counted when the row was written again and that was refused: its writes have seen all this.
+    heard_before: Record = field(default_factory=lambda: Record(()))
     asked: dict[int, NodeId] = field(default_factory=dict)  # Messages under way.
     closing: Closing | None = None
     is_short: bool = False  # Only if those are counted that are incomplete.

@@ -125,13 +125,13 @@ class Conflicts:
         coordinator = self._coordinator
         op, attempt, slot, row, raw = entry
         if is_undone or (op.is_blind and not (raw and round_.unreachable)):
-            if raw and op.may_have_run and not is_undone:
+            if raw and op.may_be_twice and not is_undone:
                 coordinator.inquest.open(round_, entry)  # It may find that it need not run again.
             coordinator.retries_total += 1
             op.again(attempt, (slot, row))
             return
         if op.is_blind:
-            if raw and (coordinator.is_many or op.may_have_run):
+            if raw and (coordinator.is_many or op.may_be_twice):
                 coordinator.inquest.open(round_, entry)
             # A replica that is gone may have taken it, and others may have built upon that.
             op.fail(attempt, ConflictLost(is_partial=True), (slot, row))
@@ -180,6 +180,8 @@ class Conflicts:
             if not known and not others:
                 return False
             past = known[0] if known else Record(())
+            if held[each].dots - every - past.dots.union(*(state.dots for state in others)):
+                return False  # It came in another way, and nobody can say what of these it has replaced.
             shown[each] = restored(past, own, others, held[each])
         for (slot, row), versions in shown.items():
             if not held[slot, row].dots.isdisjoint(dots[slot, row]):

@@ -63,6 +63,7 @@ from cluster.record import (
     Record,
     decode,
     encode,
+    join_records,
     pack_dots,
     unpack_dots,
 )
@@ -251,7 +252,10 @@ class Inquest:
         case.next_s = coordinator.now_s + case.wait_s
         case.wait_s = min(2 * case.wait_s, ASK_MOST_S)
         self._forget_questions(case)
-        case.known = coordinator.replica.clocks.clock(case.place[0]), dict(case.answers)
+        clock = coordinator.replica.clocks.clock(case.place[0])
+        case.known = clock, dict(case.answers)
+        if not case.answers:
+            case.since = clock
         for peer in coordinator.batches[case.place[0]].peers:
             is_clear = peer in case.answers and peer not in case.doubts
             if not is_clear and coordinator.topology.is_reachable(peer):  # Also with its clock off.
@@ -316,6 +320,11 @@ class Inquest:
         if any(case.closing is not None or not self._hear(case) for case in group):
             return
         try:
+            if stale := [case for case in group if self._is_stale(case)]:
+                for case in stale:
+                    self._forget_answers(case)
+                    case.next_s = coordinator.now_s
+                return
             for case in list(group):
                 if coordinator.is_many:
                     self._votes.note_gone(case, self._clear(case)[1])
@@ -455,7 +464,7 @@ class Inquest:
         if is_undone or is_dropped:
             others = [self._instead(case) if is_dropped else case.heard for case in group]
             shown = [
-                restored(case.past, case.dots, states, self._held(case))
+                restored(case.past, case.dots, (case.heard_before, *states), self._held(case))
                 for case, states in zip(group, others, strict=True)
             ]
             for case, versions in zip(list(group), shown, strict=True):
@@ -484,6 +493,14 @@ class Inquest:
         ):
             return [first]
         return case.heard
+
+    def _is_stale(self, case: Case) -> bool:
+        """Whether the row has got something since the first answer was asked for that no answer shows.
+
+        Then nobody can say which of what they show it has replaced. Raises PageFault.
+        """
+        shown = set(case.dots).union(*(state.dots for state in case.answers.values()))
+        return any(dot not in shown and not case.since.covers(dot) for dot in self._held(case).dots)
 
     def _is_overtaken(self, case: Case) -> bool:
         """Whether anybody has anything that an open write had not seen. Raises PageFault."""
@@ -549,6 +566,9 @@ class Inquest:
     def begin_again(self, cases: list[Case]) -> None:
         """The write that was to close cases was not taken."""
         for case in cases:
+            if case.is_undone:
+                for state in case.heard:
+                    case.heard_before = join_records(case.heard_before, state)
             case.is_refused = True
             case.is_beside = False
             case.closing = None

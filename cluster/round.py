@@ -68,8 +68,8 @@ class Pending(ABC):
         self.before: Mapping[Place, bytes | None] = NOTHING_BEFORE
 
     @property
-    def may_have_run(self) -> bool:
-        """Whether an earlier attempt, here or elsewhere, may last, and two of its writes stand beside each other."""
+    def may_be_twice(self) -> bool:
+        """Whether another attempt, here or elsewhere, may last, and two of its writes stand beside each other."""
         return False
 
     @abstractmethod

@@ -64,7 +64,7 @@ class Unaccepted:
         coordinator = self._coordinator
         # A blind one just writes again; where a few may hold it, they have to be told. One that may stand
         # elsewhere, too, could come back over what has replaced it there.
-        is_alone = op.is_blind and not (coordinator.is_many or op.may_have_run)
+        is_alone = op.is_blind and not (coordinator.is_many or op.may_be_twice)
         if raw and round_.is_checked and not is_alone:
             coordinator.inquest.open(round_, entry)
         error = QuorumNotMet(round_.needed + 1, len(round_.answers) + 1, True)

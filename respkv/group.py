@@ -141,6 +141,11 @@ class Group(Pending):
         self.gone: dict[int, None] = {}  # Members that left.
         self.started_ns = dispatch.node.clock_ns()
 
+    @property
+    def may_be_twice(self) -> bool:
+        """See `Operation.may_be_twice`. What a node forwards is a group of its own."""
+        return isinstance(self.members[0][1], Answers)
+
     def settled(self) -> None:
         self.dispatch.grouping.finish_group(self)
 

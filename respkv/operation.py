@@ -127,8 +127,13 @@ class Operation(Pending):
 
     @property
     def may_have_run(self) -> bool:
-        """Then no error may say that nothing was done, either."""
+        """Whether an earlier attempt may last: then no error may say that nothing was done."""
         return bool(self.hlc) or (self.is_blind and 0 <= self.written < self.attempt)
+
+    @property
+    def may_be_twice(self) -> bool:
+        """See `Pending`. Who forwarded it may have it done elsewhere as well, once this node is late."""
+        return self.is_forwarded or self.may_have_run
 
     def settled(self) -> None:
         self.dispatch.finish(self)

@@ -11,15 +11,16 @@ from itertools import permutations
 import pytest
 
 from cluster.batch import Quorums
-from cluster.case import restored
+from cluster.case import Case, restored
 from cluster.coordinator import Coordinator
+from cluster.delta_wire import record_of
 from cluster.errors import ClusterError
 from cluster.inquest import Inquest
 from cluster.record import STRING, Record, Version, decode
 from cluster.recovery import Recovery
-from cluster.round import ConflictLost, WriteEntry, WriteRound
+from cluster.round import ConflictLost, Pending, QuorumNotMet, WriteEntry, WriteRound
 from cluster.undecided import Undecided
-from tests.cluster.cluster_world import NOW_MS, Node, Op, Weather, World, place_of
+from tests.cluster.cluster_world import NOW_MS, TIMEOUT_S, Node, Op, Weather, World, place_of
 
 HERE, THERE = 1, 2
 
@@ -100,6 +101,73 @@ def test_a_write_of_before_the_start_that_others_have_replaced_is_replaced_here(
     assert found is not None
     assert latest is not None
     assert decode(found).versions == decode(latest).versions != decode(lost).versions
+
+
+def open_increment(world: World, name: str) -> Case:
+    """The case of an INCR of k for which nobody has answered."""
+    node = world.nodes[name]
+    others = [other for other in world.names if other != name]
+    world.cut |= {frozenset((name, other)) for other in others}
+    op = world.do(name, b"INCR", b"k")
+    world.run(TIMEOUT_S + 0.2)
+    assert isinstance(op.outcome, QuorumNotMet)
+    return node.coordinator.inquest.cases[place_of(b"k")]
+
+
+def shown(world: World, name: str) -> list[bytes]:
+    """All versions of k at a node."""
+    record = world.nodes[name].coordinator.repairs.record(place_of(b"k"))
+    return [each.payload for each in record.versions]
+
+
+def state_of(world: World, name: str) -> Record:
+    return record_of(world.nodes[name].replica.state_of(*place_of(b"k")))
+
+
+def test_an_answer_that_is_older_than_the_row_is_asked_for_again() -> None:
+    """Else it brought back what the row had replaced since, and only here: seed 6330 of `test_found`."""
+    world = new_world()
+    case = open_increment(world, "n01")
+    node = world.nodes["n01"]
+    answers = []
+    for _ in range(2):
+        world.do("n02", b"INCR", b"k")
+        world.run(0.1)
+        answers.append(state_of(world, "n02"))
+    case.answers["n02"] = answers[0]
+    assert node.replica.repair(*case.place, answers[1], node.coordinator.now_ms)
+    node.coordinator.inquest._judge(case.group)
+    world.cut.clear()
+    world.run(5.0)
+    assert not node.coordinator.inquest.cases
+    assert [shown(world, name) for name in world.names] == [[b"2"]] * 3
+
+
+def test_what_a_refused_form_of_a_row_had_seen_is_in_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has seen that, so that nobody would refuse a form without it: seed 6467 of `test_found`."""
+    world = new_world()
+    slot, _ = place_of(b"k")
+    one, name, other = world.nodes["n01"].topology.replicas(
+        slot
+    )  # One that gives way to the first.
+    case = open_increment(world, name)
+    node = world.nodes[name]
+    world.do(one, b"SET", b"k", b"else")
+    world.run(0.1)
+    forms: list[bytes] = []
+
+    def send_rows(op: Pending, rows: Sequence[tuple[int, bytes, bytes]]) -> None:
+        forms.extend(raw for _, _, raw in rows)
+
+    monkeypatch.setattr(node.coordinator, "send_rows", send_rows)
+    for answer in (state_of(world, one), Record(())):  # They need not be of the same replica.
+        case.answers.update({one: Record(()), other: answer})
+        node.coordinator.inquest._judge(case.group)
+        node.coordinator.inquest.begin_again([case])
+    assert [each.payload for each in decode(forms[0]).versions] == [b"else"]
+    assert shown(world, name) == [b"else"]
 
 
 def version(actor: int, counter: int, payload: bytes = b"") -> Version:
@@ -266,7 +334,7 @@ class TriedBefore(Op):
     __slots__ = ()
 
     @property
-    def may_have_run(self) -> bool:
+    def may_be_twice(self) -> bool:
         return True
 
     def stale(self) -> None:

@@ -22,6 +22,7 @@ from engine.store import StoreSettings
 from respkv import commands
 from respkv.command import TABLE
 from respkv.dispatch import Dispatch
+from respkv.group import Answers, Group
 from respkv.operation import Operation
 from respkv.parser import Limits
 from respkv.refusal import NO_REPLICA, TIMED_OUT, TRIED, doubted
@@ -86,15 +87,18 @@ FOUND_HARD = {
     7050: "two rounds that asked a replica again gave it up twice: a traceback",
     7041: "an APPEND lost its race, nobody said what had won, and it won by its timestamp",
     7044: "the same of an INCR for which nobody had answered",
+    7138: "a SET was done at two nodes, and what the slower one had made of it came back beside a later DEL",
 }
 
-# The same with transactions that meet in five keys. Some with an old disk, which had nothing to do with it.
+# The same with transactions that meet in five keys.
 FOUND_TOGETHER = {
     3029: "two nodes wrote with a third that had forgotten all, and their transactions stood beside each other",
     3068: "a message came again after it was heard that its sender is another process, and an INCRBY was done twice",
     3444: "a node lost its own part of a transaction with its power, and the one that had it told of it key by key",
-    6114: "as 3444",
-    6133: "as 3444",
+    6114: "as 3444, with an old disk",
+    6133: "as 3444, with an old disk",
+    6330: "with a lost disk, an inquest went by an answer that was older than the row, and brought back what was gone",
+    6467: "with a lost disk, a row was written again, refused, and written again without what the first form had seen",
 }
 
 
@@ -109,8 +113,8 @@ def test_what_was_found_with_few_keys_is_not_found_again(seed: int) -> None:
 @pytest.mark.parametrize("seed", FOUND_TOGETHER)
 def test_what_was_found_with_transactions_is_not_found_again(seed: int) -> None:
     plan = Plan.contended(seed, nodes=3, seconds=30, rate=30)
-    if seed in (6114, 6133):
-        plan = replace(plan, disk_fault="old")
+    if seed >= 6000:
+        plan = replace(plan, disk_fault="old" if seed < 6300 else "lost")
     assert run(replace(plan, transfers=0.7, pipeline=0.0)).findings == []
 
 
@@ -169,6 +173,20 @@ def test_what_a_full_disk_does_not_take_may_be_several_entries_in_one_piece() ->
     assert not unlogged.is_shown_by(TABLE.commands["GET"], [b"GET", b"five"], session)
 
 
+@pytest.mark.parametrize("is_forwarded", [False, True])
+def test_what_another_node_has_forwarded_it_may_have_done_elsewhere_as_well(
+    is_forwarded: bool,
+) -> None:
+    commands.load()
+    session = Session(1, "peer:1", "here:1", Limits(), 0.0, authenticated=True)
+    node = SimpleNamespace(clock_ns=lambda: 0)
+    dispatch = cast(Dispatch, SimpleNamespace(node=node, forwarding=None))
+    group = Group(dispatch, TABLE.commands["SET"], NOW_MS)
+    part_of = Answers(dispatch, "b", b"1", 1) if is_forwarded else None
+    group.members.append((session, part_of, 0, [b"SET", b"k", b"v"]))
+    assert group.may_be_twice is is_forwarded
+
+
 def test_of_what_was_tried_before_no_error_says_that_nothing_was_done() -> None:
     commands.load()
     session = Session(1, "peer:1", "here:1", Limits(), 0.0, authenticated=True)
@@ -182,5 +200,11 @@ def test_of_what_was_tried_before_no_error_says_that_nothing_was_done() -> None:
     assert operation.may_have_run
     operation.written, operation.hlc = -1, 17
     assert operation.may_have_run
+    assert operation.may_be_twice
+    operation.hlc = 0
+    assert not operation.may_be_twice
+    operation.is_forwarded = True
+    assert operation.may_be_twice
+    assert not operation.may_have_run
     assert doubted(NO_REPLICA) is TRIED
     assert doubted(TIMED_OUT) is TIMED_OUT
