@@ -123,27 +123,27 @@ class BlockCache:
 
 
 class RowCache:
-    """Complete records by key, up to `bytes_max` of memory."""
+    """Complete records by key, up to `bytes_max` of memory. `by_key` has them, the oldest first."""
 
-    __slots__ = ("_rows", "bytes_max", "bytes_used", "hit_count", "miss_count")
+    __slots__ = ("by_key", "bytes_max", "bytes_used", "hit_count", "miss_count")
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.bytes_used = 0
         self.hit_count = 0
         self.miss_count = 0
-        self._rows: OrderedDict[Key, bytes] = OrderedDict()
+        self.by_key: OrderedDict[Key, bytes] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.by_key)
 
     def get(self, key: Key) -> bytes | None:
         """Return the record if it is here. Hot path, measured by `bench/sstable.py`."""
-        raw = self._rows.get(key)
+        raw = self.by_key.get(key)
         if raw is None:
             self.miss_count += 1
             return None
-        self._rows.move_to_end(key)
+        self.by_key.move_to_end(key)
         self.hit_count += 1
         return raw
 
@@ -157,7 +157,7 @@ class RowCache:
         weight = len(key) + len(raw) + _ROW_OVERHEAD_BYTES
         if weight * _SHARE_MAX > self.bytes_max:
             return
-        rows = self._rows
+        rows = self.by_key
         rows[key] = raw
         used = self.bytes_used + weight
         while used > self.bytes_max:
@@ -169,17 +169,17 @@ class RowCache:
         """Take another limit; the oldest make room if it is lower."""
         self.bytes_max = bytes_max
         while self.bytes_used > bytes_max:
-            self._forget(*self._rows.popitem(last=False))
+            self._forget(*self.by_key.popitem(last=False))
 
     def invalidate(self, key: Key) -> None:
         """Forget the record of a key, if it is here."""
-        raw = self._rows.pop(key, None)
+        raw = self.by_key.pop(key, None)
         if raw is not None:
             self._forget(key, raw)
 
     def clear(self) -> None:
         """Forget everything: after a drop of a range, which names no keys."""
-        self._rows.clear()
+        self.by_key.clear()
         self.bytes_used = 0
 
     def _forget(self, key: Key, raw: bytes) -> None:

@@ -424,10 +424,12 @@ class Store:
         return raw if raw is not None else self.lookup(slot, row)
 
     def lookup(self, slot: Slot, row: Row) -> bytes | None:
-        """As `get`, for a row that has no complete entry in the active memtable."""
-        if not (self.tables or self.frozen or self.memtable.deltas or self.manifest.damages):
-            return None  # As `has_more`: every miss comes by here.
+        """As `get`, for a row that has no complete entry in the active memtable. Hot."""
         deltas = self.memtable.deltas  # Mostly empty, which is cheaper to see than to look into it.
+        if not deltas and not self.frozen:
+            if self.tables or self.manifest.damages:
+                return self._lookup_tables(slot, row)
+            return None
         above = deltas.get((slot, row)) if deltas else None
         for frozen in self.frozen:
             raw = frozen.memtable.slots[slot].get(row)

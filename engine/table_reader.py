@@ -108,9 +108,13 @@ class TableReader:
 
     def lookup(self, slot: Slot, row: Row) -> bytes | None:
         """The state of a row below the memtables, or None. Hot. Raises PageFault, LostDataError."""
-        cached = self.rows.get(row)
-        if cached is not None:
+        rows = self.rows
+        cached = rows.by_key.get(row)
+        if cached is not None:  # As `RowCache.get`, whose call would cost as much as all of this.
+            rows.by_key.move_to_end(row)
+            rows.hit_count += 1
             return cached or None
+        rows.miss_count += 1
         pages = self.pages
         if pages.awaited and not pages.pinned:
             pages.refuse_missing(row)
@@ -126,7 +130,7 @@ class TableReader:
         except PageFault as fault:
             pages.note_missing(row, fault)
             raise
-        self.rows.add(row, raw or ABSENT)
+        rows.add(row, raw or ABSENT)
         return raw
 
     def _lookup_beside_damage(self, slot: Slot, key: bytes) -> bytes | None:

@@ -189,7 +189,7 @@ def test_the_row_cache_keeps_its_bound_and_its_sum(seed: int) -> None:
             case _:
                 assert rows.get(key) in (None, put.get(key))
         assert rows.bytes_used <= rows.bytes_max
-        assert rows.bytes_used >= sum(len(key) + len(raw) for key, raw in rows._rows.items())
+        assert rows.bytes_used >= sum(len(key) + len(raw) for key, raw in rows.by_key.items())
     rows.clear()
     assert (rows.bytes_used, len(rows)) == (0, 0)
 
