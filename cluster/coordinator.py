@@ -36,7 +36,7 @@ optimistic concurrency control by validation (Kung and Robinson); Riak's read re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from cluster.batch import Batch, Quorums, in_turn
@@ -507,9 +507,10 @@ class Coordinator:
         """Whether this node is the first of a slot's preference list."""
         return self.first(slot) == self.topology.me
 
-    def first(self, slot: Slot) -> NodeId:
-        """The first node of a slot's preference list, the same for all nodes, wherever they are."""
-        nodes, replicas = self.topology.nodes, self.topology.preferences[slot]
+    def first(self, slot: Slot, *, but: Collection[NodeId] = ()) -> NodeId:
+        """The first node of a slot's preference list, but for some, the same for all nodes, wherever they are."""
+        nodes = self.topology.nodes
+        replicas = [name for name in self.topology.preferences[slot] if name not in but]
         return min(replicas, key=lambda name: nodes[name].data_centre)
 
     def send_rows(self, op: Pending, rows: Sequence[tuple[Slot, Row, bytes]]) -> None:

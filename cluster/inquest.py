@@ -352,6 +352,9 @@ class Inquest:
             case.heard = [without(state, unseen) for state in case.answers.values()]
         elif len(clear) + len(case.incomplete) >= needed:
             case.heard, case.is_short = clear, True
+        elif self._coordinator.is_many and self._votes.can_nobody_tell(case):
+            case.heard = [without(state, unseen) for state in case.answers.values()]
+            case.is_short = True
         else:
             return False
         return True
@@ -447,6 +450,12 @@ class Inquest:
         if any(case.is_short for case in group) and (is_undone or is_refused):
             if not all(map(self._votes.can_nobody_tell, group)):
                 return []
+            if coordinator.is_many:
+                if not self._votes.is_deciding(group):
+                    return []
+                for case in group:  # Who holds something else would refuse what has not seen that.
+                    for state in case.answers.values():
+                        replica.merge(*case.place, state, now_ms)
             for case in group:
                 case.is_beside = True
             is_undone = False

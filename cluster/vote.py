@@ -76,21 +76,27 @@ class Votes:
         versions = tuple(each for each in self._held(case).versions if each.dot in case.dots)
         return encode(Record(versions, *case.all_seen.freeze()))
 
+    def is_deciding(self, group: list[Case]) -> bool:
+        """Whether all that can answer have, and this is the first replica among them."""
+        coordinator = self._coordinator
+        first = coordinator.first(group[0].place[0], but=group[0].incomplete)
+        is_first = first == coordinator.topology.me and coordinator.replica.is_complete
+        return is_first and all(map(self.can_nobody_tell, group))
+
     def keeper(self, group: list[Case]) -> NodeId | None:
         """Whose open writes are to stay, where all replicas have answered and no majority can take any more.
 
-        Only the first replica decides that. Who has not seen what a majority may have taken is out of the question.
+        Only one replica decides that. Who has not seen what a majority may have taken is out of the question: any may
+        have been taken by those that are incomplete, and cannot say.
         """
         coordinator = self._coordinator
         first = group[0]
         slot = first.place[0]
-        if not (coordinator.is_many and coordinator.is_first(slot)):
-            return None
-        if not all(map(self.have_all_answered, group)):
+        if not (coordinator.is_many and self.is_deciding(group)):
             return None
         states = {coordinator.topology.me: self._held(first), **first.answers}
         holders = {coordinator.topology.me: first.dots, **first.doubts}
-        free = len(states) - len(holders)
+        free = len(states) - len(holders) + len(first.incomplete)
         seen = {
             dot: sum(each.has_seen(dot) for each in states.values())
             for state in states.values()

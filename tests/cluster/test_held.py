@@ -9,7 +9,7 @@ from cluster.coordinator import Coordinator
 from cluster.held import Held
 from cluster.quorum_messages import SETTLED
 from cluster.round import QuorumNotMet
-from tests.cluster.cluster_world import Op, World, place_of
+from tests.cluster.cluster_world import TIMEOUT_S, Op, World, place_of
 from tests.cluster.test_coordinator import LOSING, N5, judge, outcome, quiet, story
 
 PLACE = place_of(b"k")
@@ -142,6 +142,32 @@ def test_what_is_settled_before_it_comes_is_not_held() -> None:
     world.nodes[b].receive(a, message)
     world.run(0.01)
     assert not held.has(PLACE)
+
+
+@pytest.mark.parametrize("forgetful", range(4))
+@pytest.mark.parametrize(
+    "key", [b"k", b"l", b"m", b"n"]
+)  # Each with another first replica, perhaps.
+def test_two_against_two_come_to_an_end_though_one_cannot_say(forgetful: int, key: bytes) -> None:
+    """Each pair refuses what the other has taken, and an incomplete one answers no question"""
+    world = quiet(Quorums(4, 3, 3))
+    a, b, c, d = world.names
+    cut_off(world, a, c, d)
+    cut_off(world, b, c, d)
+    ops = [world.do(a, b"INCRBY", key, b"1"), world.do(c, b"INCRBY", key, b"100")]
+    world.run(TIMEOUT_S + 0.1)
+    assert all(isinstance(outcome(op), QuorumNotMet) for op in ops)
+    lost = world.names[forgetful]
+    world.nodes[lost].replica.note(is_complete=False)
+    for node in world.nodes.values():
+        node.topology.mark_complete(lost, is_complete=False)
+    world.cut.clear()
+    world.run(20.0)
+    assert settled_everywhere(world)
+    assert len({world.nodes[name].value(key) for name in world.names}) == 1
+    op = world.do(next(name for name in world.names if name != lost), b"INCR", key)
+    world.run(0.2)
+    assert outcome(op) in (1, 2, 101)
 
 
 def test_three_replicas_need_none_of_this() -> None:
