@@ -7,7 +7,7 @@ Core.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -63,7 +63,6 @@ class Case:
     # What was seen before, where the row as it was is not known. From before the start: what the node had seen then.
     seen: SlotClock | None = None
     noted: OpenWrites | None = None  # What the process before has noted, until it is looked up.
-    is_guess: bool = False  # It has noted nothing: `seen` may be more than the writes had seen.
     rounds: list[WriteRound] = field(default_factory=list)  # Of this node, that wrote the row.
     group: list[Case] = field(
         default_factory=list
@@ -120,6 +119,21 @@ def seen_by(round_: WriteRound, entry: WriteEntry) -> SlotClock:
             seen.join(SlotClock({actor: upto}))
     seen.join(SlotClock({}, set(delta.beyond) - delta.dots))
     return seen
+
+
+def seen_before(seen: SlotClock, beside: Iterable[Dot]) -> SlotClock:
+    """What a write had seen, of what its node had when it ended, where these stand beside it in the row.
+
+    They had not been seen, or they would be gone. What their actors did later is left out as well.
+    """
+    result = SlotClock(dict(seen.base), set(seen.beyond))
+    for actor, counter in beside:
+        if result.base.get(actor, 0) >= counter:
+            del result.base[actor]
+            if counter > 1:
+                result.base[actor] = counter - 1
+        result.beyond = {dot for dot in result.beyond if dot[0] != actor or dot[1] < counter}
+    return result
 
 
 def without(state: Record, dots: set[Dot]) -> Record:

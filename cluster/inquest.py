@@ -53,7 +53,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from cluster.case import Case, past_of, restored, seen_by, unite, without
+from cluster.case import Case, past_of, restored, seen_before, seen_by, unite, without
 from cluster.clock import Dot
 from cluster.delta import clock_of, joined, lacks
 from cluster.delta_wire import record_of
@@ -180,8 +180,7 @@ class Inquest:
                 case.next_s = now_s
                 case.seen = coordinator.replica.clocks.clock(place[0])
                 case.noted = OpenWrites.unpack(packed) if packed else None
-                case.is_guess = not packed
-                if case.is_guess:
+                if not packed:
                     # The next process might not find it among the last writes of the process before.
                     coordinator.replica.note_open(*place, coordinator.now_ms)
         coordinator.replica.note_looked(coordinator.now_ms)
@@ -310,6 +309,8 @@ class Inquest:
             case.dots.clear()  # Siblings: they were written beside each other, and stay.
         elif case.dots == held.dots:  # What the row has seen, its only write had.
             case.seen = joined(case.seen, clock_of(held))
+        else:
+            case.seen = seen_before(case.seen, held.dots - case.dots)
         if not case.dots:
             self.close(case, is_known=False)
         return bool(case.dots)

@@ -59,7 +59,7 @@ class Votes:
             peer
             for peer, answer in case.answers.items()
             if not any(answer.has_seen(dot) for dot in shown)
-            and any(case.is_guess or not seen.covers(dot) for dot in answer.dots)
+            and any(not seen.covers(dot) for dot in answer.dots)
         }
         # Who is incomplete may have taken it, and forgotten that. If nobody else can tell, that has to do.
         is_last = self.can_nobody_tell(case)
@@ -67,12 +67,7 @@ class Votes:
         return len(refusing) > quorums.n - quorums.majority
 
     def as_written(self, case: Case) -> bytes:
-        """The open writes, for others to take or to refuse. Raises PageFault.
-
-        Where it is not known what they had seen, nobody could refuse them: then all stays that stands beside them.
-        """
-        if case.is_guess:
-            return self._coordinator.replica.state_of(*case.place)
+        """The open writes, for others to take or to refuse. Raises PageFault."""
         versions = tuple(each for each in self._held(case).versions if each.dot in case.dots)
         return encode(Record(versions, *case.all_seen.freeze()))
 

@@ -11,7 +11,8 @@ from itertools import permutations
 import pytest
 
 from cluster.batch import Quorums
-from cluster.case import Case, restored
+from cluster.case import Case, restored, seen_before
+from cluster.clock import SlotClock
 from cluster.coordinator import Coordinator
 from cluster.delta_wire import record_of
 from cluster.errors import ClusterError
@@ -306,6 +307,39 @@ def test_a_doubt_that_is_not_told_loses_what_was_acknowledged(
 
     monkeypatch.setattr(Inquest, "testimony", told)
     assert meet(late("ac", "ab"), ("ac", "ab", "bc")) == {b"14"}
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_what_stood_beside_an_open_write_when_its_node_ended_had_not_been_seen(n: int) -> None:
+    """It was sent again together with that, and refused by nobody: then the later of the two won."""
+    world = World(1, n, Quorums(n, n // 2 + 1, n // 2 + 1), Weather(delay_s=0.001))
+    world.run(0.05)
+    case = open_increment(world, "n01")
+    node = world.nodes["n01"]
+    counted = world.do("n02", b"INCRBY", b"k", b"100")
+    world.run(0.1)
+    assert counted.outcome == 100
+    slot, row = case.place
+    node.replica.repair(slot, row, state_of(world, "n02"), node.coordinator.now_ms)
+    assert sorted(shown(world, "n01")) == [b"1", b"100"]
+    forget_cases(node.coordinator)
+    node.coordinator.inquest.open_at_start({case.place: b""}, (), world.now_s)
+    # All but one are within reach, so that as few as possible refuse it.
+    away = world.names[-(n // 2) :]
+    world.cut = {frozenset((name, "n01")) for name in away}
+    world.run(5.0)
+    world.cut.clear()
+    world.run(5.0)
+    world.settle()
+    assert [shown(world, name) for name in world.names] == [[b"100"]] * n
+
+
+def test_what_had_been_seen_before_some_dots() -> None:
+    clock = SlotClock({1: 5, 2: 1, 3: 7}, {(1, 8), (4, 3)})
+    left = seen_before(clock, [(1, 3), (2, 1), (9, 9)])
+    assert left == SlotClock({1: 2, 3: 7}, {(4, 3)})
+    assert clock.covers((1, 8))
+    assert seen_before(clock, [(4, 3)]).beyond == {(1, 8)}
 
 
 def test_what_one_of_two_rows_was_refused_for_counts_for_it_when_both_are_taken_back() -> None:
