@@ -117,6 +117,43 @@ class Plan:
             keys=rng.choice((1, 2)),
         )
 
+    @classmethod
+    def mixed(cls, seed: int) -> Plan:
+        """A short run of any kind: what the others do not put together. What it finds is seldom found otherwise."""
+        rng = random.Random(f"explore-{seed}")
+        nodes = rng.choice((3, 3, 3, 5, 5))
+        make = rng.choice((cls.contended, cls.contended, cls.draw))
+        plan = make(seed, nodes=nodes, seconds=rng.choice((20, 30)), rate=rng.choice((20, 30, 60)))
+        if nodes == 5 and rng.random() < 0.4:
+            plan = replace(plan, n=5, r=3, w=3)
+        elif nodes == 5 and rng.random() < 0.2:
+            plan = replace(plan, n=4, r=3, w=3)
+        elif nodes == 5:
+            plan = replace(plan, n=0, r=0, w=0)
+        match rng.choice(("transfers", "renaming", "counting", "runs", "plain")):
+            case "transfers":
+                plan = replace(plan, transfers=0.7, pipeline=0.0)
+            case "renaming":
+                plan = replace(plan, renaming=rng.choice((0.3, 0.6)))
+            case "counting":
+                plan = replace(plan, counting=rng.choice((0.5, 0.8)))
+            case "runs":
+                plan = replace(plan, runs=0.6, pipeline=0.0)
+        plan = replace(
+            plan,
+            disk_fault=rng.choice(("", "lost", "old")),
+            clients=rng.choice((4, 8, 12)),
+            keys=rng.choice((1, 2, 3)),
+        )
+        if rng.random() < 0.3:
+            plan = replace(plan, loss=0.01, reordering=0.1)
+        if rng.random() < 0.3:
+            plan = replace(plan, moves=rng.choice((0.0, 0.5)))
+        if rng.random() < 0.2 and not plan.renaming:
+            plan = replace(plan, cluster_clients=0.5)
+        # At the cluster ports nothing is renamed between slots.
+        return replace(plan, cluster_clients=0.0) if plan.renaming else plan
+
     @property
     def is_w_majority(self) -> bool:
         return not self.w or self.w > (self.n or 3) // 2

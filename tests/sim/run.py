@@ -5,6 +5,7 @@
     python -m tests.sim --canary NAME --seeds 100     a bug is planted: the campaign has to find it
     python -m tests.sim --like NAME --seeds 20        the same plans without the bug: nothing may be found
     python -m tests.sim --hard                        many crashes and few keys, as for canaries of clusters
+    python -m tests.sim --mixed                       runs of all kinds, with their own numbers of nodes and seconds
 
 A canary is found by a run that fails, and does not fail without it.
 
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "--like", choices=sorted(CANARIES), help="plans as for this canary, without its bug"
     )
     parser.add_argument("--hard", action="store_true", help="many crashes, few keys")
+    parser.add_argument("--mixed", action="store_true", help="runs of all kinds")
     parser.add_argument(
         "--transfers",
         type=float,
@@ -128,6 +130,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _plan(args: argparse.Namespace, seed: int) -> Plan:
     canary = CANARIES.get(args.canary or args.like)
+    if args.mixed:
+        return Plan.mixed(seed)
     is_hard = args.hard or (canary is not None and canary.nodes > 1)
     draw = Plan.contended if is_hard else Plan.draw
     plan = draw(seed, nodes=args.nodes, seconds=args.seconds, rate=args.rate)
@@ -144,14 +148,20 @@ def _one(args: argparse.Namespace, seed: int) -> Result:
         return run(plan)
 
 
+def _options(args: argparse.Namespace) -> list[str]:
+    """What makes the plans, for another process."""
+    options = ["--nodes", str(args.nodes)]
+    options += ["--seconds", f"{args.seconds:g}", "--rate", f"{args.rate:g}"]
+    options += ["--hard"] if args.hard else []
+    options += ["--mixed"] if args.mixed else []
+    options += ["--transfers", f"{args.transfers:g}"] if args.transfers else []
+    options += ["--runs", f"{args.runs:g}"] if args.runs else []
+    options += ["--like", args.like] if args.like else []
+    return options + (["--canary", args.canary] if args.canary else [])
+
+
 def _command(args: argparse.Namespace, seed: int) -> list[str]:
-    command = ["-m", "tests.sim", "--seed", str(seed), "--nodes", str(args.nodes)]
-    command += ["--seconds", f"{args.seconds:g}", "--rate", f"{args.rate:g}"]
-    command += ["--hard"] if args.hard else []
-    command += ["--transfers", f"{args.transfers:g}"] if args.transfers else []
-    command += ["--runs", f"{args.runs:g}"] if args.runs else []
-    command += ["--like", args.like] if args.like else []
-    return command + (["--canary", args.canary] if args.canary else [])
+    return ["-m", "tests.sim", "--seed", str(seed), *_options(args)]
 
 
 def _repeat(args: argparse.Namespace) -> int:
@@ -238,13 +248,7 @@ def _share(args: argparse.Namespace) -> int:
     for begin in range(args.first, args.first + args.seeds, share):
         count = min(share, args.first + args.seeds - begin)
         command = [sys.executable, "-m", "tests.sim", "--seeds", str(count), "--from", str(begin)]
-        command += ["--seconds", f"{args.seconds:g}", "--nodes", str(args.nodes)]
-        command += ["--rate", f"{args.rate:g}", "--twice-every", str(args.twice_every)]
-        command += ["--canary", args.canary] if args.canary else []
-        command += ["--like", args.like] if args.like else []
-        command += ["--hard"] if args.hard else []
-        command += ["--transfers", f"{args.transfers:g}"] if args.transfers else []
-        command += ["--runs", f"{args.runs:g}"] if args.runs else []
+        command += ["--twice-every", str(args.twice_every), *_options(args)]
         command += ["--count"] if args.count else []
         children.append(subprocess.Popen(command))
     statuses = [child.wait() for child in children]

@@ -53,6 +53,13 @@ def test_transactions_that_meet_in_some_keys_are_whole(seed: int) -> None:
     assert result.acknowledged > 50
 
 
+@pytest.mark.parametrize("first", range(4000, 4012, 3))
+def test_runs_of_all_kinds_are_well(first: int) -> None:
+    assert (
+        campaign.main(["--mixed", "--seeds", "3", "--from", str(first), "--twice-every", "3"]) == 0
+    )
+
+
 @pytest.mark.parametrize("seed", [3021, 3022, 3029, 3059, 3110, 3130, 3155, 3188, 3280])
 def test_a_transaction_whose_node_begins_again_is_whole(seed: int) -> None:
     """What it had written together is judged together afterwards, too."""

@@ -118,6 +118,17 @@ def test_what_was_found_with_transactions_is_not_found_again(seed: int) -> None:
     assert run(replace(plan, transfers=0.7, pipeline=0.0)).findings == []
 
 
+FOUND_MIXED = {
+    1023: "with N = 4, two against two did not come to an end, since one replica could not say what it had had",
+    2006: "with N = 5, an open write of before the start was sent again with what stood beside it, and won over that",
+}
+
+
+@pytest.mark.parametrize("seed", FOUND_MIXED)
+def test_what_was_found_in_mixed_runs_is_not_found_again(seed: int) -> None:
+    assert run(Plan.mixed(seed)).findings == []
+
+
 def test_what_was_acknowledged_is_not_hidden_by_what_failed() -> None:
     """Of two nodes that write at once, each has refused the other before either was decided.
 
