@@ -44,7 +44,7 @@ from cluster.claim import Preference
 from cluster.conflict import Conflicts
 from cluster.delta_wire import encode_clock, pack_place
 from cluster.held import Held
-from cluster.inquest import Inquest
+from cluster.inquest import INQUEST, Inquest
 from cluster.quorum_messages import (
     ACK,
     CHECKED,
@@ -97,6 +97,10 @@ _NO_CONTEXTS: Final[dict[Slot, bytes]] = {}  # Never changed.
 def remembering_of(quorums: Quorums) -> int:
     """How many others that remember all have to take what depends on the old value: one of any earlier majority."""
     return quorums.n - quorums.majority
+
+
+def _is_plain_question(message: Sequence[bytes]) -> bool:
+    return message[0] == READ and INQUEST not in message[3:]
 
 
 class Coordinator:
@@ -543,22 +547,23 @@ class Coordinator:
         """Send what was sealed, once the log has been written, up to `position`. It is durable up to `durable`.
 
         If it could not be, only questions leave: nobody may have a write that this node may yet forget, and
-        whose dot it would then give to another.
+        whose dot it would then give to another. What an inquest asks waits as well: it must not overtake the write
+        that it is about.
         """
         self.seal()
         if not self.outbox:
             return
         outbox, self.outbox = self.outbox, []
-        send = self.transport.send
         if not is_logged:
-            self.outbox = [each for each in outbox if each[1][0] != READ]
-            outbox = [each for each in outbox if each[1][0] == READ]
+            self.outbox = [each for each in outbox if not _is_plain_question(each[1])]
+            outbox = [each for each in outbox if _is_plain_question(each[1])]
         elif self._is_late:
             self._is_late = False
             self._late_position = position
+        send = self.transport.send
         if self._late_position > durable:
             for peer, message in outbox:
-                (send if message[0] == READ else self._when_durable)(peer, message)
+                (send if _is_plain_question(message) else self._when_durable)(peer, message)
             return
         for peer, message in outbox:
             send(peer, message)

@@ -382,16 +382,17 @@ class Peers:
     def flush(self, position: int) -> None:
         """The tick has ended, and the log is written up to `position`, unless the disk took nothing."""
         self.interest.flush()
+        releasable = self._commit.releasable
+        if self._promises:
+            self.release(releasable)  # In order: the disk may have got there since.
         self.coordinator.flush(
-            is_logged=not self.node.store.log.pieces,
-            position=position,
-            durable=self._commit.releasable,
+            is_logged=not self.node.store.log.pieces, position=position, durable=releasable
         )
         if self.tracing.active:
             self.tracing.logged(position)
         promises, self._new_promises = self._new_promises, []
         if promises:
-            if position <= self._commit.releasable and not self._promises:
+            if position <= releasable and not self._promises:
                 send = self.transport.send
                 for peer, answer in promises:
                     send(peer, answer)

@@ -144,6 +144,7 @@ class Node:
         self.parked: list[Op] = []
         self.promises: list[tuple[NodeId, Sequence[bytes]]] = []
         self.is_disk_late = False  # What is written is not durable yet.
+        self.is_disk_full = False  # It is not written.
 
     # Transport
 
@@ -289,8 +290,9 @@ class Node:
                 self.execute(op)
         position = self.replica.store.write()
         durable = 0 if self.is_disk_late else EVERYTHING
-        self.coordinator.flush(position=position, durable=durable)
-        if self.is_disk_late:
+        is_logged = not self.is_disk_full
+        self.coordinator.flush(is_logged=is_logged, position=position, durable=durable)
+        if self.is_disk_late or self.is_disk_full:
             return
         promises, self.promises = self.promises, []
         for peer, answer in promises:

@@ -21,7 +21,7 @@ from cluster.replica import Replica
 from cluster.round import ConflictLost, QuorumNotMet, WriteRound
 from cluster.slot import Row, Slot
 from cluster.undecided import Undecided
-from tests.cluster.cluster_world import Node, Op, Weather, World, place_of
+from tests.cluster.cluster_world import TIMEOUT_S, Node, Op, Weather, World, place_of
 from tests.sim.linearizable import Verdict, check
 
 REORDERING = Weather(repeat=0.2, delay_s=0.05, linger=0.3)
@@ -184,6 +184,24 @@ def test_what_was_built_upon_leaves_once_its_own_disk_has_it(args: tuple[bytes, 
     world.nodes[a].is_disk_late = False
     world.run(0.1)
     assert [outcome(each) for each in (op, later)] == [[1, 1] if args[0] == b"BOTH" else 1, b"OK"]
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_an_inquest_does_not_ask_before_the_write_has_left_that_it_is_about(is_full: bool) -> None:
+    """Nobody had it then, so that it was taken back, and came afterwards: seed 287 of `test_found`."""
+    world = quiet()
+    a, b, c = world.names
+    node = world.nodes[a]
+    node.is_disk_full, node.is_disk_late = is_full, not is_full
+    op = world.do(a, b"INCR", b"k")
+    world.run(3 * TIMEOUT_S)
+    assert isinstance(outcome(op), QuorumNotMet)
+    assert node.coordinator.inquest.cases
+    assert not [message for _, source, _, message in world.log if source == a]
+    node.is_disk_full = node.is_disk_late = False
+    world.run(5.0)
+    assert not node.coordinator.inquest.cases
+    assert len({world.nodes[name].value(b"k") for name in (a, b, c)}) == 1
 
 
 def test_what_depends_on_nothing_does_not_wait_for_its_own_disk() -> None:

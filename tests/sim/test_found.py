@@ -37,6 +37,7 @@ NOW_MS = 1_700_000_000_000
 SETTINGS = StoreSettings(1 << 30, row_cache_bytes=0, block_cache_bytes=0, log_bytes_max=1 << 30)
 FOUND = {
     14: "a DEL of two keys was refused for one and run again for the other, beside a value that a RENAME had removed",
+    287: "a row was asked for before the write had left that waited for a full disk, and was taken back too early",
     351: "with N = 5, a write that two had taken and that its author took back won over what others had acknowledged",
     413: "a SET NX that nobody confirmed was dropped, came back with an old disk, and stayed where others had none",
     959: "a SET that was tried at two nodes came back beside what had replaced it, and looked later",
