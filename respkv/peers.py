@@ -384,7 +384,7 @@ class Peers:
         self.interest.flush()
         releasable = self._commit.releasable
         if self._promises:
-            self.release(releasable)  # In order: the disk may have got there since.
+            self._send_promised(releasable)  # In order: the disk may have got there since.
         self.coordinator.flush(
             is_logged=not self.node.store.log.pieces, position=position, durable=releasable
         )
@@ -407,13 +407,15 @@ class Peers:
         if self.tracing.active:
             self.tracing.released()
             self.node.ticker.wake()  # So that a tick answers what has ended.
+        if self._promises:
+            self._send_promised(position)
+            self.transport.flush()
+
+    def _send_promised(self, position: int) -> None:
         promises = self._promises
-        if not promises:
-            return
         while promises and promises[0][0] <= position:
             _, peer, answer = promises.popleft()
             self.transport.send(peer, answer)
-        self.transport.flush()
 
     @property
     def has_work(self) -> bool:
