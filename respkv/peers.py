@@ -393,7 +393,7 @@ class Peers:
         promises, self._new_promises = self._new_promises, []
         if promises:
             if position <= releasable and not self._promises:
-                send = self.transport.send
+                send = self.coordinator.transport.send
                 for peer, answer in promises:
                     send(peer, answer)
             else:
@@ -413,9 +413,10 @@ class Peers:
 
     def _send_promised(self, position: int) -> None:
         promises = self._promises
+        send = self.coordinator.transport.send  # Which is watched while something is traced.
         while promises and promises[0][0] <= position:
             _, peer, answer = promises.popleft()
-            self.transport.send(peer, answer)
+            send(peer, answer)
 
     @property
     def has_work(self) -> bool:
