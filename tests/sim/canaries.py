@@ -148,7 +148,7 @@ CANARIES = {
         {"n": 3, "rate": 80.0, "fault_interval_s": 0.7, "clients": 12, "renaming": 0.8},
     ),
     # What a power cut takes from a log has left for others already; the next process writes to the same
-    # slots before it hears of that. So: many commands under way at each cut, and a few messages that are lost.
+    # slots before it hears of that. So: many commands under way at each cut.
     "reused dot": Canary(
         "a node goes on as the same actor after a power cut",
         Life,
@@ -158,12 +158,16 @@ CANARIES = {
         {
             "only": ("cut_power_in_operation",),
             "fault_interval_s": 0.2,
-            "rate": 80.0,
+            # With so many replicas, since with three a dot has hardly left before its own disk has it.
+            "n": 5,
+            "r": 3,
+            "w": 3,
+            "rate": 160.0,
             "clients": 16,
             "pipeline": 0.5,
-            "keys": 1,
+            "keys": 2,
             "counting": 0.5,
-            "loss": 0.01,
+            "loss": 0.0,
             "disk_fault": "",
         },
     ),
