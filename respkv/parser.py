@@ -604,7 +604,8 @@ def _number(text: bytes | bytearray) -> int | None:
 
 def may_be_lone(data: bytes) -> bool:
     """Whether `data`, fed at a boundary, may be one whole multibulk command and nothing else."""
-    return data[0] == _STAR and not data.rfind(b"*")
+    # Where one command ends and the next one starts, a star follows a line break.
+    return data[0] == _STAR and (not data.rfind(b"*") or b"\n*" not in data)
 
 
 def parse_lone(chunks: list[bytes]) -> list[list[bytes]] | None:
@@ -613,8 +614,10 @@ def parse_lone(chunks: list[bytes]) -> list[list[bytes]] | None:
     Each chunk is what the socket of another session gave, whose parser is at rest, and `may_be_lone`.
     Together they cost half of what they cost one by one.
 
-    Proof: there are as many commands as chunks, and as many stars. Each command starts with a star,
-    so each star starts a command; and each chunk starts with one.
+    Proof: there are as many commands as chunks. Each command starts with a star. If there are only as many
+    stars, each star starts a command; and each chunk starts with one. If there are more, each command must end
+    in a line break, as it does when it is written again: so none starts inside a chunk, since no star in there
+    follows a line break, and there are as many starts of chunks as of commands.
     """
     data = b"".join(chunks)
     if len(data) > _FAST_CHUNK_BYTES_MAX or _danger_in(data) >= 0:
@@ -626,7 +629,10 @@ def parse_lone(chunks: list[bytes]) -> list[list[bytes]] | None:
         if (
             all(commands)
             and not _SHARED.has_data()
-            and (_is_plain(data, commands) or _encoded(commands) == data)
+            and (
+                (data.count(b"*") == len(chunks) and _is_plain(data, commands))
+                or _encoded(commands) == data
+            )
         ):
             if len(data) > _READER_BYTES_KEPT_MAX:
                 _SHARED.renew()

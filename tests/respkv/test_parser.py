@@ -791,7 +791,17 @@ def test_mutated_streams_in_small_steps(seed: int) -> None:
 def test_chunks_of_many_sessions_at_once(seed: int) -> None:
     """Either the one command in each chunk, as its own parser would give it, or nothing."""
     rng = random.Random(f"lone-{seed}")
-    names = (b"GET", b"SET", b"", b"*", b"$3\r\n", b"a+b", b"=(~|>%", b"x" * 300)
+    names = (
+        b"GET",
+        b"SET",
+        b"",
+        b"*",
+        b"$3\r\n",
+        b"a+b",
+        b"=(~|>%",
+        b"x" * 300,
+        b"a*1\r\n$4\r\nPING",
+    )
     chunks = []
     for _ in range(rng.randrange(1, 40)):
         chunk = encode(*rng.choices(names, k=rng.choice((1, 2, 3, 3, 12))))
@@ -828,6 +838,14 @@ def test_what_ends_in_another_chunk_is_not_taken_for_a_command() -> None:
     assert parse_lone(halves) is None
     assert parse_lone([encode(b"PING"), encode(b"PING") + b"x"]) is None
     assert parse_lone([encode(b"GET", b"a")[:-1], b"*1\n$1\r\nx\r\n"]) is None
+    # A second star is no second command, if no line break is before it; and hiredis asks for none behind a value.
+    begun = b"*2\r\n$3\r\nGET\r\n$5\r\n"
+    ended = b"*abcdxx*1\r\n$4\r\nPING\r\n"
+    assert may_be_lone(begun)
+    assert may_be_lone(ended)
+    assert parse_lone([begun, ended]) is None
+    value = [encode(b"SET", b"key", b"a*1\r\n$4\r\nPING\r\n"), encode(b"PING")]
+    assert parse_lone(value) == [[b"SET", b"key", b"a*1\r\n$4\r\nPING\r\n"], [b"PING"]]
 
 
 def best_us(run: Callable[[], object], count: int) -> float:
