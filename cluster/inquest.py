@@ -36,7 +36,8 @@ node that drops its own write takes that of the first, which keeps it.
 
 Replicas that are incomplete cannot say what they had. Where no majority of the others is left, the write is sent
 again as it is, if nobody contradicts: they take writes like any other replica. They would be incomplete for ever
-otherwise: a slot with a case cannot be compared. If somebody contradicts, and all others have said that they are
+otherwise: a slot with a case cannot be compared. So it is, too, where it was refused and nobody who has answered has
+an open write of the row. If somebody contradicts, and all others have said that they are
 incomplete, nobody will ever know: then both stay as siblings.
 
 With more than three replicas a node also opens cases of what it holds of others (`cluster/held.py`), all tell each
@@ -462,7 +463,9 @@ class Inquest:
             is_undone = False
         elif is_undone and not all(map(self._is_past_told, group)):
             return []
-        elif is_refused and not coordinator.is_first(group[0].place[0]):
+        elif is_refused and not (
+            coordinator.is_first(group[0].place[0]) or all(map(self._is_uncontested, group))
+        ):
             is_dropped = all(map(self._is_nowhere, group))
             # Not before all have answered that can: two that write again and again would refuse each other.
             if not is_dropped and (not is_undone or any(map(self._is_waited_for, group))):
@@ -558,6 +561,13 @@ class Inquest:
             if sum(has_taken(answer, dot) for answer in case.answers.values())
             >= quorums.majority - 1
         }
+
+    def _is_uncontested(self, case: Case) -> bool:
+        """Whether only those that are incomplete may still have refused a row: the others have answered, without a doubt.
+
+        To wait for their answers would be to wait for ever.
+        """
+        return bool(case.incomplete) and not case.doubts and self._votes.can_nobody_tell(case)
 
     def _is_waited_for(self, case: Case) -> bool:
         """Whether another replica can answer, and has not."""

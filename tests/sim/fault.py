@@ -49,6 +49,7 @@ KINDS_OF_MANY: Final = (
     "reordered message",
     "broken connection",
     "message into a cut",
+    "power cut of one machine",
     "lost disk",
     "old disk",
 )
@@ -84,6 +85,8 @@ class Faults:
                 (self._fail_sync, 1),
                 (self._fail_write, 1),
             ]
+        elif len(world.names) > 1 and world.plan.w != 1:
+            self.kinds += [(self._cut_power_of_one, 3)]
         if len(world.names) > 1:
             self.kinds += [
                 (self._cut_one_way, 2),
@@ -146,6 +149,12 @@ class Faults:
     def _cut_power(self, machine: Machine) -> None:
         self.fired["power cut of a machine"] += machine.is_up
         machine.cut_power(self.rng.choice((0.1, 1.0, 5.0)))
+
+    def _cut_power_of_one(self, machine: Machine) -> None:
+        """It loses what it had not synced. The others have that, if they have lost nothing themselves."""
+        if all(each.is_complete for each in self.world.machines.values()):
+            self.fired["power cut of one machine"] += machine.is_up
+            machine.cut_power(self.rng.choice((0.1, 1.0, 5.0)))
 
     def _cut_power_in_operation(self, machine: Machine) -> None:
         """Counted when it happens."""

@@ -216,6 +216,11 @@ class Machine:
     def is_up(self) -> bool:
         return self.process is not None and self.process.is_alive
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it runs, and has all that it promised."""
+        return self.process is not None and self.is_up and self.process.node.replica.is_complete
+
     def jump(self, by_s: float) -> None:
         """The wall clock is set."""
         self.offset_s += by_s

@@ -71,7 +71,7 @@ class Plan:
             seconds=seconds,
             rate=rate,
             clients=rng.randint(2, 8),
-            # Without `always` a power cut may lose what was acknowledged: there are none then.
+            # Without `always` a power cut loses what only one machine had: then there are few (`fault.py`).
             fsync=rng.choice(("always", "always", "always", "everysec")),
             skew_s=rng.choice((0.0, 0.05, 0.3)),
             loss=rng.choice((0.0, 0.0, 0.01)),
@@ -154,6 +154,17 @@ class Plan:
         # At the cluster ports nothing is renamed between slots.
         return replace(plan, cluster_clients=0.0) if plan.renaming else plan
 
+    @classmethod
+    def unsynced(cls, seed: int) -> Plan:
+        """A mixed run in which one machine after the other loses what it had acknowledged and not synced."""
+        rng = random.Random(f"unsynced-{seed}")
+        plan = replace(
+            cls.mixed(seed), fsync="everysec", fault_interval_s=rng.choice((0.5, 1.0, 2.0))
+        )
+        if rng.random() < 0.5:
+            return plan
+        return replace(plan, disk_fault="", only=_AROUND_POWER_CUTS)
+
     @property
     def is_w_majority(self) -> bool:
         return not self.w or self.w > (self.n or 3) // 2
@@ -167,6 +178,11 @@ class Plan:
         return " ".join(f"{name}={value}" for name, value in asdict(self).items())
 
 
+# What decides who knows of what, before and after a power cut.
+_AROUND_POWER_CUTS = (
+    "cut_power_of_one", "kill", "pause", "partition", "cut_one_way", "slow_link", "lossy_link",
+    "save", "jump",
+)  # fmt: skip
 _QUORUMS = (
     (0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0), (5, 3, 3), (5, 2, 4), (3, 1, 3), (3, 3, 1),
 )  # fmt: skip

@@ -6,6 +6,7 @@
     python -m tests.sim --like NAME --seeds 20        the same plans without the bug: nothing may be found
     python -m tests.sim --hard                        many crashes and few keys, as for canaries of clusters
     python -m tests.sim --mixed                       runs of all kinds, with their own numbers of nodes and seconds
+    python -m tests.sim --unsynced                    the same with everysec, and power cuts of one machine at a time
 
 A canary is found by a run that fails, and does not fail without it.
 
@@ -113,6 +114,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hard", action="store_true", help="many crashes, few keys")
     parser.add_argument("--mixed", action="store_true", help="runs of all kinds")
     parser.add_argument(
+        "--unsynced",
+        action="store_true",
+        help="the same, with power cuts that lose what was not synced",
+    )
+    parser.add_argument(
         "--transfers",
         type=float,
         default=0.0,
@@ -132,6 +138,8 @@ def _plan(args: argparse.Namespace, seed: int) -> Plan:
     canary = CANARIES.get(args.canary or args.like)
     if args.mixed:
         return Plan.mixed(seed)
+    if args.unsynced:
+        return Plan.unsynced(seed)
     is_hard = args.hard or (canary is not None and canary.nodes > 1)
     draw = Plan.contended if is_hard else Plan.draw
     plan = draw(seed, nodes=args.nodes, seconds=args.seconds, rate=args.rate)
@@ -154,6 +162,7 @@ def _options(args: argparse.Namespace) -> list[str]:
     options += ["--seconds", f"{args.seconds:g}", "--rate", f"{args.rate:g}"]
     options += ["--hard"] if args.hard else []
     options += ["--mixed"] if args.mixed else []
+    options += ["--unsynced"] if args.unsynced else []
     options += ["--transfers", f"{args.transfers:g}"] if args.transfers else []
     options += ["--runs", f"{args.runs:g}"] if args.runs else []
     options += ["--like", args.like] if args.like else []

@@ -242,9 +242,7 @@ class World:
         """Whether all nodes run and have all that they promised, and the replicas are the same."""
         for machine in self.machines.values():
             process = machine.process
-            if not machine.is_up or process is None or process.is_frozen:
-                return False
-            if not process.node.replica.is_complete:
+            if process is None or process.is_frozen or not machine.is_complete:
                 return False
         return not self.difference()
 
