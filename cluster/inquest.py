@@ -563,7 +563,7 @@ class Inquest:
         }
 
     def _is_uncontested(self, case: Case) -> bool:
-        """Whether only those that are incomplete may still have refused a row: the others have answered, without a doubt.
+        """Whether only those that are incomplete may still refuse a row: the others have answered, without a doubt.
 
         To wait for their answers would be to wait for ever.
         """
