@@ -36,9 +36,9 @@ node that drops its own write takes that of the first, which keeps it.
 
 Replicas that are incomplete cannot say what they had. Where no majority of the others is left, the write is sent
 again as it is, if nobody contradicts: they take writes like any other replica. They would be incomplete for ever
-otherwise: a slot with a case cannot be compared. So it is, too, where it was refused and nobody who has answered has
-an open write of the row. If somebody contradicts, and all others have said that they are
-incomplete, nobody will ever know: then both stay as siblings.
+otherwise: a slot with a case cannot be compared. Nor is one waited for that had refused the write, where of those that
+can tell nobody has another open write any more. If somebody contradicts, and all others have answered or said that they
+are incomplete, nobody will ever know: then both stay as siblings, which the first of those that are complete writes.
 
 With more than three replicas a node also opens cases of what it holds of others (`cluster/held.py`), all tell each
 other rows as they are, and what becomes of a write is a matter of votes (`cluster/vote.py`).
@@ -452,23 +452,25 @@ class Inquest:
         if any(case.is_short for case in group) and (is_undone or is_refused):
             if not all(map(self._votes.can_nobody_tell, group)):
                 return []
-            if coordinator.is_many:
-                if not self._votes.is_deciding(group):
-                    return []
-                for case in group:  # Who holds something else would refuse what has not seen that.
-                    for state in case.answers.values():
-                        replica.merge(*case.place, state, now_ms)
+            if not self._votes.is_deciding(group):
+                return []
+            for case in group:  # Who holds something else would refuse what has not seen that.
+                for state in case.answers.values():
+                    replica.merge(*case.place, state, now_ms)
             for case in group:
                 case.is_beside = True
             is_undone = False
         elif is_undone and not all(map(self._is_past_told, group)):
             return []
-        elif is_refused and not (
-            coordinator.is_first(group[0].place[0]) or all(map(self._is_uncontested, group))
-        ):
+        elif is_refused and not coordinator.is_first(group[0].place[0]):
             is_dropped = all(map(self._is_nowhere, group))
             # Not before all have answered that can: two that write again and again would refuse each other.
-            if not is_dropped and (not is_undone or any(map(self._is_waited_for, group))):
+            must_wait = (
+                any(map(self._is_waited_for, group))
+                if is_undone
+                else not all(map(self._is_uncontested, group))
+            )
+            if must_wait and not is_dropped:
                 return []
         for case in group:
             for state in case.heard:
@@ -563,11 +565,10 @@ class Inquest:
         }
 
     def _is_uncontested(self, case: Case) -> bool:
-        """Whether only those that are incomplete may still refuse a row: the others have answered, without a doubt.
-
-        To wait for their answers would be to wait for ever.
-        """
-        return bool(case.incomplete) and not case.doubts and self._votes.can_nobody_tell(case)
+        """Whether nobody has other open writes of the row, as far as anybody can tell: whoever refused it is done."""
+        return self._votes.can_nobody_tell(case) and all(
+            dots <= case.dots for dots in case.doubts.values()
+        )
 
     def _is_waited_for(self, case: Case) -> bool:
         """Whether another replica can answer, and has not."""

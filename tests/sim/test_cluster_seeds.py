@@ -61,6 +61,11 @@ def test_runs_of_all_kinds_are_well(first: int) -> None:
     )
 
 
+def test_runs_that_lose_what_was_not_synced_are_well() -> None:
+    arguments = ["--unsynced", "--seeds", "6", "--from", "400", "--twice-every", "3"]
+    assert campaign.main(arguments) == 0
+
+
 @pytest.mark.parametrize("seed", [3021, 3022, 3029, 3059, 3110, 3130, 3155, 3188, 3280])
 def test_a_transaction_whose_node_begins_again_is_whole(seed: int) -> None:
     """What it had written together is judged together afterwards, too."""

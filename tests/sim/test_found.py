@@ -130,6 +130,25 @@ def test_what_was_found_in_mixed_runs_is_not_found_again(seed: int) -> None:
     assert run(Plan.mixed(seed)).findings == []
 
 
+FOUND_UNSYNCED = {
+    29: "with N = 4, two had a write of which nobody knew, two had not, and who had refused it did not any more",
+    200: "all three had an open write of a row, one had lost its power, and the others refused each other for ever",
+}
+
+
+@pytest.mark.parametrize("seed", FOUND_UNSYNCED)
+def test_what_power_cuts_at_everysec_found_is_not_found_again(seed: int) -> None:
+    assert run(Plan.unsynced(seed)).findings == []
+
+
+def test_an_inquest_does_not_wait_for_a_replica_that_waits_for_its_end() -> None:
+    """A transaction had been refused by a node that lost its power then, and was complete only with that row."""
+    faults = ("cut_power_of_one", "kill", "pause", "partition", "cut_one_way", "lossy_link", "save")
+    plan = Plan.contended(185, nodes=3, seconds=20, rate=30)
+    plan = replace(plan, fsync="everysec", disk_fault="", only=(*faults, "slow_link", "jump"))
+    assert run(plan).findings == []
+
+
 def test_what_was_acknowledged_is_not_hidden_by_what_failed() -> None:
     """Of two nodes that write at once, each has refused the other before either was decided.
 
